@@ -1,0 +1,52 @@
+"""`python -m benchmarks COMMAND`: finds the command's module and runs its main().
+
+Each command is a module of its own, imported only when it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from benchmarks.errors import UserError, require_choice
+
+# command -> (module, what --help says)
+COMMANDS = {
+    "continual": ("benchmarks.continual", "compare forgetting on streams of tasks (make bench)"),
+    "tune": ("benchmarks.tune", "choose learning rates and EWC's and SI's strength on a grid"),
+}
+
+
+def usage() -> str:
+    lines = [f"  {name:<12} {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: python -m benchmarks COMMAND [options]",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "python -m benchmarks COMMAND --help lists its options, with examples.",
+        ]
+    )
+
+
+def main(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if argv else 2
+    try:
+        require_choice("COMMAND", argv[0], COMMANDS)
+        module = importlib.import_module(COMMANDS[argv[0]][0])
+        status: int = module.main(argv[1:])
+        return status
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; runs that were finished are on record", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,146 @@
+"""Command-line options that several sub-commands share, and their checks.
+
+Types are checked by argparse, ranges and names here, so that each wrong value gets one line that
+names the argument, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from benchmarks.baselines import METHODS, Row
+from benchmarks.data import SOURCES, Dataset
+from benchmarks.errors import UserError, require_choice, require_range
+from benchmarks.networks import default_hidden
+from benchmarks.settings import Settings, Split, default_lr, scale, tuned_options
+from benchmarks.streams import ORDERS, STREAMS
+
+CURVE_POINTS = 20  # looks at the accuracies per task
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line; exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def parser(prog: str, summary: str, examples: str) -> Parser:
+    return Parser(
+        prog=prog,
+        description=summary,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """What a run is made of."""
+    add = parser.add_argument
+    add("--data", default="digits", help=f"{', '.join(SOURCES)}, or a folder of IDX files")
+    add("--data-dir", help="where to look for the data first (then $SAL_OPTIM_DATA, ./data, …)")
+    add("--tasks", type=int, help="tasks a stream (default: permuted 10, rotated 5, split all)")
+    add("--steps", type=int, help="steps a task (default: digits 200, mnist 300, fashion 600)")
+    add("--batch", type=int, help="examples a step (default: digits 64, others 128)")
+    add("--lr", type=float, help="one learning rate for all methods (default: by base optimizer)")
+    add("--hidden", help="widths of the hidden layers, as 256-256 (default: by image size)")
+    add("--order", choices=ORDERS, help="order of classes or angles (default: by stream)")
+    add("--jobs", type=int, help="runs at a time (default: all cores)")
+    add("--out", type=Path, default=Path("results"), help="folder for results (default: results)")
+
+
+def check_common(args: argparse.Namespace) -> None:
+    for name in ("tasks", "steps", "batch", "jobs", "seeds"):
+        value = getattr(args, name, None)
+        if value is not None:
+            require_range(f"--{name}", value, 1)
+    if args.lr is not None:
+        require_range("--lr", args.lr, 0, open_low=True)
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"--out: {str(args.out)!r} is a file; allowed: a folder, made if missing")
+    if args.data_dir is not None and not Path(args.data_dir).expanduser().exists():
+        raise UserError(f"--data-dir: {args.data_dir!r} does not exist; allowed: a folder or .tgz")
+
+
+def names(argument: str, given: Sequence[str] | None, default: Sequence[str],
+          allowed: Sequence[str]) -> list[str]:  # fmt: skip
+    """Names given one by one or with commas, checked, each once, in the order given."""
+    chosen = [part for item in given or default for part in item.split(",") if part]
+    if not chosen:
+        raise UserError(f"{argument}: no name given; allowed: {', '.join(allowed)}")
+    for name in chosen:
+        require_choice(argument, name, allowed)
+    return list(dict.fromkeys(chosen))
+
+
+def widths(text: str | None, data: Dataset) -> tuple[int, ...]:
+    """`256-256` as (256, 256); `0` or `linear` is a network without hidden layers."""
+    if text is None:
+        return default_hidden(data.features)
+    if text in ("0", "linear"):
+        return ()
+    parts = text.replace(",", "-").split("-")
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"--hidden: {text!r} is no list of widths; allowed: 256-256, 100, 0 (none)")
+    return tuple(int(part) for part in parts)
+
+
+def assignments(given: Sequence[str]) -> list[tuple[str | None, str, Any]]:
+    """`--set name=value` or `--set method.name=value` as (method or None, name, value)."""
+    found = []
+    for text in given:
+        target, equals, value = text.partition("=")
+        method, dot, name = target.rpartition(".")
+        if not (equals and name and value):
+            raise UserError(f"--set: {text!r} is no assignment; allowed: [METHOD.]NAME=VALUE")
+        if dot:
+            require_choice("--set", method, METHODS)
+            if name not in METHODS[method].allowed():
+                allowed = ", ".join(METHODS[method].allowed()) or "none"
+                raise UserError(f"--set: {method} has no option {name!r}; allowed: {allowed}")
+        found.append((method or None, name, _literal(value)))
+    return found
+
+
+def settings_for(
+    row: Row,
+    stream: str,
+    seed: int,
+    data: Dataset,
+    args: argparse.Namespace,
+    *,
+    options: dict[str, Any],
+    split: Split = "test",
+) -> Settings:
+    """The settings of one run: what was asked for, and the documented defaults for the rest."""
+    defaults = scale(args.data)
+    steps = args.steps or defaults.steps
+    kind = STREAMS[stream](data, seed=seed, tasks=args.tasks, order=args.order)
+    return Settings(
+        data=args.data,
+        fingerprint=data.fingerprint(),
+        stream=stream,
+        method=row.name,
+        seed=seed,
+        tasks=kind.tasks,
+        steps=steps,
+        batch=args.batch or defaults.batch,
+        hidden=widths(args.hidden, data),
+        lr=args.lr or default_lr(args.data, row.base),
+        order=kind.order,
+        every=max(1, steps // CURVE_POINTS),
+        split=split,
+        options={**tuned_options(args.data, stream, row.name), **options},
+    )
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

@@ -1,0 +1,155 @@
+"""Records of runs on disk: one JSON file a run, found again by what decides its result.
+
+The key is a hash of the settings, of the code that the run depends on, and of torch's version.
+A record is written whole or not at all; one that cannot be trusted is reported and computed anew.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.baselines import METHODS
+from benchmarks.settings import Settings
+
+ROOT = Path(__file__).resolve().parent
+
+# What decides the result of every run. Tables, figures and the command line do not.
+CORE = (
+    "data.py",
+    "readers.py",
+    "networks.py",
+    "runner.py",
+    "baselines/base.py",
+    "baselines/plain.py",
+    "streams/base.py",
+)
+STREAM_SOURCES = {
+    "rotated": "streams/rotated.py",
+    "permuted": "streams/permuted.py",
+    "fuzzy": "streams/permuted.py",
+}
+SPLIT_SOURCE = "streams/split.py"
+
+
+class Store:
+    """The records under one folder."""
+
+    def __init__(self, folder: Path, warn: Callable[[str], None] = print) -> None:
+        self.folder = folder
+        self.warn = warn
+
+    def path(self, settings: Settings) -> Path:
+        """Readable at the front, and unique by the hash at the end."""
+        name = f"{settings.method}-seed{settings.seed}-{key(settings)[:16]}.json"
+        return self.folder / f"{Path(settings.data).name}-{settings.stream}" / name
+
+    def read(self, settings: Settings) -> dict[str, Any] | None:
+        """The result of these settings, or None where there is none that can be trusted."""
+        path = self.path(settings)
+        try:
+            text = path.read_text()
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            self.warn(f"record {path}: cannot be read ({error}); computing it anew")
+            return None
+        try:
+            record = json.loads(text)
+            if record["key"] != key(settings):
+                raise ValueError("the key is another run's")
+            if record["checksum"] != _checksum(record["result"]):
+                raise ValueError("the checksum does not match")
+        except (ValueError, KeyError, TypeError) as error:
+            self.warn(f"record {path}: corrupted ({error}); computing it anew")
+            return None
+        result: dict[str, Any] = record["result"]
+        return result
+
+    def write(self, settings: Settings, result: dict[str, Any]) -> Path:
+        """Write to a temporary file beside it, then rename: never a torn record."""
+        path = self.path(settings)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record = {
+            "key": key(settings),
+            "checksum": _checksum(result),
+            "settings": settings.plain(),
+            "code": code_version(settings),
+            "torch": torch.__version__,
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "result": result,
+        }
+        write_atomically(path, json.dumps(record, allow_nan=False))
+        return path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by `text` in one move."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def key(settings: Settings) -> str:
+    """Hash of everything that decides the result."""
+    return _hash(settings.plain(), code_version(settings), torch.__version__)
+
+
+def code_version(settings: Settings) -> str:
+    """Hash of the sources that this run depends on: its method's and stream's, not others'."""
+    row = METHODS[settings.method]
+    stream = STREAM_SOURCES.get(settings.stream, SPLIT_SOURCE)
+    files = [ROOT / name for name in (*CORE, stream, *row.sources)]
+    if row.is_sal:
+        files += [ROOT / "baselines/sal.py", *_package_sources()]
+    return _hash(*[_source_hash(path) for path in files])
+
+
+def _package_sources() -> list[Path]:
+    """The optimizers themselves: sal_optim's top level, without its integrations and monitors."""
+    import importlib.util
+
+    spec = importlib.util.find_spec("sal_optim")
+    if spec is None or not spec.submodule_search_locations:
+        return []
+    return sorted(Path(next(iter(spec.submodule_search_locations))).glob("*.py"))
+
+
+@lru_cache
+def _source_hash(path: Path) -> str:
+    """Hash of what a file does: comments, docstrings and layout do not count."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (
+            ast.get_docstring(node, clean=False) is not None
+        ):
+            node.body = node.body[1:]
+    return _hash(path.name, ast.dump(tree))
+
+
+def _checksum(result: dict[str, Any]) -> str:
+    return _hash(json.dumps(result, sort_keys=True))
+
+
+def _hash(*parts: Any) -> str:
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,14 @@
+"""The streams by name. A new stream is a class in a file here and one entry below."""
+
+from __future__ import annotations
+
+from benchmarks.streams.base import ORDERS, Batch, Order, Stream
+from benchmarks.streams.permuted import Fuzzy, Permuted
+from benchmarks.streams.rotated import Rotated
+from benchmarks.streams.split import SplitClass, SplitDomain, SplitTask
+
+STREAMS: dict[str, type[Stream]] = {
+    stream.name: stream for stream in (Permuted, Rotated, SplitTask, SplitDomain, SplitClass, Fuzzy)
+}
+
+__all__ = ["ORDERS", "STREAMS", "Batch", "Order", "Stream"]

@@ -1,0 +1,91 @@
+"""One table a stream, for the terminal and as Markdown: the same cells in both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import JustifyMethod
+from rich.table import Table
+
+from benchmarks.baselines import METHODS
+from benchmarks.metrics import Spread, Summary
+
+COLUMNS = (
+    "method",
+    "told",
+    "average %",
+    "worst task %",
+    "learned %",
+    "forgetting",
+    "BWT",
+    "changes found",
+    "false alarms",
+    "ms optimizer",
+    "ms step",
+)
+CAPTION = (
+    "Mean ± SD over seeds, accuracies in %. average, worst task: at the end. learned: each task "
+    "just after it was trained. forgetting: fall from a task's best. BWT: change since just "
+    "learned. told: whether the method is told the boundaries. Times are means, taken with one "
+    "thread beside other runs."
+)
+
+
+def cells(summary: Summary) -> list[str]:
+    """The row of a method."""
+    many = summary.seeds > 1
+    scores = [_percent(spread, many) for spread in summary.scores.values()]
+    row = METHODS[summary.method]
+    found = f"{summary.found:.3g} of {summary.changes:g}" if row.is_sal else ""
+    return [
+        summary.method,
+        "yes" if row.told else "no",
+        *scores,
+        found,
+        f"{summary.false_alarms:.3g}" if row.is_sal else "",
+        f"{summary.ms_optimizer.mean:.2f}",
+        f"{summary.ms_training.mean:.2f}",
+    ]
+
+
+def terminal(title: str, summaries: Sequence[Summary]) -> Table:
+    """For rich: the best average and worst task bold, columns that nobody fills left out."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    rows = [cells(summary) for summary in summaries]
+    filled = [index for index in range(len(COLUMNS)) if any(row[index] for row in rows)]
+    for index in filled:
+        side: JustifyMethod = "left" if index < 2 else "right"
+        table.add_column(COLUMNS[index], justify=side, no_wrap=index < 1)
+    best = {
+        2 + place: max(summary.scores[name].mean for summary in summaries)
+        for place, name in enumerate(("average", "worst"))
+    }
+    for summary, row in zip(summaries, rows, strict=True):
+        for place, name in enumerate(("average", "worst")):
+            if summary.scores[name].mean == best[2 + place]:
+                row[2 + place] = f"[bold]{row[2 + place]}[/bold]"
+        table.add_row(*[row[index] for index in filled])
+    return table
+
+
+def markdown(title: str, summaries: Sequence[Summary]) -> str:
+    """The same table for a document."""
+    rows = [cells(summary) for summary in summaries]
+    filled = [index for index in range(len(COLUMNS)) if any(row[index] for row in rows)]
+    lines = [
+        f"## {title}",
+        "",
+        _line([COLUMNS[index] for index in filled]),
+        _line(["---" if index < 2 else "---:" for index in filled]),
+        *[_line([row[index] for index in filled]) for row in rows],
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _line(parts: Sequence[str]) -> str:
+    return "| " + " | ".join(parts) + " |"
+
+
+def _percent(spread: Spread, many: bool) -> str:
+    mean = f"{100 * spread.mean:.1f}"
+    return f"{mean} ± {100 * spread.sd:.1f}" if many else mean

@@ -1,0 +1,170 @@
+"""`python -m benchmarks tune`: a plain grid for learning rates and for EWC's and SI's strength.
+
+It sees tuning seeds and validation data only (settings.py says which). Strengths are chosen by
+final average accuracy. Learning rates are chosen for the plain optimizers by *learned* accuracy,
+how well each task is learned at its time: by final average a rate that barely learns would win.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.baselines import METHODS, ROWS
+from benchmarks.data import load
+from benchmarks.metrics import average, learned
+from benchmarks.options import add_common, check_common, names, parser, settings_for
+from benchmarks.records import write_atomically
+from benchmarks.settings import TUNED, TUNING_SEED, Settings
+from benchmarks.streams import STREAMS
+from benchmarks.suite import complete, default_jobs
+
+# The published grids, by factors of about 3.
+STRENGTHS = {
+    "ewc": (10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6),
+    "si": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
+}
+RATES = {
+    "adam": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+    "sgd": (5e-3, 1.5e-2, 5e-2, 0.15, 0.5),
+    "lion": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+}
+EXAMPLES = """\
+examples:
+  python -m benchmarks tune --stream permuted --methods adam sgd lion
+  python -m benchmarks tune --stream permuted --stream rotated --methods ewc si
+  python -m benchmarks tune --data mnist --stream permuted --methods ewc si --write tuned.toml
+"""
+HEAD = """\
+# Learning rates and strengths chosen by `python -m benchmarks tune`, which also writes this file.
+# Tuning seeds 1000 and up, validation data cut from train; see tune.py for the grids and criteria.
+# What is not listed here has the defaults in settings.py (lr) and baselines/ (strength).
+"""
+
+
+def arguments() -> argparse.ArgumentParser:
+    made = parser(
+        "python -m benchmarks tune", "Choose learning rates and strengths on a grid.", EXAMPLES
+    )
+    add_common(made)
+    add = made.add_argument
+    add("--stream", action="append", metavar="NAME", help=f"repeatable; {', '.join(STREAMS)}")
+    add("--methods", nargs="+", metavar="NAME", help="ewc and si (default), or adam, sgd, lion")
+    add("--seeds", type=int, default=2, help=f"seeds {TUNING_SEED} and up (default: 2)")
+    add("--write", type=Path, default=TUNED, help="file to update (default: the benchmark's own)")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments().parse_args(argv)
+    check_common(args)
+    streams = names("--stream", args.stream, ["permuted"], list(STREAMS))
+    allowed = [row.name for row in ROWS if row.name in STRENGTHS or row.name in RATES]
+    methods = names("--methods", args.methods, list(STRENGTHS), allowed)
+    output, messages = Console(), Console(stderr=True)
+    data = load(args.data, args.data_dir)
+
+    points = [(stream, method, value) for stream in streams for method in methods
+              for value in (*STRENGTHS.get(method, ()), *RATES.get(method, ()))]  # fmt: skip
+    plan: list[Settings] = []
+    for stream, method, value in points:
+        for seed in range(TUNING_SEED, TUNING_SEED + args.seeds):
+            options = {"strength": value} if method in STRENGTHS else {}
+            settings = settings_for(
+                METHODS[method], stream, seed, data, args, options=options, split="validation"
+            )
+            plan.append(settings if method in STRENGTHS else replace(settings, lr=value))
+    jobs = args.jobs or default_jobs()
+    folder = args.out / "records"
+    results = complete(plan, folder, data_dir=args.data_dir, jobs=jobs, console=messages)
+    scores = _scores(plan, results)
+    chosen = _choose(points, scores)
+    output.print(_table(points, scores, chosen))
+    _write(args, streams, methods, chosen)
+    output.print(f"written: {args.write}", highlight=False)
+    return 0
+
+
+Point = tuple[str, str, float]
+
+
+def _scores(plan: Sequence[Settings], results: Sequence[dict[str, Any]]) -> dict[Point, float]:
+    """The criterion of each point of the grid, averaged over seeds."""
+    sums: dict[Point, list[float]] = {}
+    for settings, result in zip(plan, results, strict=True):
+        strength = settings.method in STRENGTHS
+        value = settings.options["strength"] if strength else settings.lr
+        score = (average if strength else learned)(result["matrix"])
+        sums.setdefault((settings.stream, settings.method, value), []).append(score)
+    return {point: sum(found) / len(found) for point, found in sums.items()}
+
+
+def _choose(points: Sequence[Point], scores: dict[Point, float]) -> dict[tuple[str, str], float]:
+    """The best value of each method: per stream for strengths, over all streams for rates."""
+    best: dict[tuple[str, str], float] = {}
+    for method in dict.fromkeys(method for _, method, _ in points):
+        streams = dict.fromkeys(stream for stream, _, _ in points)
+        groups = [[stream] for stream in streams] if method in STRENGTHS else [list(streams)]
+        for group in groups:
+            values = dict.fromkeys(value for _, name, value in points if name == method)
+            winner = max(values, key=lambda v: sum(scores[s, method, v] for s in group))  # noqa: B023
+            best.update({(stream, method): winner for stream in group})
+    return best
+
+
+def _table(
+    points: Sequence[Point], scores: dict[Point, float], chosen: dict[tuple[str, str], float]
+) -> Table:
+    table = Table("stream", "method", "value", "criterion %", "")
+    for stream, method, value in points:
+        mark = "chosen" if chosen[stream, method] == value else ""
+        table.add_row(
+            stream, method, f"{value:g}", f"{100 * scores[stream, method, value]:.1f}", mark
+        )
+    return table
+
+
+def _write(
+    args: argparse.Namespace,
+    streams: Sequence[str],
+    methods: Sequence[str],
+    chosen: dict[tuple[str, str], float],
+) -> None:
+    """Put the choices into the file, keeping what others are in it."""
+    found = tomllib.loads(args.write.read_text()) if args.write.is_file() else {}
+    for (stream, method), value in chosen.items():
+        if method in STRENGTHS:
+            place = found.setdefault("options", {}).setdefault(args.data, {})
+            place.setdefault(stream, {}).setdefault(method, {})["strength"] = value
+        else:
+            found.setdefault("lr", {}).setdefault(args.data, {})[method] = value
+    asked = {"tasks": args.tasks, "steps": args.steps, "batch": args.batch, "hidden": args.hidden}
+    extra = "".join(f" --{name} {value}" for name, value in asked.items() if value is not None)
+    command = (
+        f"python -m benchmarks tune --data {args.data} "
+        + " ".join(f"--stream {stream}" for stream in streams)
+        + f" --methods {' '.join(methods)} --seeds {args.seeds}{extra}"
+    )
+    commands = found.setdefault("made", {}).setdefault("by", [])
+    if command not in commands:
+        commands.append(command)
+    lines = [HEAD, "[made]", "by = ["]
+    lines += [f'    "{entry}",' for entry in commands] + ["]"]
+    for data, rates in sorted(found.get("lr", {}).items()):
+        lines += ["", f'[lr."{data}"]', *[f"{base} = {rate!r}" for base, rate in rates.items()]]
+    for data, by_stream in sorted(found.get("options", {}).items()):
+        for stream, by_method in sorted(by_stream.items()):
+            lines += ["", f'[options."{data}".{stream}]']
+            lines += [
+                f"{method}.{name} = {value!r}"
+                for method, given in sorted(by_method.items())
+                for name, value in given.items()
+            ]
+    write_atomically(args.write, "\n".join(lines) + "\n")
