@@ -42,8 +42,6 @@ def matrices(title: str, by_method: Mapping[str, Results], path: Path) -> None:
         panel.set_yticks(range(tasks), labels, fontsize=7)
         if place % ACROSS == 0:
             panel.set_ylabel("after training task", fontsize=8)
-        if place >= len(means) - ACROSS:
-            panel.set_xlabel("accuracy on task", fontsize=8)
         if tasks <= 10:
             dark = floor + 0.6 * (100 - floor)
             for (row, column), value in np.ndenumerate(mean):
@@ -56,6 +54,7 @@ def matrices(title: str, by_method: Mapping[str, Results], path: Path) -> None:
                     fontsize=5.5 if tasks > 6 else 7.5,
                     color="white" if value < dark else "black",
                 )
+    figure.supxlabel("accuracy on task", fontsize=9)
     if shown is not None:
         bar = figure.colorbar(shown, ax=panels, shrink=0.6, pad=0.015, aspect=30)
         bar.set_label("accuracy (%)", fontsize=8)
@@ -100,8 +99,9 @@ def curves(title: str, by_method: Mapping[str, Results], path: Path) -> None:
         panel.grid(axis="y", color="0.9", lw=0.5)
         if place % across == 0:
             panel.set_ylabel("accuracy (%)", fontsize=8)
-        if place >= len(by_method) - across:
-            panel.set_xlabel("training step", fontsize=8)
+        if tasks <= 10:
+            panel.set_xticks([*starts, steps[-1]])
+    figure.supxlabel("training step", fontsize=9)
     _legend(figure, tasks, any(METHODS[method].is_sal for method in by_method))
     _save(figure, path)
 

@@ -1,0 +1,123 @@
+"""The command line: tiny runs from end to end, and one clear line for every wrong value."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ["--tasks", "2", "--steps", "6", "--batch", "16", "--hidden", "8", "--jobs", "1"]
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_from_end_to_end_and_again_from_the_records(tmp_path: Path) -> None:
+    command = ["continual", *TINY, "--seeds", "2", "--methods", "adam", "ewc", "--out",
+               str(tmp_path), "--stream", "permuted", "--stream", "split-task"]  # fmt: skip
+    first = bench(*command)
+    assert first.returncode == 0, first.stderr
+    assert "8 to compute" in first.stderr and "Traceback" not in first.stderr
+    assert "worst task" in first.stdout and "ewc" in first.stdout
+    report = (tmp_path / "continual-digits.md").read_text()
+    assert "| method | told | average % |" in report and "±" in report
+    summaries = json.loads((tmp_path / "continual-digits.json").read_text())
+    assert set(summaries["split-task"]) == {"adam", "ewc"}
+    figures = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {"digits-permuted-matrix.png", "digits-split-task-curves.png"} <= figures
+    assert len(list((tmp_path / "records").rglob("*.json"))) == 8
+    second = bench(*command)
+    assert second.returncode == 0 and "8 on record, 0 to compute" in second.stderr
+    assert second.stdout == first.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--stream", "permutted"], ["--stream", "'permutted'", "permuted, rotated"]),
+        (["--methods", "adamm"], ["--methods", "'adamm'", "adam, sgd"]),
+        (["--data", "nmist"], ["--data", "'nmist'", "digits, mnist"]),
+        (["--tasks", "0"], ["--tasks", "0", ">= 1"]),
+        (["--tasks", "7", "--stream", "split-task"], ["--tasks", "7", "1 to 5"]),
+        (["--steps", "many"], ["--steps", "'many'"]),
+        (["--seeds", "-1"], ["--seeds", "-1", ">= 1"]),
+        (["--lr", "0"], ["--lr", "0", "> 0"]),
+        (["--lr", "nan"], ["--lr", "nan", "> 0"]),
+        (["--protection", "-1"], ["--protection", "-1", ">= 0"]),
+        (["--hidden", "10-x"], ["--hidden", "'10-x'", "256-256"]),
+        (["--set", "ewc.strenth=1"], ["--set", "'strenth'", "strength"]),
+        (["--set", "strength"], ["--set", "'strength'", "NAME=VALUE"]),
+        (["--set", "colour=3", "--methods", "ewc"], ["--set", "'colour'", "strength"]),
+        (["--order", "random"], ["--order", "'random'", "natural", "shuffled"]),
+        (["--data-dir", "/no/such/folder"], ["--data-dir", "/no/such/folder", "folder"]),
+        (["--colour"], ["--colour"]),
+    ],
+)
+def test_a_wrong_value_gets_one_line(
+    arguments: list[str], parts: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    try:
+        status = main(["continual", "--out", str(tmp_path), *TINY, *arguments])
+    except SystemExit as stopped:  # argparse's own checks
+        status = int(stopped.code or 0)
+    printed = capsys.readouterr().err.strip()
+    assert status == 2
+    errors = [line for line in printed.splitlines() if not line.startswith("skipped")]
+    assert len(errors) == 1 and errors[0].startswith("error: ")
+    for part in parts:
+        assert part in errors[0]
+
+
+def test_out_that_is_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "taken").write_text("")
+    assert main(["continual", "--out", str(tmp_path / "taken")]) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_unknown_and_missing_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["continuall"]) == 2
+    assert "'continuall'" in capsys.readouterr().err
+    assert main([]) == 2 and main(["--help"]) == 0
+    assert "continual" in capsys.readouterr().out
+
+
+def test_help_shows_examples_and_list_names_everything(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["continual", "--help"])
+    assert stopped.value.code == 0
+    assert "examples:" in capsys.readouterr().out
+    assert main(["continual", "--list"]) == 0
+    listed = capsys.readouterr().out
+    for name in ("digits", "fashion-mnist", "rotated", "fuzzy", "published-sal-sgd", "sal-lion"):
+        assert name in listed
+
+
+def test_tune_writes_what_continual_reads(tmp_path: Path) -> None:
+    target = tmp_path / "tuned.toml"
+    for methods in (["si"], ["sgd"]):
+        status = main(["tune", *TINY, "--seeds", "1", "--methods", *methods, "--out",
+                       str(tmp_path), "--write", str(target)])  # fmt: skip
+        assert status == 0
+    written = tomllib.loads(target.read_text())
+    assert written["options"]["digits"]["permuted"]["si"]["strength"] > 0
+    assert written["lr"]["digits"]["sgd"] > 0
+    assert len(written["made"]["by"]) == 2 and "--steps 6" in written["made"]["by"][0]
+    assert not list((tmp_path / "records").rglob("*seed0*"))

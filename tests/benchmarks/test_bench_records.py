@@ -1,0 +1,145 @@
+"""Records: found again, trusted only when whole, and recomputed when what decides them changes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from benchmarks import records, suite
+from benchmarks.data import Dataset
+from benchmarks.records import Store, code_version, key
+from benchmarks.runner import run
+
+RESULT = {"matrix": [[0.5]], "consolidations": []}
+
+
+@pytest.fixture
+def warnings() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def store(tmp_path: Path, warnings: list[str]) -> Store:
+    return Store(tmp_path, warnings.append)
+
+
+def test_a_record_is_read_back(store: Store, settings: Any) -> None:
+    assert store.read(settings()) is None
+    path = store.write(settings(), RESULT)
+    assert store.read(settings()) == RESULT
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"lr": 0.1}, {"options": {"protection": 2.0}}, {"split": "validation"},
+     {"hidden": (9,)}, {"fingerprint": "other"}],
+)  # fmt: skip
+def test_other_settings_are_another_record(
+    store: Store, settings: Any, change: dict[str, Any]
+) -> None:
+    store.write(settings(), RESULT)
+    assert store.read(settings(**change)) is None
+
+
+@pytest.mark.parametrize("damage", ["torn", "empty", "binary", "changed", "list"])
+def test_a_damaged_record_is_reported_and_not_used(
+    store: Store, settings: Any, warnings: list[str], damage: str
+) -> None:
+    path = store.write(settings(), RESULT)
+    text = path.read_text()
+    path.write_bytes(
+        {
+            "torn": text[: len(text) // 2].encode(),
+            "empty": b"",
+            "binary": b"\xff\xfe\x00",
+            "changed": text.replace("0.5", "0.9").encode(),
+            "list": json.dumps([1]).encode(),
+        }[damage]
+    )
+    assert store.read(settings()) is None
+    assert len(warnings) == 1 and path.name in warnings[0] and "anew" in warnings[0]
+
+
+def test_a_failed_write_leaves_nothing_behind(
+    store: Store, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    path = store.write(settings(), RESULT)
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        store.write(settings(), {"matrix": [[0.1]], "consolidations": []})
+    assert store.read(settings()) == RESULT
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_code_counts_and_comments_do_not(
+    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(text: str) -> str:
+        file = tmp_path / "module.py"
+        file.write_text(text)
+        records._source_hash.cache_clear()
+        return records._source_hash(file)
+
+    plain = version("def f():\n    return 1\n")
+    assert version('"""Doc."""\n# why\ndef f():\n    """Doc."""\n    return 1\n') == plain
+    assert version("def f():\n    return 2\n") != plain
+    package = tmp_path / "sal.py"
+    package.write_text("x = 1\n")
+    monkeypatch.setattr(records, "_package_sources", lambda: [package])
+    before = {name: code_version(settings(method=name)) for name in ("adam", "ewc", "sal-adam")}
+    package.write_text("x = 2\n")
+    records._source_hash.cache_clear()
+    after = {name: code_version(settings(method=name)) for name in before}
+    assert [name for name in before if before[name] != after[name]] == ["sal-adam"]
+    assert len(set(after.values())) == 3 and len(key(settings())) == 64
+
+
+def test_a_second_run_computes_nothing_and_a_damaged_record_only_itself(
+    tmp_path: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = [settings(seed=seed) for seed in (0, 1)]
+    console = Console(file=open(tmp_path / "log", "w"))  # noqa: SIM115
+    computed: list[int] = []
+
+    def counted(settings: Any, data: Dataset) -> Any:
+        computed.append(settings.seed)
+        return run(settings, data)
+
+    monkeypatch.setattr(suite, "run", counted)
+
+    def complete() -> list[dict[str, Any]]:
+        return suite.complete(plan, tmp_path / "records", data_dir=None, jobs=1, console=console)
+
+    first = complete()
+    assert sorted(computed) == [0, 1]
+    assert complete() == first and len(computed) == 2
+    Store(tmp_path / "records").path(plan[1]).write_text("{")
+    again = complete()
+    assert computed[2:] == [1]
+    assert again[1]["matrix"] == first[1]["matrix"]
+
+
+def test_a_run_is_the_same_every_time(settings: Any, digits: Dataset) -> None:
+    one, two = run(settings(method="si"), digits), run(settings(method="si"), digits)
+    assert one["matrix"] == two["matrix"] and one["curves"] == two["curves"]
+    assert len(one["matrix"]) == 2 and one["curve_steps"] == [0, 5, 10, 15, 20]
+
+
+def test_methods_of_one_seed_start_alike(settings: Any, digits: Dataset) -> None:
+    first = [run(settings(method=m), digits)["curves"][0] for m in ("adam", "sgd", "ewc")]
+    assert first[0] == first[1] == first[2]
+
+
+def test_told_methods_equal_their_base_until_the_first_boundary(
+    settings: Any, digits: Dataset
+) -> None:
+    curves = {m: run(settings(method=m), digits)["curves"] for m in ("adam", "ewc", "si")}
+    assert curves["ewc"][:3] == curves["si"][:3] == curves["adam"][:3]
