@@ -1,0 +1,149 @@
+"""SALAdam and SALAdamW: the update of Adam (Kingma and Ba 2015, arXiv 1412.6980), protected.
+
+AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) is a flag of the same class, as in torch.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from sal_optim import checks
+from sal_optim.optimizer import PROTECTION, PULL, SALOptimizer
+from sal_optim.pieces import Direction, Piece
+
+
+class SALAdam(SALOptimizer):
+    _moments: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
+    _momenta: ClassVar[tuple[str, ...]] = ("exp_avg",)
+    _activity_exponent: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        protection: float = PROTECTION,
+        pull: float = PULL,
+        tau0: float = 1.0,
+        alpha: float = 4.0,
+        stats_beta: float = 0.98,
+        consolidate_every: int | None = None,
+        retention: float = 1.0,
+        granularity: str = "element",
+        state_dtype: torch.dtype | str | None = None,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        decoupled_weight_decay: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "decoupled_weight_decay": decoupled_weight_decay,
+        }
+        super().__init__(
+            params,
+            defaults,
+            protection=protection,
+            pull=pull,
+            tau0=tau0,
+            alpha=alpha,
+            stats_beta=stats_beta,
+            consolidate_every=consolidate_every,
+            retention=retention,
+            granularity=granularity,
+            state_dtype=state_dtype,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+        )
+
+    def _check_base(self, group: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "betas": checks.betas(group["betas"]),
+            "eps": checks.number("eps", group["eps"], label="epsilon value"),
+            "amsgrad": checks.flag("amsgrad", group["amsgrad"]),
+        }
+
+    def _decoupled(self, group: dict[str, Any]) -> bool:
+        return bool(group["decoupled_weight_decay"])
+
+    def _moment_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return (*self._moments, "max_exp_avg_sq") if group["amsgrad"] else self._moments
+
+    def _direction(
+        self, group: dict[str, Any], piece: Piece, grads: list[Tensor], lr: float
+    ) -> Direction:
+        beta1, beta2 = group["betas"]
+        exp_avgs, exp_avg_sqs = piece.state("exp_avg"), piece.state("exp_avg_sq")
+        torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
+        torch._foreach_mul_(exp_avg_sqs, beta2)
+        torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)
+        if group["amsgrad"]:
+            largest = piece.state("max_exp_avg_sq")
+            torch._foreach_maximum_(largest, exp_avg_sqs)
+            exp_avg_sqs = largest
+        steps = [work.step for work in piece.works]
+        denominators = list(torch._foreach_sqrt(exp_avg_sqs))
+        torch._foreach_div_(denominators, [(1 - beta2**step) ** 0.5 for step in steps])
+        torch._foreach_add_(denominators, group["eps"])
+        return Direction(exp_avgs, denominators, [(lr / (1 - beta1**step)) * -1 for step in steps])
+
+
+class SALAdamW(SALAdam):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        protection: float = PROTECTION,
+        pull: float = PULL,
+        tau0: float = 1.0,
+        alpha: float = 4.0,
+        stats_beta: float = 0.98,
+        consolidate_every: int | None = None,
+        retention: float = 1.0,
+        granularity: str = "element",
+        state_dtype: torch.dtype | str | None = None,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            protection=protection,
+            pull=pull,
+            tau0=tau0,
+            alpha=alpha,
+            stats_beta=stats_beta,
+            consolidate_every=consolidate_every,
+            retention=retention,
+            granularity=granularity,
+            state_dtype=state_dtype,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            decoupled_weight_decay=True,
+        )

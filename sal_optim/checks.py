@@ -1,0 +1,113 @@
+"""Checks of what a user passes in: a clear error names the argument, its value and what is allowed.
+
+Values may come from a command line or a YAML file, so a number may arrive as a string and a pair as
+any sequence: what can be converted without loss is converted.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    low: float = 0.0,
+    high: float = math.inf,
+    low_open: bool = False,
+    high_open: bool = True,
+    label: str | None = None,
+) -> float:
+    """A finite float within bounds, from a number or its decimal text.
+
+    Raises:
+        TypeError: if ``value`` is neither.
+        ValueError: if it lies outside the bounds or is not finite.
+    """
+    label = label or f"{name} value"
+    interval = f"{'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}"
+    allowed = f"{name} must be a number in {interval}"
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        try:
+            value = float(value)  # 0-dim tensors, numpy scalars
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"Invalid {label}: {value!r}; {allowed}") from error
+    try:
+        result = float(value)
+    except ValueError as error:
+        raise ValueError(f"Invalid {label}: {value!r}; {allowed}") from error
+    above = result > low if low_open else result >= low
+    below = result < high if high_open else result <= high
+    if not (math.isfinite(result) and above and below):
+        raise ValueError(f"Invalid {label}: {value}; {allowed}")
+    return result
+
+
+def learning_rate(value: Any, *, foreach: bool | None) -> float | Tensor:
+    """A float of at least 0, or a one-element tensor, which a for-loop optimizer may take."""
+    if not isinstance(value, Tensor):
+        return number("lr", value, label="learning rate")
+    if foreach:
+        raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
+    if value.numel() != 1:
+        raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(value.shape)}")
+    number("lr", value.item(), label="learning rate")
+    return value
+
+
+def betas(value: Any) -> tuple[float, float]:
+    """A pair of decay rates in [0, 1), from any sequence of two numbers."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(f"Invalid betas: {value!r}; betas must be two numbers in [0, 1)")
+    pair = tuple(value)
+    if len(pair) != 2:
+        raise ValueError(f"Invalid betas: {value!r}; betas must be two numbers in [0, 1)")
+    first, second = (
+        number(f"betas[{index}]", beta, high=1.0, label=f"beta parameter at index {index}")
+        for index, beta in enumerate(pair)
+    )
+    return first, second
+
+
+def whole(name: str, value: Any, *, low: int) -> int:
+    """A whole number of at least ``low``; 500.0 and "500" will do."""
+    result = number(name, value, low=low)
+    if result != int(result):
+        raise ValueError(f"Invalid {name} value: {value}; {name} must be a whole number >= {low}")
+    return int(result)
+
+
+def flag(name: str, value: Any) -> bool:
+    """A bool, from a bool or a 0-dim tensor or number equal to 0 or 1."""
+    if not isinstance(value, str) and value in (False, True):
+        return bool(value)
+    raise ValueError(f"Invalid {name} value: {value!r}; {name} must be True or False")
+
+
+def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
+    """One of the allowed names."""
+    if value not in allowed:
+        names = ", ".join(repr(item) for item in allowed)
+        raise ValueError(f"Invalid {name} value: {value!r}; {name} must be one of {names}")
+    return str(value)
+
+
+def floating_dtype(name: str, value: Any) -> str | None:
+    """The name of a floating dtype, from ``torch.bfloat16``, ``"bfloat16"`` or None.
+
+    Kept as text because text survives YAML, JSON and ``weights_only`` checkpoints.
+    """
+    if value is None:
+        return None
+    text = str(value).removeprefix("torch.")
+    dtype = getattr(torch, text, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
+        raise ValueError(
+            f"Invalid {name} value: {value!r}; {name} must be None or a floating dtype of 2 bytes "
+            "or more, such as torch.float32 or torch.bfloat16"
+        )
+    return text

@@ -1,0 +1,98 @@
+"""What SAL does, as numbers for a logger: fractions of scalars, threshold, surprise, drift.
+
+Reads the optimizer, never changes it, and speaks to no other process: on sharded parameters the
+fractions and the drift are those of the local part.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from sal_optim.norms import squared_norms
+from sal_optim.pieces import plain
+from sal_optim.stability import PROTECTED, VOLATILE
+
+if TYPE_CHECKING:
+    from sal_optim.optimizer import SALOptimizer
+
+
+@dataclass(slots=True)
+class Spectrum:
+    """Fractions of scalars by stability. They change only when evidence or protection does."""
+
+    key: tuple[float, ...]
+    protected: float = 0.0
+    volatile: float = 1.0
+    mean_gate: float = 1.0
+
+
+def diagnose(optimizer: "SALOptimizer") -> dict[str, float]:
+    """The flat dict that :meth:`SALOptimizer.diagnostics` returns.
+
+    - ``protected``, ``neutral``, ``volatile``: fractions of scalars whose stability s, at mean
+      activity, is above 2/3, between, and below 1/3; they sum to 1.
+    - ``mean_gate``: the mean of ``1 - s``: the fraction of an update that the gate lets through.
+    - ``surprise``, ``threshold``: the last gradient norm over its mean, and what it was compared to.
+    - ``consolidations``: their number, those asked for included.
+    - ``drift``: ``norm(w - anchor) / norm(anchor)``, how far the weights have moved since the last
+      consolidation, relative to their size; 0 before it and where no anchor is kept (``pull=0``).
+    """
+    threshold = optimizer._threshold()
+    spectrum = _spectrum(optimizer, threshold["consolidations"])
+    return {
+        "protected": spectrum.protected,
+        "neutral": max(0.0, 1.0 - spectrum.protected - spectrum.volatile),
+        "volatile": spectrum.volatile,
+        "mean_gate": spectrum.mean_gate,
+        "threshold": threshold["threshold"],
+        "surprise": threshold["surprise"],
+        "consolidations": threshold["consolidations"],
+        "drift": _drift(optimizer),
+    }
+
+
+def _spectrum(optimizer: "SALOptimizer", consolidations: float) -> Spectrum:
+    counts = [len(group["params"]) for group in optimizer.param_groups]
+    protections = [group["protection"] for group in optimizer.param_groups]
+    key = (consolidations, *counts, *protections)
+    if optimizer._spectrum is None or optimizer._spectrum.key != key:
+        optimizer._spectrum = _measure(optimizer, Spectrum(key))
+    return optimizer._spectrum
+
+
+def _measure(optimizer: "SALOptimizer", spectrum: Spectrum) -> Spectrum:
+    size = protected = volatile = 0
+    gate = 0.0
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            count = plain(param.detach()).numel()
+            size += count
+            if optimizer.state.get(param, {}).get("evidence_weight", 0.0) == 0.0:
+                volatile += count
+                gate += count
+                continue
+            s = optimizer.stability(param)
+            protected += int((s > PROTECTED).sum())
+            volatile += int((s < VOLATILE).sum())
+            gate += float((1.0 - s).sum())
+    if size:
+        spectrum.protected, spectrum.volatile = protected / size, volatile / size
+        spectrum.mean_gate = gate / size
+    return spectrum
+
+
+def _drift(optimizer: "SALOptimizer") -> float:
+    moved, anchors = [], []
+    for param, state in optimizer.state.items():
+        if "anchor" in state and state["evidence_weight"] > 0.0 and param.numel():
+            anchor = plain(state["anchor"])
+            anchors.append(anchor)
+            moved.append(plain(param.detach()) - anchor)
+    if not moved:
+        return 0.0
+    numerator, denominator = squared_norms(moved).item(), squared_norms(anchors).item()
+    if not (math.isfinite(numerator) and denominator > 0.0):
+        return 0.0
+    return math.sqrt(numerator / denominator)

@@ -1,0 +1,80 @@
+"""SALLion: the update of Lion (Chen et al. 2023, arXiv 2302.06675, algorithm 2), protected.
+
+The sign keeps weights moving at full speed whose gradient has died; the gate's exponent of 2 on the
+activity stops exactly those.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from sal_optim import checks
+from sal_optim.optimizer import PROTECTION, PULL, SALOptimizer
+from sal_optim.pieces import Direction, Piece
+
+
+class SALLion(SALOptimizer):
+    _moments: ClassVar[tuple[str, ...]] = ("exp_avg",)
+    _momenta: ClassVar[tuple[str, ...]] = ("exp_avg",)
+    _activity_exponent: ClassVar[int] = 2
+    _unit_update: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        *,
+        protection: float = PROTECTION,
+        pull: float = PULL,
+        tau0: float = 1.0,
+        alpha: float = 4.0,
+        stats_beta: float = 0.98,
+        consolidate_every: int | None = None,
+        retention: float = 1.0,
+        granularity: str = "element",
+        state_dtype: torch.dtype | str | None = None,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
+        super().__init__(
+            params,
+            defaults,
+            protection=protection,
+            pull=pull,
+            tau0=tau0,
+            alpha=alpha,
+            stats_beta=stats_beta,
+            consolidate_every=consolidate_every,
+            retention=retention,
+            granularity=granularity,
+            state_dtype=state_dtype,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+        )
+
+    def _check_base(self, group: dict[str, Any]) -> dict[str, Any]:
+        return {"betas": checks.betas(group["betas"])}
+
+    def _decoupled(self, group: dict[str, Any]) -> bool:
+        return True
+
+    def _direction(
+        self, group: dict[str, Any], piece: Piece, grads: list[Tensor], lr: float
+    ) -> Direction:
+        beta1, beta2 = group["betas"]
+        exp_avgs = piece.state("exp_avg")
+        signs = torch._foreach_mul(exp_avgs, beta1)
+        torch._foreach_add_(signs, grads, alpha=1 - beta1)
+        torch._foreach_sign_(signs)
+        torch._foreach_mul_(exp_avgs, beta2)
+        torch._foreach_add_(exp_avgs, grads, alpha=1 - beta2)
+        return Direction(signs, None, [-lr] * len(grads))

@@ -1,0 +1,454 @@
+"""SALOptimizer: the one ``step()`` of the family, and what callers may ask of it.
+
+A base optimizer (``adam.py``, ``sgd.py``, ``lion.py``) supplies its update direction; everything
+else happens here: gathering parameters, the shared threshold, consolidation, gate and pull,
+checkpoints. The mathematics is in ``stability.py``, ``evidence.py`` and ``threshold.py``; cutting
+the work into cache-sized pieces is in ``pieces.py``.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from sal_optim import checks, stability
+from sal_optim.checkpoint import Checkpoint
+from sal_optim.diagnostics import Spectrum, diagnose
+from sal_optim.evidence import GRANULARITIES
+from sal_optim.norms import gradient_norm
+from sal_optim.pieces import Direction, Piece, Work, pieces, plain
+from sal_optim.threshold import (
+    ThresholdState,
+    decline,
+    new_threshold,
+    observe_norm,
+    restart,
+)
+
+# The pending sums are halved with their step count when they reach this many steps: their mean
+# stays, no sum outgrows the precision of float32, and a regime's distant past fades.
+PENDING_HORIZON = 65536.0
+
+
+# The defaults of the family, found by the benchmark: docs/experiments.md.
+PROTECTION, PULL = 0.1, 10.0
+
+
+class SALOptimizer(Optimizer):
+    """Base of the family: any update direction, protected by evidence.
+
+    A subclass names its state in ``_moments`` and returns its update from :meth:`_direction`;
+    see ``CONTRIBUTING.md``.
+    """
+
+    # State tensors of the base optimizer, shaped and typed like the parameter.
+    _moments: ClassVar[tuple[str, ...]] = ()
+    # Those that are set to zero when the regime changes: they point where the old data led.
+    _momenta: ClassVar[tuple[str, ...]] = ()
+    # q of the stability's activity, see stability.resistance.
+    _activity_exponent: ClassVar[int] = 0
+    # Whether an update has size 1 whatever the size of the gradient (sign-based optimizers).
+    _unit_update: ClassVar[bool] = False
+
+    # Never stored on an instance for longer than a call or a ``with`` block: pickling, deepcopy
+    # and checkpoints keep ``state``, ``param_groups`` and ``defaults`` alone.
+    _observing: bool = False
+    _spectrum: Spectrum | None = None
+
+    def __init__(
+        self,
+        params: ParamsT,
+        defaults: dict[str, Any],
+        *,
+        protection: float,
+        pull: float,
+        tau0: float,
+        alpha: float,
+        stats_beta: float,
+        consolidate_every: int | None,
+        retention: float,
+        granularity: str,
+        state_dtype: torch.dtype | str | None,
+        maximize: bool,
+        foreach: bool | None,
+        capturable: bool,
+        differentiable: bool,
+    ) -> None:
+        if capturable:
+            raise ValueError(
+                f"Invalid capturable value: {capturable}; {type(self).__name__} reads the gradient "
+                "norm on the host, so capturable must be False"
+            )
+        if differentiable:
+            raise ValueError(
+                f"Invalid differentiable value: {differentiable}; {type(self).__name__} updates in "
+                "place, so differentiable must be False"
+            )
+        shared = {
+            "protection": protection,
+            "pull": pull,
+            "tau0": tau0,
+            "alpha": alpha,
+            "stats_beta": stats_beta,
+            "consolidate_every": consolidate_every,
+            "retention": retention,
+            "granularity": granularity,
+            "state_dtype": state_dtype,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": False,
+            "differentiable": False,
+        }
+        super().__init__(params, self._checked({**defaults, **shared}))
+
+    # ---------------------------------------------------------------- what a base optimizer gives
+
+    def _direction(
+        self, group: dict[str, Any], piece: Piece, grads: list[Tensor], lr: float
+    ) -> Direction:
+        """Advance the base optimizer's moments by ``grads`` and return its update.
+
+        Must not write into ``grads``. Called with tensors of one device and dtype.
+        """
+        raise NotImplementedError
+
+    def _decoupled(self, group: dict[str, Any]) -> bool:
+        """Whether weight decay acts on the parameter, not through the gradient."""
+        raise NotImplementedError
+
+    def _check_base(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The base optimizer's own settings, converted; raises ValueError or TypeError."""
+        return {}
+
+    # ---------------------------------------------------------------- construction and checkpoints
+
+    def _checked(self, group: dict[str, Any]) -> dict[str, Any]:
+        """Settings converted and checked, whether they are defaults or one param group's."""
+        foreach = group["foreach"]
+        checked = {
+            "lr": checks.learning_rate(group["lr"], foreach=foreach),
+            "weight_decay": checks.number("weight_decay", group["weight_decay"]),
+            "protection": checks.number("protection", group["protection"]),
+            "pull": checks.number("pull", group["pull"]),
+            "tau0": checks.number("tau0", group["tau0"], low=1.0),
+            "alpha": checks.number("alpha", group["alpha"]),
+            "stats_beta": checks.number("stats_beta", group["stats_beta"], high=1.0),
+            "consolidate_every": None
+            if group["consolidate_every"] is None
+            else checks.whole("consolidate_every", group["consolidate_every"], low=1),
+            "retention": checks.number("retention", group["retention"], high=1.0, high_open=False),
+            "granularity": checks.choice("granularity", group["granularity"], list(GRANULARITIES)),
+            "state_dtype": checks.floating_dtype("state_dtype", group["state_dtype"]),
+            "maximize": checks.flag("maximize", group["maximize"]),
+            "foreach": None if foreach is None else checks.flag("foreach", foreach),
+        }
+        return {**group, **checked, **self._check_base(group)}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a param group; its settings are checked as the constructor's are."""
+        if isinstance(param_group, dict):
+            settings = self._checked({**self.defaults, **param_group})
+            param_group.update({name: settings[name] for name in param_group if name != "params"})
+        super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._spectrum = None
+        for group in self.param_groups:
+            # A checkpoint of torch.optim, or of an older version, lacks newer keys.
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state made by ``state_dict`` of this class, or of its base in ``torch.optim``.
+
+        Statistics keep the precision that they were saved in. Nothing is changed when an error is
+        raised.
+
+        Raises:
+            KeyError: ``state_dict`` lacks ``"state"`` or ``"param_groups"``.
+            ValueError: groups, or shapes of state tensors, do not fit this optimizer.
+        """
+        checkpoint = Checkpoint(self)
+        with checkpoint.captured():
+            super().load_state_dict(state_dict)
+        checkpoint.restore_precision()
+
+    # ---------------------------------------------------------------- the step
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Perform one step, or in :meth:`observe`, gather evidence from one.
+
+        Args:
+            closure: reevaluates the model and returns the loss; called with gradients enabled.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        work = [(group, self._collect(group)) for group in self.param_groups]
+        norm, size = gradient_norm([item for _, items in work for item in items])
+        moves = any(float(group["lr"]) != 0.0 for group in self.param_groups)
+        # A zero gradient, a non-finite one or a zero learning rate tells nothing about the data.
+        informative = 0.0 < norm < math.inf and (moves or self._observing)
+        gathers = informative and self._listen(norm)
+        if gathers:
+            self._count_pending()
+        for group, items in work:
+            for piece in pieces(group, items):
+                if gathers:
+                    self._gather(piece, scale=math.sqrt(size) / norm)
+                if not self._observing:
+                    self._update(piece, norm if informative else 0.0, size)
+        return loss
+
+    def _collect(self, group: dict[str, Any]) -> list[Work]:
+        """The group's parameters that have a gradient, with their state, step counts advanced."""
+        items = []
+        for param in group["params"]:
+            if param.grad is None:
+                continue
+            if param.grad.is_sparse:
+                raise RuntimeError(
+                    f"{type(self).__name__} does not support sparse gradients; "
+                    "use a dense gradient (sparse=False)"
+                )
+            state = self.state[param]
+            fresh = self._prepare(param, state, group)
+            if not self._observing:
+                state["step"] += 1
+            items.append(
+                Work(
+                    param=plain(param),
+                    grad=plain(param.grad),
+                    state={
+                        name: plain(value)
+                        for name, value in state.items()
+                        if name != "step" and isinstance(value, Tensor)
+                    },
+                    step=float(state["step"]),
+                    fresh=fresh,
+                    protected=state["evidence_weight"] > 0.0,
+                    sliceable=GRANULARITIES[group["granularity"]].sliceable,
+                )
+            )
+        return items
+
+    def _prepare(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> bool:
+        """Create what state is missing, by key: the rest may come from another optimizer.
+
+        Returns whether the base optimizer's moments are new.
+        """
+        # torch's own loading keeps a step that was saved as a number; a clone may be shared.
+        if not isinstance(state.get("step"), Tensor):
+            state["step"] = torch.tensor(float(state.get("step", 0.0)), dtype=torch.float32)
+        fresh = False
+        for name in self._moment_names(group):
+            if state.get(name) is None:
+                state[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
+                fresh = True
+        if "evidence_weight" not in state:
+            state["evidence_weight"] = 0.0
+            dtype = self._state_dtype(param, group)
+            real = torch.view_as_real(param) if param.is_complex() else param
+            for name, shape in GRANULARITIES[group["granularity"]].shapes(real).items():
+                state[name] = (
+                    torch.zeros_like(real, dtype=dtype)
+                    if shape == tuple(real.shape)
+                    else real.new_zeros(shape, dtype=dtype)
+                )
+        if group["pull"] > 0.0 and "anchor" not in state:
+            state["anchor"] = param.detach().clone(memory_format=torch.preserve_format)
+        return fresh
+
+    def _moment_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return self._moments
+
+    @staticmethod
+    def _state_dtype(param: Tensor, group: dict[str, Any]) -> torch.dtype:
+        if group["state_dtype"] is not None:
+            return getattr(torch, group["state_dtype"])  # type: ignore[no-any-return]
+        return torch.float64 if param.dtype in (torch.float64, torch.complex128) else torch.float32
+
+    def _threshold(self) -> ThresholdState:
+        """The state that belongs to the optimizer as a whole; it lives in the first group."""
+        first = self.param_groups[0]
+        if "threshold" not in first:
+            first["threshold"] = new_threshold()
+        return first["threshold"]  # type: ignore[no-any-return]
+
+    def _listen(self, norm: float) -> bool:
+        """Pass the norm to the threshold, consolidate if it says so; is the step ordinary?"""
+        if self._observing:
+            return True
+        first, threshold = self.param_groups[0], self._threshold()
+        every = first["consolidate_every"]
+        if every is not None and threshold["pending_steps"] >= every:
+            self._consolidate(decline(threshold))
+        settings = {
+            "tau0": first["tau0"],
+            "alpha": first["alpha"],
+            "beta": first["stats_beta"],
+        }
+        verdict = observe_norm(threshold, norm, **settings)
+        if verdict.change is not None:
+            self._consolidate(verdict.change)
+            # The first norm of the new regime opens its statistics.
+            verdict = observe_norm(threshold, norm, **settings)
+        return not verdict.surprising
+
+    def _count_pending(self) -> None:
+        threshold = self._threshold()
+        if threshold["pending_steps"] >= PENDING_HORIZON:
+            threshold["pending_steps"] /= 2.0
+            for state in self.state.values():
+                for name in state:
+                    if name.startswith("pending"):
+                        state[name].mul_(0.5)
+        threshold["pending_steps"] += 1.0
+
+    def _gather(self, piece: Piece, scale: float) -> None:
+        GRANULARITIES[piece.group["granularity"]].gather(piece.states, piece.grads, scale)
+
+    def _update(self, piece: Piece, norm: float, size: int) -> None:
+        """Move the parameters of one piece: the base optimizer's update, gated and pulled."""
+        group, params, grads = piece.group, piece.params, piece.grads
+        lr, decay = float(group["lr"]), group["weight_decay"]
+        decoupled = self._decoupled(group)
+        if group["maximize"]:
+            grads = list(torch._foreach_neg(grads))
+        if decay and not decoupled:
+            grads = list(torch._foreach_add(grads, params, alpha=decay))
+        protection = group["protection"]
+        protected = protection > 0.0 and piece.works[0].protected
+        if decay and decoupled and not protected:
+            torch._foreach_mul_(params, 1 - lr * decay)
+        direction = self._direction(group, piece, grads, lr)
+        if protected:
+            self._move_protected(piece, direction, decay if decoupled else 0.0, norm, size)
+        elif direction.denominators is not None:
+            torch._foreach_addcdiv_(
+                params, direction.numerators, direction.denominators, direction.factors
+            )
+        else:
+            torch._foreach_add_(params, direction.numerators, alpha=direction.factors[0])
+
+    def _move_protected(
+        self, piece: Piece, direction: Direction, decay: float, norm: float, size: int
+    ) -> None:
+        group, params = piece.group, piece.params
+        lr, protection = float(group["lr"]), group["protection"]
+        granularity = GRANULARITIES[group["granularity"]]
+        evidence = [granularity.evidence(work.state, work.param) for work in piece.works]
+        denominators = direction.denominators
+
+        stiffness: list[Tensor] | None = None
+        if group["pull"] > 0.0:
+            # A spring in units of gradients: as stiff as they are large, on average, and seen
+            # through the base optimizer's preconditioner like any gradient.
+            unit = 1.0 if self._unit_update else self._threshold()["mean"] / math.sqrt(size)
+            stiffness = list(torch._foreach_mul(evidence, lr * protection * group["pull"] * unit))
+            if denominators is not None:
+                stiffness = list(torch._foreach_div(stiffness, denominators))
+
+        divisors = stability.resistance(
+            evidence,
+            protection,
+            grads=piece.grads,
+            exponent=self._activity_exponent,
+            scale=math.sqrt(size) / norm if norm > 0.0 else 0.0,
+        )
+        if decay:
+            torch._foreach_addcdiv_(params, params, divisors, -lr * decay)
+        if denominators is not None:
+            torch._foreach_mul_(divisors, denominators)
+        torch._foreach_addcdiv_(params, direction.numerators, divisors, direction.factors)
+        if stiffness is not None:
+            stability.pull(params, piece.state("anchor"), stiffness)
+
+    # ---------------------------------------------------------------- what users call
+
+    @torch.no_grad()
+    def consolidate(self) -> None:
+        """Declare that a regime ends here: what was learned is protected from now on.
+
+        Harmless before any step, and when there is nothing new to consolidate.
+        """
+        self._consolidate(decline(self._threshold()))
+
+    def _consolidate(self, weight: float) -> None:
+        """Turn pending evidence into evidence, weighted by how surprising the change was."""
+        threshold = self._threshold()
+        steps = threshold["pending_steps"]
+        if steps == 0.0:
+            return
+        for group in self.param_groups:
+            for param in group["params"]:
+                state = self.state.get(param)
+                if not state or "evidence_weight" not in state:
+                    continue
+                for name in [name for name in state if name.startswith("pending")]:
+                    evidence = state[name.replace("pending", "evidence")]
+                    evidence.mul_(group["retention"]).add_(state[name], alpha=weight / steps)
+                    state[name].zero_()
+                state["evidence_weight"] = group["retention"] * state["evidence_weight"] + weight
+                if "anchor" in state:
+                    state["anchor"].copy_(param)
+                if group["protection"] > 0.0:
+                    for name in self._momenta:
+                        if state.get(name) is not None:
+                            state[name].zero_()
+        restart(threshold)
+
+    @contextlib.contextmanager
+    def observe(self) -> Iterator[None]:
+        """A context in which ``step()`` gathers evidence and changes no parameter.
+
+        For a model that arrives trained: run a few batches of what it should keep, with backward
+        and ``step()``, then call :meth:`consolidate`.
+        """
+        self._observing = True
+        try:
+            yield
+        finally:
+            self._observing = False
+
+    def stability(self, param: Tensor) -> Tensor:
+        """The stability s of each element of a parameter at mean activity, in [0, 1).
+
+        Args:
+            param: a parameter of this optimizer.
+
+        Returns:
+            A new tensor of the shape of ``param``; 0 is free to move, near 1 is held.
+        """
+        for group in self.param_groups:
+            if any(param is candidate for candidate in group["params"]):
+                state = self.state.get(param, {})
+                real = plain(param.detach())
+                if state.get("evidence_weight", 0.0) == 0.0:
+                    return torch.zeros_like(real)
+                local = {k: plain(v) for k, v in state.items() if isinstance(v, Tensor)}
+                evidence = GRANULARITIES[group["granularity"]].evidence(local, real)
+                return stability.stability(evidence, group["protection"]).expand_as(real).clone()
+        raise ValueError(
+            f"Invalid param value: a tensor of shape {tuple(param.shape)}; param must be one of "
+            "this optimizer's parameters"
+        )
+
+    @torch.no_grad()
+    def diagnostics(self) -> dict[str, float]:
+        """What SAL does, as finite floats for any logger; see :mod:`sal_optim.diagnostics`."""
+        return diagnose(self)

@@ -1,0 +1,99 @@
+"""SALSGD: the update of stochastic gradient descent with momentum, as torch.optim.SGD, protected."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from sal_optim import checks
+from sal_optim.optimizer import PROTECTION, PULL, SALOptimizer
+from sal_optim.pieces import Direction, Piece
+
+
+class SALSGD(SALOptimizer):
+    _momenta: ClassVar[tuple[str, ...]] = ("momentum_buffer",)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        protection: float = PROTECTION,
+        pull: float = PULL,
+        tau0: float = 1.0,
+        alpha: float = 4.0,
+        stats_beta: float = 0.98,
+        consolidate_every: int | None = None,
+        retention: float = 1.0,
+        granularity: str = "element",
+        state_dtype: torch.dtype | str | None = None,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+        }
+        super().__init__(
+            params,
+            defaults,
+            protection=protection,
+            pull=pull,
+            tau0=tau0,
+            alpha=alpha,
+            stats_beta=stats_beta,
+            consolidate_every=consolidate_every,
+            retention=retention,
+            granularity=granularity,
+            state_dtype=state_dtype,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+        )
+
+    def _check_base(self, group: dict[str, Any]) -> dict[str, Any]:
+        checked = {
+            "momentum": checks.number("momentum", group["momentum"]),
+            "dampening": checks.number("dampening", group["dampening"], high=1.0, high_open=False),
+            "nesterov": checks.flag("nesterov", group["nesterov"]),
+        }
+        if checked["nesterov"] and not (checked["momentum"] > 0 and checked["dampening"] == 0):
+            raise ValueError(
+                "Nesterov momentum requires a momentum and zero dampening; got "
+                f"momentum={group['momentum']}, dampening={group['dampening']}"
+            )
+        return checked
+
+    def _decoupled(self, group: dict[str, Any]) -> bool:
+        return False
+
+    def _moment_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return self._momenta if group["momentum"] else ()
+
+    def _direction(
+        self, group: dict[str, Any], piece: Piece, grads: list[Tensor], lr: float
+    ) -> Direction:
+        momentum, factors = group["momentum"], [-lr] * len(grads)
+        if not momentum:
+            return Direction(grads, None, factors)
+        buffers = piece.state("momentum_buffer")
+        if piece.works[0].fresh:
+            # A first gradient enters whole, without dampening.
+            torch._foreach_copy_(buffers, grads)
+        else:
+            torch._foreach_mul_(buffers, momentum)
+            torch._foreach_add_(buffers, grads, alpha=1 - group["dampening"])
+        if group["nesterov"]:
+            return Direction(torch._foreach_add(grads, buffers, alpha=momentum), None, factors)
+        return Direction(buffers, None, factors)

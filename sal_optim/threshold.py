@@ -1,0 +1,112 @@
+"""The adaptive threshold that the whole optimizer shares: is the data still what it was?
+
+It sees one number a step, the norm of the gradient over all parameters, and keeps running
+statistics of it. It knows nothing of tensors or parameters. Its state is a flat dict of floats, so
+that it travels inside ``param_groups`` through ``state_dict``, ``deepcopy``, pickling and
+``torch.load(weights_only=True)``.
+"""
+
+import math
+from typing import NamedTuple
+
+ThresholdState = dict[str, float]
+
+
+class Verdict(NamedTuple):
+    """What one gradient norm says."""
+
+    surprising: bool  # above the threshold: no evidence should be gathered from this step
+    change: float | None  # the mean surprise of a change that this step confirms
+
+
+# Steps of a regime before its statistics can raise an alarm. They pass over the loud first steps of
+# a run, and they are the refractory period after a consolidation.
+WARMUP = 30
+# A change of regime lasts, an outlying batch does not: this many surprising steps make a change,
+# where a step above twice the threshold counts double and an ordinary one takes one back.
+CONFIRMATIONS = 4.0
+
+
+def new_threshold() -> ThresholdState:
+    """State before the first step. All values are floats; counts are whole numbers."""
+    return {
+        "steps": 0.0,  # steps in this regime
+        "mean": 0.0,  # of the gradient norm, over this regime
+        "variance": 0.0,
+        "initial": 0.0,  # the norm as the regime began
+        "suspicion": 0.0,  # surprising steps less ordinary ones, never below 0
+        "suspected": 0.0,  # the sum of their surprises
+        "surprise": 1.0,
+        "threshold": 1.0,
+        "pending_steps": 0.0,  # steps that the pending evidence has gathered
+        "consolidations": 0.0,
+    }
+
+
+def observe_norm(
+    state: ThresholdState, norm: float, *, tau0: float, alpha: float, beta: float
+) -> Verdict:
+    """Take in the gradient norm of one step; say whether the regime has changed.
+
+    The surprise ``rho = norm / mean`` is compared with ``tau = tau0 + alpha * std / mean``. With
+    ``tau0 = 1`` this is the test ``norm > mean + alpha * std``.
+
+    Args:
+        state: from :func:`new_threshold`; changed in place.
+        norm: finite and positive.
+        tau0: threshold at no noise, at least 1.
+        alpha: standard deviations by which a surprising norm exceeds the mean.
+        beta: decay of the statistics; the last ``1 / (1 - beta)`` steps count.
+
+    Returns:
+        Whether the norm is surprising and, at the one step that confirms a change, the mean
+        surprise since it began. The caller consolidates and then calls :func:`restart`.
+    """
+    mean, steps = state["mean"], state["steps"]
+    ready = steps >= WARMUP and mean > 0.0
+    surprise, threshold = 1.0, tau0
+    if mean > 0.0:
+        surprise = norm / mean
+        threshold += alpha * math.sqrt(state["variance"]) / mean
+        state["surprise"], state["threshold"] = surprise, threshold
+
+    surprising = ready and surprise > threshold
+    if surprising:
+        count = 2.0 if surprise > 2.0 * threshold else 1.0
+        state["suspicion"] += count
+        state["suspected"] += count * surprise
+        if state["suspicion"] >= CONFIRMATIONS:
+            return Verdict(True, state["suspected"] / state["suspicion"])
+    elif state["suspicion"] > 0.0:
+        state["suspected"] *= 1.0 - 1.0 / state["suspicion"]
+        state["suspicion"] -= 1.0
+
+    # A surprising norm enters at the threshold: an outlier can't blow up the statistics, and heavy
+    # tails can't be trimmed out of them either.
+    if ready:
+        norm = min(norm, threshold * mean)
+    steps += 1.0
+    state["steps"] = steps
+    if steps <= 5.0:
+        state["initial"] = max(state["initial"], norm)
+    weight = max(1.0 - beta, 1.0 / steps)
+    delta = norm - mean
+    state["mean"] = mean + weight * delta
+    state["variance"] = (1.0 - weight) * (state["variance"] + weight * delta * delta)
+    return Verdict(surprising, None)
+
+
+def decline(state: ThresholdState) -> float:
+    """How far the gradient norm has fallen in this regime: initial over present mean, at least 1.
+
+    Stands in for the surprise where a consolidation is asked for and no change was seen.
+    """
+    return max(1.0, state["initial"] / state["mean"]) if state["mean"] > 0.0 else 1.0
+
+
+def restart(state: ThresholdState) -> None:
+    """Begin a regime: forget the statistics, count one consolidation, keep what is reported."""
+    kept = {name: state[name] for name in ("surprise", "threshold", "consolidations")}
+    state.update(new_threshold())
+    state.update(kept)
+    state["consolidations"] += 1.0
