@@ -160,7 +160,7 @@ def _report(
             f"of {shape.batch}, {args.seeds} seed{'s' * (args.seeds > 1)}"
         )
         rows = [summarize(method, found) for method, found in grouped.items()]
-        output.print(terminal(title, rows))
+        output.print(terminal(title, rows, output.width))
         sections.append(markdown(title, rows))
         summaries[stream] = {row.method: _plain(row, plan, stream) for row in rows}
         if not args.no_figures:

@@ -107,7 +107,7 @@ def places(data_dir: str | None, *last: Path) -> list[Path]:
 
 def _digits() -> tuple[Tensor, Tensor]:
     # Slow to import, and needed for one data set only.
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     bunch = load_digits()
     return torch.tensor(bunch.data / 16, dtype=torch.float32), torch.tensor(bunch.target).long()

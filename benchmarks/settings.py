@@ -1,13 +1,13 @@
 """The settings of one run, and where their defaults come from.
 
 A Settings object names everything that decides a run's result, in plain values: it is what a
-record is keyed by. Learning rates and the tuned strengths of EWC and SI are read from tuned.toml,
+record is keyed by. Learning rates and the tuned strengths of EWC and SI are read from tuned.json,
 which says how it was made.
 """
 
 from __future__ import annotations
 
-import tomllib
+import json
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 from benchmarks.streams import Order
 
-TUNED = Path(__file__).parent / "tuned.toml"
+TUNED = Path(__file__).parent / "tuned.json"
 
 # Reports use the seeds 0 … N-1, tuning uses 1000 … 1000+N-1 and only validation data cut from
 # train: nothing that is chosen has seen a seed or a test example that is reported.
 TUNING_SEED = 1000
 
-# Where tuned.toml has no entry. EWC's and SI's own defaults stand in baselines/.
+# Where tuned.json has no entry. EWC's and SI's own defaults stand in baselines/.
 FALLBACK_LR = {"adam": 1e-3, "sgd": 0.05, "lion": 3e-4}
 
 Split = Literal["test", "validation"]
@@ -65,8 +65,9 @@ class Settings:
 
 @lru_cache
 def tuned() -> dict[str, Any]:
-    """The contents of tuned.toml; empty where there is no such file."""
-    return tomllib.loads(TUNED.read_text()) if TUNED.is_file() else {}
+    """The contents of tuned.json; empty where there is no such file."""
+    found: dict[str, Any] = json.loads(TUNED.read_text()) if TUNED.is_file() else {}
+    return found
 
 
 def default_lr(data: str, base: str) -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from joblib import Parallel, delayed  # type: ignore[import-untyped]
+from joblib import Parallel, delayed
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -26,7 +26,8 @@ from rich.progress import (
 )
 
 from benchmarks.data import load
-from benchmarks.records import Store
+from benchmarks.errors import UserError
+from benchmarks.records import Store, key
 from benchmarks.runner import run
 from benchmarks.settings import Settings
 
@@ -61,7 +62,10 @@ def complete(
         missing.sort(key=lambda index: -plan[index].tasks * plan[index].steps)
         jobs = min(jobs, len(missing))
         workers = Parallel(n_jobs=jobs, return_as="generator_unordered", backend="loky")
-        tasks = (delayed(compute)(index, plan[index], folder, data_dir) for index in missing)
+        tasks = (
+            delayed(compute)(index, plan[index], key(plan[index]), folder, data_dir)
+            for index in missing
+        )
         with _progress(len(missing), console) as tick, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
             for index, result in workers(tasks):
@@ -71,9 +75,12 @@ def complete(
 
 
 def compute(
-    index: int, settings: Settings, folder: Path, data_dir: str | None
+    index: int, settings: Settings, expected: str, folder: Path, data_dir: str | None
 ) -> tuple[int, dict[str, Any]]:
-    """One run, in a worker: compute and record it."""
+    """One run, in a worker: compute and record it under the key that the suite expects."""
+    if key(settings) != expected:
+        # A worker starts after the suite and would import what was edited in between.
+        raise UserError("the sources changed while the suite ran; start it again")
     torch.set_num_threads(1)
     result = run(settings, load(settings.data, data_dir))
     Store(folder).write(settings, result)

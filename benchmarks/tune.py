@@ -10,7 +10,7 @@ alone, one that forgets more than learning needs.
 from __future__ import annotations
 
 import argparse
-import tomllib
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -45,13 +45,13 @@ EXAMPLES = """\
 examples:
   python -m benchmarks tune --stream permuted --methods adam sgd lion
   python -m benchmarks tune --stream permuted --stream rotated --methods ewc si
-  python -m benchmarks tune --data mnist --stream permuted --methods ewc si --write tuned.toml
+  python -m benchmarks tune --data mnist --stream permuted --methods ewc si --write mine.json
 """
-HEAD = """\
-# Learning rates and strengths chosen by `python -m benchmarks tune`, which also writes this file.
-# Tuning seeds 1000 and up, validation data cut from train; see tune.py for the grids and criteria.
-# What is not listed here has the defaults in settings.py (lr) and baselines/ (strength).
-"""
+ABOUT = (
+    "Learning rates and strengths chosen by `python -m benchmarks tune`, which writes this file: "
+    "tuning seeds 1000 and up, validation data cut from train, grids and criteria in tune.py. "
+    "What is not listed has the defaults in settings.py (lr) and baselines/ (strength)."
+)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -145,33 +145,21 @@ def _write(
     chosen: dict[tuple[str, str], float],
 ) -> None:
     """Put the choices into the file, keeping what others are in it."""
-    found = tomllib.loads(args.write.read_text()) if args.write.is_file() else {}
+    found = json.loads(args.write.read_text()) if args.write.is_file() else {}
+    found = {"about": ABOUT, "made_by": [], "lr": {}, "options": {}, **found}
     for (stream, method), value in chosen.items():
         if method in STRENGTHS:
-            place = found.setdefault("options", {}).setdefault(args.data, {})
-            place.setdefault(stream, {}).setdefault(method, {})["strength"] = value
+            place = found["options"].setdefault(args.data, {}).setdefault(stream, {})
+            place.setdefault(method, {})["strength"] = value
         else:
-            found.setdefault("lr", {}).setdefault(args.data, {})[method] = value
-    asked = {"tasks": args.tasks, "steps": args.steps, "batch": args.batch, "hidden": args.hidden}
+            found["lr"].setdefault(args.data, {})[method] = value
+    asked = {name: getattr(args, name) for name in ("tasks", "steps", "batch", "lr", "hidden")}
     extra = "".join(f" --{name} {value}" for name, value in asked.items() if value is not None)
     command = (
         f"python -m benchmarks tune --data {args.data} "
         + " ".join(f"--stream {stream}" for stream in streams)
         + f" --methods {' '.join(methods)} --seeds {args.seeds}{extra}"
     )
-    commands = found.setdefault("made", {}).setdefault("by", [])
-    if command not in commands:
-        commands.append(command)
-    lines = [HEAD, "[made]", "by = ["]
-    lines += [f'    "{entry}",' for entry in commands] + ["]"]
-    for data, rates in sorted(found.get("lr", {}).items()):
-        lines += ["", f'[lr."{data}"]', *[f"{base} = {rate!r}" for base, rate in rates.items()]]
-    for data, by_stream in sorted(found.get("options", {}).items()):
-        for stream, by_method in sorted(by_stream.items()):
-            lines += ["", f'[options."{data}".{stream}]']
-            lines += [
-                f"{method}.{name} = {value!r}"
-                for method, given in sorted(by_method.items())
-                for name, value in given.items()
-            ]
-    write_atomically(args.write, "\n".join(lines) + "\n")
+    if command not in found["made_by"]:
+        found["made_by"].append(command)
+    write_atomically(args.write, json.dumps(found, indent=2) + "\n")

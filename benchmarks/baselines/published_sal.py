@@ -1,9 +1,9 @@
 """The published SAL rule, as a baseline, from its formulas. Not the rule of this package.
 
 Per tensor: stability s = 1 / (1 + Δw · g), with Δw the norm of the tensor's last weight change
-and g the norm of its gradient; threshold τ = τ₀ + α · σ/μ, with μ and σ the mean and standard
-deviation of the tensor's recent gradient norms. Where s > τ the *gradient* is scaled by 1 - s,
-and the base optimizer steps on that. The first step has no weight change yet and is left alone.
+and g the norm of its gradient; threshold tau = tau0 + alpha · sd/mean over the tensor's recent
+gradient norms. Where s > tau the *gradient* is scaled by 1 - s, and the base optimizer steps on
+that. The first step has no weight change yet and is left alone.
 
 Adam divides such a scale out again, and SGD comes to a halt: a tensor that was slowed moves
 less, so it counts as more stable still. That failure is measured, not fixed, here.
@@ -53,7 +53,7 @@ class PublishedSAL(Method):
         self.before = [p.detach().clone() for p in self.params]
 
     def threshold(self, index: int) -> float:
-        """τ₀ + α · σ/μ over the recent gradient norms of one tensor."""
+        """tau0 + alpha · sd/mean over the recent gradient norms of one tensor."""
         norms = torch.tensor(list(self.norms[index]))
         mean = float(norms.mean())
         return self.tau0 + self.alpha * float(norms.std(correction=0)) / mean if mean else self.tau0

@@ -93,7 +93,8 @@ def test_ewc_adds_the_gradient_of_all_past_penalties() -> None:
         p.grad = torch.zeros_like(p)
     method.before_step(BATCH)
     for p, want in zip(model.parameters(), expected, strict=True):
-        assert p.grad is not None and torch.allclose(p.grad, want, atol=1e-6)
+        assert p.grad is not None
+        assert torch.allclose(p.grad, want, atol=1e-6)
 
 
 def test_si_importance_by_hand() -> None:
@@ -117,11 +118,11 @@ def test_published_sal_by_hand() -> None:
     method = PublishedSAL(model, torch.optim.SGD(model.parameters(), lr=0.1))
     step(method, 2.0)  # no weight change known yet: a plain step of 0.2
     assert torch.allclose(model.w, torch.tensor([0.8]))
-    # s = 1 / (1 + 0.2 * 1); μ = 1.5, σ = 0.5, τ = 0.5 + 0.1 / 3 < s: gradient times 1 - s
+    # s = 1 / (1 + 0.2 * 1); mean 1.5, SD 0.5, tau = 0.5 + 0.1 / 3 < s: gradient times 1 - s
     s = 1 / 1.2
     step(method, 1.0)
     assert torch.allclose(model.w, torch.tensor([0.8 - 0.1 * (1 - s)]))
-    # A loud gradient: s = 1 / (1 + Δw * 1000) is below τ, and the step is plain.
+    # A loud gradient: s = 1 / (1 + Δw * 1000) is below tau, and the step is plain.
     before, delta = model.w.item(), 0.1 * (1 - s)
     assert 1 / (1 + delta * 1000) < 0.5
     step(method, 1000.0)
@@ -136,7 +137,8 @@ def test_published_sal_comes_to_a_halt_on_sgd() -> None:
         before = model.w.item()
         step(method, 0.5)
         ways.append(abs(model.w.item() - before))
-    assert ways[0] > 0.02 and ways[-1] < 1e-6
+    assert ways[0] > 0.02
+    assert ways[-1] < 1e-6
 
 
 def test_lion_by_hand() -> None:
@@ -182,5 +184,5 @@ def test_sal_rows_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_option_is_refused() -> None:
-    with pytest.raises(UserError, match="ewc has no option .*allowed: strength"):
+    with pytest.raises(UserError, match=r"ewc has no option .*allowed: strength"):
         METHODS["ewc"].build(mlp(3, (4,), 2, seed=0), 1e-3, {"lambda": 1})

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -33,17 +32,21 @@ def test_from_end_to_end_and_again_from_the_records(tmp_path: Path) -> None:
                str(tmp_path), "--stream", "permuted", "--stream", "split-task"]  # fmt: skip
     first = bench(*command)
     assert first.returncode == 0, first.stderr
-    assert "8 to compute" in first.stderr and "Traceback" not in first.stderr
-    assert "worst task" in first.stdout and "ewc" in first.stdout
+    assert "8 to compute" in first.stderr
+    assert "Traceback" not in first.stderr
+    assert "worst task" in first.stdout
+    assert "ewc" in first.stdout
     report = (tmp_path / "continual-digits.md").read_text()
-    assert "| method | told | average % |" in report and "±" in report
+    assert "| method | told | average |" in report
+    assert "±" in report
     summaries = json.loads((tmp_path / "continual-digits.json").read_text())
     assert set(summaries["split-task"]) == {"adam", "ewc"}
     figures = {path.name for path in (tmp_path / "figures").iterdir()}
     assert {"digits-permuted-matrix.png", "digits-split-task-curves.png"} <= figures
     assert len(list((tmp_path / "records").rglob("*.json"))) == 8
     second = bench(*command)
-    assert second.returncode == 0 and "8 on record, 0 to compute" in second.stderr
+    assert second.returncode == 0
+    assert "8 on record, 0 to compute" in second.stderr
     assert second.stdout == first.stdout
 
 
@@ -79,7 +82,8 @@ def test_a_wrong_value_gets_one_line(
     printed = capsys.readouterr().err.strip()
     assert status == 2
     errors = [line for line in printed.splitlines() if not line.startswith("skipped")]
-    assert len(errors) == 1 and errors[0].startswith("error: ")
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
     for part in parts:
         assert part in errors[0]
 
@@ -93,7 +97,8 @@ def test_out_that_is_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
 def test_unknown_and_missing_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["continuall"]) == 2
     assert "'continuall'" in capsys.readouterr().err
-    assert main([]) == 2 and main(["--help"]) == 0
+    assert main([]) == 2
+    assert main(["--help"]) == 0
     assert "continual" in capsys.readouterr().out
 
 
@@ -111,13 +116,14 @@ def test_help_shows_examples_and_list_names_everything(
 
 
 def test_tune_writes_what_continual_reads(tmp_path: Path) -> None:
-    target = tmp_path / "tuned.toml"
+    target = tmp_path / "tuned.json"
     for methods in (["si"], ["sgd"]):
         status = main(["tune", *TINY, "--seeds", "1", "--methods", *methods, "--out",
                        str(tmp_path), "--write", str(target)])  # fmt: skip
         assert status == 0
-    written = tomllib.loads(target.read_text())
+    written = json.loads(target.read_text())
     assert written["options"]["digits"]["permuted"]["si"]["strength"] > 0
     assert written["lr"]["digits"]["sgd"] > 0
-    assert len(written["made"]["by"]) == 2 and "--steps 6" in written["made"]["by"][0]
+    assert len(written["made_by"]) == 2
+    assert "--steps 6" in written["made_by"][0]
     assert not list((tmp_path / "records").rglob("*seed0*"))

@@ -37,8 +37,10 @@ def write_npm(path: Path, per_digit: int = 3) -> None:
 def test_digits_have_the_documented_split_and_range(digits: Dataset) -> None:
     assert (len(digits.train_y), len(digits.test_y)) == (1437, 360)
     assert (digits.features, digits.side, digits.classes) == (64, 8, 10)
-    assert digits.train_x.dtype == torch.float32 and digits.train_y.dtype == torch.int64
-    assert digits.train_x.min() >= 0 and digits.train_x.max() == 1
+    assert digits.train_x.dtype == torch.float32
+    assert digits.train_y.dtype == torch.int64
+    assert digits.train_x.min() >= 0
+    assert digits.train_x.max() == 1
 
 
 def test_the_split_is_the_same_every_time_and_parts_do_not_overlap(digits: Dataset) -> None:
@@ -62,7 +64,8 @@ def test_a_folder_of_idx_files_is_read(tmp_path: Path, suffix: str) -> None:
         write_idx(tmp_path / f"{kind}-images-idx3-ubyte{suffix}", images)
         write_idx(tmp_path / f"{kind}-labels-idx1-ubyte{suffix}", labels)
     data = load(str(tmp_path))
-    assert data.classes == 4 and data.features == 9
+    assert data.classes == 4
+    assert data.features == 9
     assert torch.equal(data.test_x, images.flatten(1).float() / 255)
     assert torch.equal(data.test_y, labels)
     assert data.train_y.bincount().tolist() == labels.bincount().tolist()
@@ -78,7 +81,7 @@ def test_idx_without_a_test_part_is_split(tmp_path: Path) -> None:
 def test_a_damaged_idx_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(b"not gzip")
-    with pytest.raises(UserError, match="train-images.*not a readable IDX file"):
+    with pytest.raises(UserError, match=r"train-images.*not a readable IDX file"):
         read_idx(path)
 
 
@@ -116,7 +119,7 @@ def test_missing_mnist_says_what_brings_it_and_where_it_was_sought(
 
 
 def test_unknown_data_is_refused_with_what_is_allowed() -> None:
-    with pytest.raises(UserError, match="'nmist'.*digits, mnist, fashion-mnist, a folder"):
+    with pytest.raises(UserError, match=r"'nmist'.*digits, mnist, fashion-mnist, a folder"):
         load("nmist")
 
 
@@ -125,10 +128,12 @@ def test_real_mnist_digits() -> None:
         data = load("mnist")
     except UserError as error:
         pytest.skip(f"{error}")
-    assert data.features == 784 and data.classes == 10
+    assert data.features == 784
+    assert data.classes == 10
     if len(data.train_y) + len(data.test_y) == 10_000:
         assert len(data.test_y) == 2_000
-    assert data.train_x.min() >= 0 and data.train_x.max() <= 1
+    assert data.train_x.min() >= 0
+    assert data.train_x.max() <= 1
     # Ink covers about an eighth of a digit: values that were read as something else would not.
     assert 0.08 < float(data.train_x.mean()) < 0.2
 

@@ -62,7 +62,9 @@ def test_a_damaged_record_is_reported_and_not_used(
         }[damage]
     )
     assert store.read(settings()) is None
-    assert len(warnings) == 1 and path.name in warnings[0] and "anew" in warnings[0]
+    assert len(warnings) == 1
+    assert path.name in warnings[0]
+    assert "anew" in warnings[0]
 
 
 def test_a_failed_write_leaves_nothing_behind(
@@ -99,7 +101,8 @@ def test_code_counts_and_comments_do_not(
     records._source_hash.cache_clear()
     after = {name: code_version(settings(method=name)) for name in before}
     assert [name for name in before if before[name] != after[name]] == ["sal-adam"]
-    assert len(set(after.values())) == 3 and len(key(settings())) == 64
+    assert len(set(after.values())) == 3
+    assert len(key(settings())) == 64
 
 
 def test_a_second_run_computes_nothing_and_a_damaged_record_only_itself(
@@ -120,7 +123,8 @@ def test_a_second_run_computes_nothing_and_a_damaged_record_only_itself(
 
     first = complete()
     assert sorted(computed) == [0, 1]
-    assert complete() == first and len(computed) == 2
+    assert complete() == first
+    assert len(computed) == 2
     Store(tmp_path / "records").path(plan[1]).write_text("{")
     again = complete()
     assert computed[2:] == [1]
@@ -129,8 +133,10 @@ def test_a_second_run_computes_nothing_and_a_damaged_record_only_itself(
 
 def test_a_run_is_the_same_every_time(settings: Any, digits: Dataset) -> None:
     one, two = run(settings(method="si"), digits), run(settings(method="si"), digits)
-    assert one["matrix"] == two["matrix"] and one["curves"] == two["curves"]
-    assert len(one["matrix"]) == 2 and one["curve_steps"] == [0, 5, 10, 15, 20]
+    assert one["matrix"] == two["matrix"]
+    assert one["curves"] == two["curves"]
+    assert len(one["matrix"]) == 2
+    assert one["curve_steps"] == [0, 5, 10, 15, 20]
 
 
 def test_methods_of_one_seed_start_alike(settings: Any, digits: Dataset) -> None:

@@ -30,7 +30,8 @@ def test_a_batch_depends_on_its_place_alone(name: str, digits: Dataset) -> None:
     for task in range(3):
         two.batch(task, 0)
     again = two.batch(2, 39)
-    assert torch.equal(last.x, again.x) and torch.equal(last.y, again.y)
+    assert torch.equal(last.x, again.x)
+    assert torch.equal(last.y, again.y)
     assert last.x.shape == (32, 64)
 
 
@@ -48,7 +49,8 @@ def test_test_sets_and_labels_fit_the_outputs(name: str, digits: Dataset) -> Non
         assert len(test.x) == len(test.y) > 0
         assert int(test.y.max()) < stream.outputs
         if test.mask is not None:
-            assert test.mask[test.y].all() and int(test.mask.sum()) == 2
+            assert test.mask[test.y].all()
+            assert int(test.mask.sum()) == 2
 
 
 def test_an_epoch_shows_every_example_once(digits: Dataset) -> None:
@@ -60,7 +62,8 @@ def test_an_epoch_shows_every_example_once(digits: Dataset) -> None:
 def test_permuted_shuffles_pixels_and_keeps_labels(digits: Dataset) -> None:
     stream = make("permuted", digits)
     one, two = stream.test(0), stream.test(1)
-    assert torch.equal(one.y, two.y) and not torch.equal(one.x, two.x)
+    assert torch.equal(one.y, two.y)
+    assert not torch.equal(one.x, two.x)
     assert torch.equal(one.x.sort(1).values, two.x.sort(1).values)
 
 
@@ -70,7 +73,8 @@ def test_fuzzy_mixes_the_next_task_in_linearly(digits: Dataset) -> None:
     assert all(stream.mixed(2, step) == 0 for step in range(40))
     sharp = make("permuted", digits, seed=0, batch=100)
     mixed, pure, coming = stream.batch(0, 30), sharp.batch(0, 30), sharp.train(1)
-    assert len(mixed.x) == 100 and torch.equal(mixed.x[:50], pure.x[:50])
+    assert len(mixed.x) == 100
+    assert torch.equal(mixed.x[:50], pure.x[:50])
     known = {row.numpy().tobytes() for row in coming.x}
     assert sum(row.numpy().tobytes() in known for row in mixed.x) == 50
     assert stream.changes() == [(20, 40), (60, 80)]
@@ -81,11 +85,12 @@ def test_split_tasks_have_disjoint_pairs_of_classes(digits: Dataset) -> None:
         make(f"split-{kind}", digits, tasks=5) for kind in ("domain", "task", "class")
     )
     pairs = [list(task.pair(t)) for t in range(5)]
-    assert sorted(sum(pairs, [])) == list(range(10))
+    assert sorted(label for pair in pairs for label in pair) == list(range(10))
     for t, pair in enumerate(pairs):
         assert set(whole.test(t).y.tolist()) == set(pair)
         second = (whole.test(t).y == pair[1]).long()
-        assert torch.equal(domain.test(t).y, second) and domain.outputs == 2
+        assert torch.equal(domain.test(t).y, second)
+        assert domain.outputs == 2
     assert whole.test(0).mask is None
 
 
@@ -96,7 +101,7 @@ def test_natural_order_is_the_published_one(digits: Dataset) -> None:
 
 
 def test_more_split_tasks_than_pairs_are_refused(digits: Dataset) -> None:
-    with pytest.raises(UserError, match="--tasks: 6 .*allowed for split-task on digits: 1 to 5"):
+    with pytest.raises(UserError, match=r"--tasks: 6 .*allowed for split-task on digits: 1 to 5"):
         make("split-task", digits, tasks=6)
 
 
@@ -109,7 +114,8 @@ def test_rotation_is_exact_at_quarter_turns_and_keeps_ink() -> None:
     blob = torch.zeros(1, 9, 9)
     blob[0, 3:6, 3:6] = 1
     turned = rotate(blob.flatten(1), 9, 37.0)
-    assert abs(float(turned.sum()) - 9) < 0.5 and float(turned.max()) <= 1 + 1e-6
+    assert abs(float(turned.sum()) - 9) < 0.5
+    assert float(turned.max()) <= 1 + 1e-6
 
 
 def test_rotations_spread_over_half_a_turn(digits: Dataset) -> None:
