@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.util
+import inspect
 import json
 import os
 import platform
@@ -21,25 +23,12 @@ import torch
 
 from benchmarks.baselines import METHODS
 from benchmarks.settings import Settings
+from benchmarks.streams import STREAMS
 
 ROOT = Path(__file__).resolve().parent
 
 # What decides the result of every run. Tables, figures and the command line do not.
-CORE = (
-    "data.py",
-    "readers.py",
-    "networks.py",
-    "runner.py",
-    "baselines/base.py",
-    "baselines/plain.py",
-    "streams/base.py",
-)
-STREAM_SOURCES = {
-    "rotated": "streams/rotated.py",
-    "permuted": "streams/permuted.py",
-    "fuzzy": "streams/permuted.py",
-}
-SPLIT_SOURCE = "streams/split.py"
+CORE = ("data.py", "readers.py", "networks.py", "runner.py", "baselines/plain.py")
 
 
 class Store:
@@ -117,17 +106,21 @@ def key(settings: Settings) -> str:
 def code_version(settings: Settings) -> str:
     """Hash of the sources that this run depends on: its method's and stream's, not others'."""
     row = METHODS[settings.method]
-    stream = STREAM_SOURCES.get(settings.stream, SPLIT_SOURCE)
-    files = [ROOT / name for name in (*CORE, stream, *row.sources)]
+    files = [ROOT / name for name in CORE]
+    files += _class_sources(row.kind) + _class_sources(STREAMS[settings.stream])
     if row.is_sal:
-        files += [ROOT / "baselines/sal.py", *_package_sources()]
+        files += _package_sources()
     return _hash(*[_source_hash(path) for path in files])
+
+
+def _class_sources(kind: type) -> list[Path]:
+    """The files of a class and of those it inherits from, as far as they belong to benchmarks."""
+    ours = [base for base in kind.__mro__ if base.__module__.startswith("benchmarks.")]
+    return sorted({Path(inspect.getfile(base)) for base in ours})
 
 
 def _package_sources() -> list[Path]:
     """The optimizers themselves: sal_optim's top level, without its integrations and monitors."""
-    import importlib.util
-
     spec = importlib.util.find_spec("sal_optim")
     if spec is None or not spec.submodule_search_locations:
         return []

@@ -50,6 +50,13 @@ def complete(
         # Progress and messages stay out of the output, which is the table.
         console.print(line, style="yellow", soft_wrap=True, highlight=False)
 
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--out: {str(folder.parent)!r} cannot be written ({error.strerror}); "
+            "allowed: a folder, made if missing"
+        ) from error
     store = Store(folder, warn)
     results = {index: store.read(settings) for index, settings in enumerate(plan)}
     missing = [index for index, result in results.items() if result is None]

@@ -1,7 +1,7 @@
 """The methods by name. A new method is a file here and one row in METHODS.
 
-A row says which base optimizer (and so which learning rate) a method has, which options it takes
-and which source files decide its results: a record is recomputed when one of those changes.
+A row says which base optimizer (and so which learning rate) a method has, and which options it
+takes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ class Row:
     summary: str
     kind: type[Method] = Method
     options: Mapping[str, str] | None = None
-    sources: tuple[str, ...] = ()
 
     @property
     def told(self) -> bool:
@@ -69,7 +68,6 @@ ROWS = (
         "the published SAL rule on Adam",
         PublishedSAL,
         PUBLISHED,
-        ("baselines/published_sal.py",),
     ),
     Row(
         "published-sal-sgd",
@@ -77,7 +75,6 @@ ROWS = (
         "the published SAL rule on SGD",
         PublishedSAL,
         PUBLISHED,
-        ("baselines/published_sal.py",),
     ),
     Row(
         "ewc",
@@ -85,7 +82,6 @@ ROWS = (
         "elastic weight consolidation on Adam, exact Fisher",
         EWC,
         {"strength": "λ", "fisher_examples": "examples of a task that its Fisher is taken over"},
-        ("baselines/ewc.py",),
     ),
     Row(
         "si",
@@ -93,7 +89,6 @@ ROWS = (
         "synaptic intelligence on Adam",
         SI,
         {"strength": "c", "xi": "damping ξ"},
-        ("baselines/si.py",),
     ),
     Row("sal-adam", "adam", "sal_optim.SALAdam", sal.SAL),
     Row("sal-sgd", "sgd", "sal_optim.SALSGD", sal.SAL),
