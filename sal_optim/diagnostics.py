@@ -8,8 +8,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from sal_optim.norms import squared_norms
 from sal_optim.pieces import plain
 from sal_optim.stability import PROTECTED, VOLATILE
@@ -34,7 +32,7 @@ def diagnose(optimizer: "SALOptimizer") -> dict[str, float]:
     - ``protected``, ``neutral``, ``volatile``: fractions of scalars whose stability s, at mean
       activity, is above 2/3, between, and below 1/3; they sum to 1.
     - ``mean_gate``: the mean of ``1 - s``: the fraction of an update that the gate lets through.
-    - ``surprise``, ``threshold``: the last gradient norm over its mean, and what it was compared to.
+    - ``surprise``, ``threshold``: the last gradient norm over its mean, and what that was held to.
     - ``consolidations``: their number, those asked for included.
     - ``drift``: ``norm(w - anchor) / norm(anchor)``, how far the weights have moved since the last
       consolidation, relative to their size; 0 before it and where no anchor is kept (``pull=0``).

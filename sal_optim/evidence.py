@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 State = dict[str, Tensor]
+TensorList = tuple[Tensor, ...] | list[Tensor]
 
 
 class Granularity(Protocol):
@@ -25,7 +26,7 @@ class Granularity(Protocol):
     def shapes(self, param: Tensor) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the state tensors, ``pending`` ones first, for one parameter."""
 
-    def gather(self, states: Sequence[State], grads: Sequence[Tensor], scale: float) -> None:
+    def gather(self, states: Sequence[State], grads: TensorList, scale: float) -> None:
         """Add ``(scale * grad)**2`` to the pending evidence."""
 
     def evidence(self, state: State, like: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ class Element:
         shape = tuple(param.shape)
         return {"pending": shape, "evidence": shape}
 
-    def gather(self, states: Sequence[State], grads: Sequence[Tensor], scale: float) -> None:
+    def gather(self, states: Sequence[State], grads: TensorList, scale: float) -> None:
         # Scaled before it is squared: g * g leaves the range of float32 for |g| < 1e-19.
         scaled = torch._foreach_mul(grads, scale)
         torch._foreach_addcmul_([state["pending"] for state in states], scaled, scaled)
@@ -72,7 +73,7 @@ class Factored:
             "evidence_column": (columns,),
         }
 
-    def gather(self, states: Sequence[State], grads: Sequence[Tensor], scale: float) -> None:
+    def gather(self, states: Sequence[State], grads: TensorList, scale: float) -> None:
         for state, grad in zip(states, grads, strict=True):
             if "pending" in state:
                 self._element.gather([state], [grad], scale)
@@ -97,7 +98,7 @@ class PerTensor:
     def shapes(self, param: Tensor) -> dict[str, tuple[int, ...]]:
         return {"pending": (), "evidence": ()}
 
-    def gather(self, states: Sequence[State], grads: Sequence[Tensor], scale: float) -> None:
+    def gather(self, states: Sequence[State], grads: TensorList, scale: float) -> None:
         for state, grad in zip(states, grads, strict=True):
             if grad.numel():
                 norm = torch.linalg.vector_norm(grad, dtype=state["pending"].dtype)

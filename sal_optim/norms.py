@@ -13,7 +13,7 @@ from torch import Tensor
 from sal_optim.pieces import Work
 
 
-def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
+def squared_norms(tensors: list[Tensor]) -> Tensor:
     """Sum of squares over tensors of any device and floating dtype; a float32 or float64 scalar.
 
     Sums of low-precision values are taken in float32.

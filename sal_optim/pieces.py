@@ -40,7 +40,7 @@ class Work:
             yield self
             return
         columns = [
-            tensor.view(-1).split(SLICE) if tensor.numel() == size else None for tensor in tensors
+            torch.split(tensor.view(-1), SLICE) if tensor.numel() == size else None for tensor in tensors
         ]
         names = tuple(self.state)
         for index in range(-(-size // SLICE)):
@@ -86,9 +86,9 @@ class Piece:
 class Direction:
     """A base optimizer's own update: ``param += factor * numerator / denominator``."""
 
-    numerators: Sequence[Tensor]
-    denominators: Sequence[Tensor] | None  # None: 1
-    factors: Sequence[float]  # one a tensor; minus the step size
+    numerators: tuple[Tensor, ...] | list[Tensor]
+    denominators: list[Tensor] | None  # None: 1
+    factors: list[float]  # one a tensor; minus the step size
 
 
 def pieces(group: dict[str, Any], works: Sequence[Work]) -> Iterator[Piece]:

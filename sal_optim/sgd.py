@@ -1,4 +1,4 @@
-"""SALSGD: the update of stochastic gradient descent with momentum, as torch.optim.SGD, protected."""
+"""SALSGD: stochastic gradient descent with momentum as in torch.optim.SGD, protected."""
 
 from typing import Any, ClassVar
 

@@ -4,20 +4,20 @@ Pure functions over lists of tensors; they hold no state and know no optimizer. 
 ``docs/mechanism.md``: ``Omega`` evidence, ``c`` protection, ``a`` activity, ``s`` stability.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
+
+TensorList = tuple[Tensor, ...] | list[Tensor]
 
 # stability() reports a scalar as protected above the first, volatile below the second bound.
 PROTECTED, VOLATILE = 2 / 3, 1 / 3
 
 
 def resistance(
-    evidence: Sequence[Tensor],
+    evidence: TensorList,
     protection: float,
     *,
-    grads: Sequence[Tensor] = (),
+    grads: TensorList = (),
     exponent: int = 0,
     scale: float = 1.0,
 ) -> list[Tensor]:
@@ -54,7 +54,7 @@ def stability(evidence: Tensor, protection: float) -> Tensor:
     return weighted / (weighted + 1.0)
 
 
-def pull(params: Sequence[Tensor], anchors: Sequence[Tensor], strength: Sequence[Tensor]) -> None:
+def pull(params: TensorList, anchors: TensorList, strength: TensorList) -> None:
     """Move each parameter toward its anchor, in place: ``p += k / (1 + k) * (anchor - p)``.
 
     The implicit form of a spring of stiffness k, stable for every ``k >= 0``. ``strength`` holds k
