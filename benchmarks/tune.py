@@ -32,7 +32,7 @@ from benchmarks.suite import complete, default_jobs
 # The published grids, by factors of about 3.
 STRENGTHS = {
     "ewc": (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6),
-    "si": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
+    "si": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4),
 }
 RATES = {
     "adam": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
