@@ -1,0 +1,124 @@
+"""One row a class and configuration, and the modes that each runs in: what every test runs on.
+
+A new base optimizer is one more row here; nothing else in the tests names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sal_optim import SALSGD, SALAdam, SALAdamW, SALLion, SALOptimizer
+
+
+class PlainLion(Optimizer):
+    """Lion as published (arXiv 2302.06675, algorithm 2), in its plainest form."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                grad = -param.grad if group["maximize"] else param.grad
+                state = self.state[param]
+                exp_avg: Tensor = state.setdefault("exp_avg", torch.zeros_like(param))
+                param.mul_(1 - group["lr"] * group["weight_decay"])
+                parts = (torch.view_as_real(t) if t.is_complex() else t for t in (exp_avg, grad))
+                average, slope = parts
+                sign = average.mul(beta1).add_(slope, alpha=1 - beta1).sign_()
+                if param.is_complex():
+                    torch.view_as_real(param).add_(sign, alpha=-group["lr"])
+                else:
+                    param.add_(sign, alpha=-group["lr"])
+                average.mul_(beta2).add_(slope, alpha=1 - beta2)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A class in one configuration."""
+
+    name: str
+    cls: type[SALOptimizer]
+    peer: type[Optimizer]  # its base optimizer
+    moments: tuple[str, ...]  # the base optimizer's state, shaped like the parameter
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    has_betas: bool = True
+
+    def __call__(self, params: Any, **changes: Any) -> SALOptimizer:
+        return self.cls(params, **{**self.kwargs, **changes})
+
+    def base(self, params: Any, **changes: Any) -> Optimizer:
+        return self.peer(params, **{**self.kwargs, **changes})
+
+    @property
+    def from_torch(self) -> bool:
+        return self.peer is not PlainLion
+
+    @property
+    def scale_free(self) -> bool:
+        """Whether scaling the loss leaves its steps as they are."""
+        return self.has_betas
+
+    def __str__(self) -> str:
+        return self.name
+
+
+_ADAM = ("exp_avg", "exp_avg_sq")
+_SGD = {"lr": 0.01, "weight_decay": 1e-3}
+
+ROWS = (
+    Row("SALAdam", SALAdam, torch.optim.Adam, _ADAM, {"lr": 0.01}),
+    Row(
+        "SALAdamW",
+        SALAdamW,
+        torch.optim.AdamW,
+        (*_ADAM, "max_exp_avg_sq"),
+        {"lr": 0.01, "weight_decay": 0.1, "amsgrad": True},
+    ),
+    Row("SALSGD", SALSGD, torch.optim.SGD, (), _SGD, has_betas=False),
+    Row(
+        "SALSGD-momentum",
+        SALSGD,
+        torch.optim.SGD,
+        ("momentum_buffer",),
+        {**_SGD, "momentum": 0.9, "dampening": 0.1},
+        has_betas=False,
+    ),
+    Row(
+        "SALSGD-nesterov",
+        SALSGD,
+        torch.optim.SGD,
+        ("momentum_buffer",),
+        {**_SGD, "momentum": 0.9, "nesterov": True},
+        has_betas=False,
+    ),
+    Row("SALLion", SALLion, PlainLion, ("exp_avg",), {"lr": 1e-3, "weight_decay": 0.1}),
+)
+# One row a class, for what does not depend on the configuration and takes long.
+CLASSES = tuple({row.cls: row for row in ROWS}.values())
+
+MODES: dict[str, dict[str, Any]] = {
+    "loop": {"foreach": False},
+    "foreach": {"foreach": True},
+    "default": {},
+}
