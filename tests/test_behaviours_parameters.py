@@ -86,23 +86,23 @@ def _strided(kind: str) -> Tensor:
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("kind", ["transposed", "strided", "channels_last"])
-def test_layouts(row: Row, mode: Mode, kind: str, granularity: str) -> None:
+def test_layouts(class_row: Row, mode: Mode, kind: str, granularity: str) -> None:
     odd = _strided(kind)
     assert not odd.is_contiguous()
     usual = odd.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
     grads = stream([usual], profile(80, (60,)))
-    one = row([odd], granularity=granularity, **mode)
-    other = row([usual], granularity=granularity, **mode)
+    one = class_row([odd], granularity=granularity, **mode)
+    other = class_row([usual], granularity=granularity, **mode)
     assert drive(one, [odd], grads) == drive(other, [usual], grads) == [61]
     assert_near([odd], [usual])
     assert not odd.is_contiguous()
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_non_contiguous_gradients(row: Row, mode: Mode, granularity: str) -> None:
+def test_non_contiguous_gradients(class_row: Row, mode: Mode, granularity: str) -> None:
     odd, usual = make_params([(4, 5)]), make_params([(4, 5)])
     grads = stream(usual, profile(80, (60,)))
-    one, other = (row(p, granularity=granularity, **mode) for p in (odd, usual))
+    one, other = (class_row(p, granularity=granularity, **mode) for p in (odd, usual))
     for (grad,) in grads:
         odd[0].grad = grad.t().clone(memory_format=torch.contiguous_format).t()
         assert not odd[0].grad.is_contiguous()
@@ -113,13 +113,13 @@ def test_non_contiguous_gradients(row: Row, mode: Mode, granularity: str) -> Non
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_empty_and_scalar_tensors(row: Row, mode: Mode, granularity: str) -> None:
+def test_empty_and_scalar_tensors(class_row: Row, mode: Mode, granularity: str) -> None:
     shapes = [(0,), (3, 0), (0, 3), (), (4, 3)]
     params = make_params(shapes)
     kept = [params[3], params[4]]
     twin = clone_params(kept)
-    one = row(params, granularity=granularity, **mode)
-    other = row(twin, granularity=granularity, **mode)
+    one = class_row(params, granularity=granularity, **mode)
+    other = class_row(twin, granularity=granularity, **mode)
     grads = stream(params, profile(80, (60,)))
     one_found = drive(one, params, grads)
     assert one_found == drive(other, twin, [[now[3], now[4]] for now in grads])
@@ -130,9 +130,9 @@ def test_empty_and_scalar_tensors(row: Row, mode: Mode, granularity: str) -> Non
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_only_empty_tensors(row: Row, mode: Mode, granularity: str) -> None:
+def test_only_empty_tensors(class_row: Row, mode: Mode, granularity: str) -> None:
     params = make_params([(0,), (2, 0)])
-    optimizer = row(params, granularity=granularity, **mode)
+    optimizer = class_row(params, granularity=granularity, **mode)
     assert drive(optimizer, params, stream(params, profile(5))) == []
     optimizer.consolidate()
     step_with(optimizer, params, stream(params, [1.0])[0])
@@ -220,9 +220,11 @@ def test_closure(row: Row, mode: Mode) -> None:
 
 @pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_gradient_is_left_alone(row: Row, mode: Mode, maximize: bool, granularity: str) -> None:
+def test_gradient_is_left_alone(
+    class_row: Row, mode: Mode, maximize: bool, granularity: str
+) -> None:
     params = make_params()
-    optimizer = row(params, maximize=maximize, granularity=granularity, **mode)
+    optimizer = class_row(params, maximize=maximize, granularity=granularity, **mode)
     optimizer.param_groups[0]["weight_decay"] = 0.1
     for now in stream(params, profile(70, (60,))):
         for param, grad in zip(params, now, strict=True):
@@ -237,12 +239,12 @@ def test_gradient_is_left_alone(row: Row, mode: Mode, maximize: bool, granularit
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
 def test_complex_equals_its_real_view(
-    row: Row, mode: Mode, dtype: torch.dtype, granularity: str
+    class_row: Row, mode: Mode, dtype: torch.dtype, granularity: str
 ) -> None:
     shapes = [(3, 2), (4,), ()]
     params = make_params(shapes, dtype)
     real = [torch.view_as_real(p.detach().clone()).requires_grad_() for p in params]
-    one, other = (row(p, granularity=granularity, **mode) for p in (params, real))
+    one, other = (class_row(p, granularity=granularity, **mode) for p in (params, real))
     grads = stream(params, profile(90, (60,)))
     views = [[torch.view_as_real(grad) for grad in now] for now in grads]
     assert drive(one, params, grads) == drive(other, real, views) == [61]
@@ -311,8 +313,8 @@ def test_no_state_on_the_instance(row: Row, mode: Mode) -> None:
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_step_outside_no_grad_builds_no_graph(row: Row, mode: Mode, granularity: str) -> None:
-    params, optimizer = seasoned(row, granularity=granularity, **mode)
+def test_step_outside_no_grad_builds_no_graph(class_row: Row, mode: Mode, granularity: str) -> None:
+    params, optimizer = seasoned(class_row, granularity=granularity, **mode)
     step_with(optimizer, params, stream(params, [1.0])[0])
     with torch.enable_grad():
         optimizer.consolidate()

@@ -1,0 +1,283 @@
+"""What constructors and param groups take, convert and refuse, naming the argument."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from tests.drive import (
+    assert_equal,
+    clone_params,
+    drive,
+    make_params,
+    profile,
+    step_with,
+    stream,
+)
+from tests.rows import Row
+
+Mode = dict[str, Any]
+NAN, INF = math.nan, math.inf
+
+# Argument: values to refuse with a ValueError that names it.
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "lr": (-1e-3, NAN, INF, "-1", "fast"),
+    "weight_decay": (-0.1, NAN, INF),
+    "protection": (-1.0, NAN, INF, "much"),
+    "pull": (-1.0, NAN, INF),
+    "tau0": (-1.0, 0.5, NAN, INF),
+    "alpha": (-1.0, NAN, INF),
+    "stats_beta": (-0.1, 1.0, 1.5, NAN),
+    "consolidate_every": (0, -5, 1.5, NAN, INF),
+    "retention": (-0.1, 1.1, NAN),
+    "granularity": ("elements", "", 3),
+    "state_dtype": ("int8", torch.int32, "nonsense"),
+    "maximize": ("yes", 2, None),
+    "foreach": ("yes", 2),
+    "capturable": (True,),
+    "differentiable": (True,),
+}
+# And those of some bases only.
+REFUSED_BASE: dict[str, tuple[Any, ...]] = {
+    "betas": ((1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, NAN), (0.9,), (0.9, 0.9, 0.9), (INF, 0.9)),
+    "eps": (-1e-8, NAN, INF),
+    "momentum": (-0.5, NAN, INF),
+    "dampening": (NAN, INF),
+}
+WORDS = {"lr": "learning rate", "betas": "beta", "eps": "epsilon"}
+
+
+def accepts(row: Row, name: str) -> bool:
+    return name in inspect.signature(row.cls).parameters
+
+
+def cases(row: Row) -> Iterator[tuple[str, Any]]:
+    for name, values in {**REFUSED, **REFUSED_BASE}.items():
+        if accepts(row, name):
+            for value in values:
+                yield name, value
+
+
+def test_refused_in_the_constructor(row: Row, mode: Mode) -> None:
+    count = 0
+    for name, value in cases(row):
+        with pytest.raises(ValueError, match=WORDS.get(name, name)) as error:
+            row(make_params(), **{**mode, name: value})
+        text = str(error.value)
+        shown = value[0] if name == "betas" and len(value) == 2 else value
+        if name == "betas" and len(value) == 2 and 0 <= value[0] < 1:
+            shown = value[1]
+        assert str(shown) in text, f"{name}={value!r}: {text}"
+        count += 1
+    assert count > 40
+
+
+def test_refused_in_a_group_of_the_constructor(row: Row, mode: Mode) -> None:
+    for name, value in cases(row):
+        groups = [{"params": make_params()}, {"params": make_params(), name: value}]
+        with pytest.raises(ValueError, match=WORDS.get(name, name)):
+            row(groups, **mode)
+
+
+def test_refused_in_add_param_group(row: Row, mode: Mode) -> None:
+    optimizer = row(make_params(), **mode)
+    for name, value in cases(row):
+        with pytest.raises(ValueError, match=WORDS.get(name, name)):
+            optimizer.add_param_group({"params": make_params(), name: value})
+        assert len(optimizer.param_groups) == 1, name
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", None),
+        ("lr", [1e-3]),
+        ("weight_decay", None),
+        ("protection", object()),
+        ("betas", 0.9),
+        ("betas", "0.9"),
+        ("betas", None),
+    ],
+)
+def test_wrong_types(row: Row, mode: Mode, name: str, value: Any) -> None:
+    if not accepts(row, name):
+        pytest.skip(f"{row} has no {name}")
+    with pytest.raises((TypeError, ValueError), match=WORDS.get(name, name)):
+        row(make_params(), **{**mode, name: value})
+
+
+def test_nesterov_needs_momentum() -> None:
+    from tests.rows import SALSGD
+
+    with pytest.raises(ValueError, match="Nesterov"):
+        SALSGD(make_params(), nesterov=True)
+    with pytest.raises(ValueError, match="Nesterov"):
+        SALSGD(make_params(), nesterov=True, momentum=0.9, dampening=0.1)
+
+
+def test_unknown_keyword(row: Row, mode: Mode) -> None:
+    with pytest.raises(TypeError, match="protecton"):
+        row(make_params(), protecton=0.3, **mode)
+
+
+def test_shared_arguments_are_keywords_and_visible(row: Row) -> None:
+    parameters = inspect.signature(row.cls).parameters
+    assert set(REFUSED) - {"lr", "weight_decay"} <= set(parameters)
+    for name in set(REFUSED) - {"lr", "weight_decay"}:
+        assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY, name
+    assert not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+
+
+def test_positional_arguments_are_those_of_the_base(row: Row) -> None:
+    ours = [
+        name
+        for name, parameter in inspect.signature(row.cls).parameters.items()
+        if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    ]
+    theirs = inspect.signature(row.peer).parameters
+    assert ours == [n for n in theirs if theirs[n].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    for name in ours:
+        assert inspect.signature(row.cls).parameters[name].default == theirs[name].default, name
+
+
+class Sequence:
+    """Like OmegaConf's ListConfig: a sequence that is neither list nor tuple."""
+
+    def __init__(self, *items: Any) -> None:
+        self._items = items
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._items[index]
+
+
+def test_text_and_sequences_are_converted(row: Row, mode: Mode) -> None:
+    text: dict[str, Any] = {
+        "lr": "1e-3",
+        "weight_decay": "0.01",
+        "protection": "0.2",
+        "pull": "1",
+        "alpha": "5",
+        "tau0": "1.5",
+        "stats_beta": ".95",
+        "consolidate_every": "500",
+        "retention": "1",
+    }
+    clear: dict[str, Any] = {
+        name: int(value) if name == "consolidate_every" else float(value)
+        for name, value in text.items()
+    }
+    if row.has_betas:
+        text["betas"], clear["betas"] = Sequence(".9", 0.99), (0.9, 0.99)
+    for optimizer in (
+        row(make_params(), **mode, **text),
+        row([{"params": make_params(), **text}], **mode),
+    ):
+        group = optimizer.param_groups[0]
+        for name, value in clear.items():
+            assert group[name] == value, name
+            assert type(group[name]) is type(value), name
+    params, twin = make_params(), make_params()
+    grads = stream(params, profile(5))
+    drive(row(params, **mode, **text), params, grads)
+    drive(row(twin, **mode, **clear), twin, grads)
+    assert_equal(params, twin)
+
+
+def test_lists_are_converted(row: Row, mode: Mode) -> None:
+    if not row.has_betas:
+        pytest.skip(f"{row} has no betas")
+    for value in ([".9", 0.99], [0.9, "0.99"], (torch.tensor(0.9).item(), 0.99)):
+        betas = row(make_params(), **mode, betas=value).param_groups[0]["betas"]
+        assert type(betas) is tuple
+        assert betas == pytest.approx((0.9, 0.99))
+
+
+@pytest.mark.parametrize("value", [torch.bfloat16, "bfloat16", "torch.bfloat16"])
+def test_state_dtype(row: Row, mode: Mode, value: Any) -> None:
+    params = make_params()
+    optimizer = row(params, state_dtype=value, **mode)
+    found = drive(optimizer, params, stream(params, profile(80, (60,))))
+    assert len(found) == 1
+    state = optimizer.state[params[0]]
+    assert state["evidence"].dtype is state["pending"].dtype is torch.bfloat16
+    assert state["evidence"].max() > 0
+
+
+def test_tensor_lr(row: Row, mode: Mode) -> None:
+    rate = torch.tensor(0.01)
+    if mode.get("foreach"):
+        with pytest.raises(ValueError, match="lr as a Tensor is not supported"):
+            row(make_params(), **{**mode, "lr": rate})
+        return
+    params, twin = make_params(), make_params()
+    one = row(params, **{**mode, "lr": rate})
+    other = row(twin, **{**mode, "lr": rate.item()})
+    grads = stream(params, profile(90, (60,)))
+    assert drive(one, params, grads) == drive(other, twin, grads) == [61]
+    assert_equal(params, twin)
+    rate.mul_(0.5)
+    other.param_groups[0]["lr"] *= 0.5
+    step_with(one, params, grads[0])
+    step_with(other, twin, grads[0])
+    assert_equal(params, twin, "a change of the tensor takes effect:")
+
+
+def test_tensor_lr_of_two_elements_is_refused(row: Row, mode: Mode) -> None:
+    with pytest.raises(ValueError, match="lr"):
+        row(make_params(), **{**mode, "lr": torch.tensor([0.1, 0.1])})
+
+
+@pytest.mark.parametrize("name", ["protection", "lr", "weight_decay"])
+def test_changes_of_a_group_take_effect_in_the_next_step(row: Row, mode: Mode, name: str) -> None:
+    from tests.drive import seasoned
+
+    (one, changed), (other, plain) = seasoned(row, **mode), seasoned(row, **mode)
+    assert_equal(one, other)
+    start = clone_params(one)
+    changed.param_groups[0][name] = {"protection": 5.0, "lr": 0.05, "weight_decay": 0.5}[name]
+    grads = stream(one, profile(1))[0]
+    step_with(changed, one, grads)
+    step_with(plain, other, grads)
+    assert not torch.equal(one[0], other[0])
+    if name == "protection":
+        # Held more firmly, near its anchor: no element moves further under more protection,
+        # once the anchor's share, equal in sign or larger, is left out.
+        bare, free = seasoned(row, pull=0.0, **mode), seasoned(row, pull=0.0, **mode)
+        bare[1].param_groups[0]["protection"] = 5.0
+        before = clone_params(bare[0])
+        step_with(bare[1], bare[0], grads)
+        step_with(free[1], free[0], grads)
+        for held, loose, was in zip(bare[0], free[0], before, strict=True):
+            assert ((held - was).abs() <= (loose - was).abs() * (1 + 1e-5) + 1e-9).all()
+    assert not torch.equal(one[0], start[0])
+
+
+def test_protection_zero_mid_run_moves_as_the_base(row: Row, mode: Mode) -> None:
+    from tests.drive import seasoned
+
+    params, optimizer = seasoned(row, **mode)
+    optimizer.param_groups[0]["protection"] = 0.0
+    twin = clone_params(params)
+    base = row.base(twin, **mode)
+    state = base.state_dict()
+    names = ("step", *row.moments)
+    state["state"] = {
+        key: {name: saved[name].clone() for name in names if name in saved}
+        for key, saved in optimizer.state_dict()["state"].items()
+    }
+    base.load_state_dict(state)
+    for now in stream(params, profile(20)):
+        step_with(optimizer, params, now)
+        step_with(base, twin, now)
+    assert_equal(params, twin)
