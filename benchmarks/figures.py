@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from benchmarks.baselines import METHODS
 
@@ -65,7 +66,9 @@ def matrices(title: str, by_method: Mapping[str, Results], path: Path) -> None:
 def curves(title: str, by_method: Mapping[str, Results], path: Path) -> None:
     """Accuracy on every task over steps, with the changes of task and SAL's consolidations."""
     across = min(2, len(by_method))
-    figure, panels = _grid(len(by_method), width=5.6, height=2.1, title=title, across=across)
+    figure, panels = _grid(
+        len(by_method), width=11.2 / across, height=2.1, title=title, across=across
+    )
     lowest = min(float(np.min(_mean(results, "curves"))) for results in by_method.values())
     for place, (panel, (method, results)) in enumerate(zip(panels, by_method.items(), strict=True)):
         steps = results[0]["curve_steps"]
@@ -134,7 +137,13 @@ def surprise(title: str, by_method: Mapping[str, Results], path: Path) -> bool:
             label="consolidation",
         )
         panel.set_yscale("log")
-        panel.set_xlim(0, len(result["trace"]["surprise"]))
+        panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        panel.yaxis.set_minor_formatter(NullFormatter())
+        end = len(result["trace"]["surprise"])
+        panel.set_xlim(0, end)
+        if len(result["changes"]) < 10:
+            panel.set_xticks([0, *[last for _, last in result["changes"]], end])
         panel.set_title(method, fontsize=9)
         panel.set_ylabel("gradient norm / mean", fontsize=8)
         panel.tick_params(labelsize=7)
@@ -163,7 +172,8 @@ def _grid(
     across = min(across, count)
     rows = -(-count // across)
     # A Figure of its own, not pyplot's: no window system and no global state.
-    figure = Figure(figsize=(width * across + 0.6, height * rows + 0.6), layout="constrained")
+    size = (max(7.0, width * across + 0.6), height * rows + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, across, squeeze=False).flatten()
     for spare in axes[count:]:
         spare.set_visible(False)
@@ -185,7 +195,7 @@ def _legend(figure: Figure, tasks: int, consolidations: bool) -> None:
             )
         )
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False
+        handles=handles, loc="outside upper right", ncols=len(handles), fontsize=8, frameon=False
     )
 
 
