@@ -64,8 +64,7 @@ class Factored:
     def shapes(self, param: Tensor) -> dict[str, tuple[int, ...]]:
         if param.dim() < 2:
             return self._element.shapes(param)
-        rows = param.shape[0]
-        columns = param.numel() // rows if rows else 0
+        rows, columns = param.shape[0], param.shape[1:].numel()
         return {
             "pending_row": (rows,),
             "pending_column": (columns,),

@@ -105,6 +105,7 @@ class SALOptimizer(Optimizer):
             "differentiable": False,
         }
         super().__init__(params, self._checked({**defaults, **shared}))
+        self.param_groups[0]["threshold"] = new_threshold()
 
     # ---------------------------------------------------------------- what a base optimizer gives
 
@@ -163,6 +164,7 @@ class SALOptimizer(Optimizer):
             # A checkpoint of torch.optim, or of an older version, lacks newer keys.
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
+        self._threshold()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state made by ``state_dict`` of this class, or of its base in ``torch.optim``.
@@ -284,10 +286,8 @@ class SALOptimizer(Optimizer):
 
     def _threshold(self) -> ThresholdState:
         """The state that belongs to the optimizer as a whole; it lives in the first group."""
-        first = self.param_groups[0]
-        if "threshold" not in first:
-            first["threshold"] = new_threshold()
-        return first["threshold"]  # type: ignore[no-any-return]
+        state: ThresholdState = self.param_groups[0].setdefault("threshold", new_threshold())
+        return state
 
     def _listen(self, norm: float) -> bool:
         """Pass the norm to the threshold, consolidate if it says so; is the step ordinary?"""
@@ -399,18 +399,35 @@ class SALOptimizer(Optimizer):
                 state = self.state.get(param)
                 if not state or "evidence_weight" not in state:
                     continue
-                for name in [name for name in state if name.startswith("pending")]:
-                    evidence = state[name.replace("pending", "evidence")]
-                    evidence.mul_(group["retention"]).add_(state[name], alpha=weight / steps)
-                    state[name].zero_()
+                self._absorb(param, state, group, weight / steps)
                 state["evidence_weight"] = group["retention"] * state["evidence_weight"] + weight
-                if "anchor" in state:
-                    state["anchor"].copy_(param)
                 if group["protection"] > 0.0:
                     for name in self._momenta:
                         if state.get(name) is not None:
                             state[name].zero_()
         restart(threshold)
+
+    @staticmethod
+    def _absorb(param: Tensor, state: dict[str, Any], group: dict[str, Any], weight: float) -> None:
+        """Add ``weight`` times the pending evidence of one parameter, and move its anchor.
+
+        The anchor is the mean of the weights at all consolidations, weighted by their evidence: the
+        minimum of the sum of the regimes' quadratic penalties.
+        """
+        granularity, retention = GRANULARITIES[group["granularity"]], group["retention"]
+        local = {name: plain(value) for name, value in state.items() if isinstance(value, Tensor)}
+        values = plain(param)
+        anchor = local.get("anchor")
+        if anchor is not None:
+            before = granularity.evidence(local, values) * retention
+        for name in [name for name in local if name.startswith("pending")]:
+            evidence = local[name.replace("pending", "evidence")]
+            evidence.mul_(retention).add_(local[name], alpha=weight)
+            local[name].zero_()
+        if anchor is not None:
+            after = granularity.evidence(local, values)
+            share = 1.0 - before / after.clamp_min(torch.finfo(after.dtype).tiny)
+            anchor.add_((values - anchor).mul_(share))
 
     @contextlib.contextmanager
     def observe(self) -> Iterator[None]:

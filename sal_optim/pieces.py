@@ -40,7 +40,8 @@ class Work:
             yield self
             return
         columns = [
-            torch.split(tensor.view(-1), SLICE) if tensor.numel() == size else None for tensor in tensors
+            torch.split(tensor.view(-1), SLICE) if tensor.numel() == size else None
+            for tensor in tensors
         ]
         names = tuple(self.state)
         for index in range(-(-size // SLICE)):

@@ -19,8 +19,9 @@ class Verdict(NamedTuple):
     change: float | None  # the mean surprise of a change that this step confirms
 
 
-# Steps of a regime before its statistics can raise an alarm. They pass over the loud first steps of
-# a run, and they are the refractory period after a consolidation.
+# Steps of a regime that its statistics pass over: a run, or what follows a change, begins loud.
+SETTLE = 10
+# Steps of a regime before its statistics can raise an alarm: the refractory period.
 WARMUP = 30
 # A change of regime lasts, an outlying batch does not: this many surprising steps make a change,
 # where a step above twice the threshold counts double and an ordinary one takes one back.
@@ -89,7 +90,7 @@ def observe_norm(
     state["steps"] = steps
     if steps <= 5.0:
         state["initial"] = max(state["initial"], norm)
-    weight = max(1.0 - beta, 1.0 / steps)
+    weight = max(1.0 - beta, 1.0 / max(1.0, steps - SETTLE))
     delta = norm - mean
     state["mean"] = mean + weight * delta
     state["variance"] = (1.0 - weight) * (state["variance"] + weight * delta * delta)
