@@ -177,7 +177,7 @@ def _draw(title: str, grouped: dict[str, Any], folder: Path, stem: str) -> None:
     from benchmarks import figures  # matplotlib is slow to import
 
     figures.matrices(
-        f"{title}\naccuracy matrix, mean over seeds (final average beside the name)",
+        f"{title}\naccuracy matrix (mean over seeds) and final average",
         grouped,
         folder / f"{stem}-matrix.png",
     )

@@ -172,7 +172,7 @@ def _grid(
     across = min(across, count)
     rows = -(-count // across)
     # A Figure of its own, not pyplot's: no window system and no global state.
-    size = (max(7.0, width * across + 0.6), height * rows + 0.6)
+    size = (max(5.0, width * across + 0.6), height * rows + 0.6)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, across, squeeze=False).flatten()
     for spare in axes[count:]:
