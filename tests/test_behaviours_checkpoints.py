@@ -1,0 +1,383 @@
+"""State that survives: deepcopy, pickle, files read safely, older and foreign checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sal_optim import SALOptimizer
+from tests.drive import (
+    Stream,
+    assert_equal,
+    assert_same_state,
+    clone_params,
+    consolidations,
+    drive,
+    make_params,
+    profile,
+    reload,
+    seasoned,
+    snapshot,
+    step_with,
+    stream,
+)
+from tests.rows import Row
+
+Mode = dict[str, Any]
+Pair = tuple[list[Tensor], SALOptimizer]
+# Two regimes: a change found at step 61, another at 261.
+STEPS, CHANGES = 270, (60, 260)
+# Where a run is cut (in the first regime, as a change begins and is not confirmed, right after its
+# consolidation, in the second regime, and as the second change begins), and until when it goes on.
+CUTS = {
+    "regime": (40, 64),
+    "detection": (61, 81),
+    "consolidation": (62, 82),
+    "second regime": (150, 160),
+    "second change": (261, 270),
+}
+
+
+def by_deepcopy(row: Row, params: list[Tensor], optimizer: SALOptimizer, mode: Mode) -> Pair:
+    memo: dict[int, Any] = {}
+    new = [copy.deepcopy(param, memo) for param in params]
+    return new, copy.deepcopy(optimizer, memo)
+
+
+def by_pickle(row: Row, params: list[Tensor], optimizer: SALOptimizer, mode: Mode) -> Pair:
+    new: Pair = pickle.loads(pickle.dumps((params, optimizer)))
+    return new
+
+
+def by_file(row: Row, params: list[Tensor], optimizer: SALOptimizer, mode: Mode) -> Pair:
+    new = clone_params(params)
+    fresh = row(new, **mode)
+    fresh.load_state_dict(reload(optimizer.state_dict()))
+    return new, fresh
+
+
+def by_file_twice(row: Row, params: list[Tensor], optimizer: SALOptimizer, mode: Mode) -> Pair:
+    return by_file(row, *by_file(row, params, optimizer, mode), mode)
+
+
+WAYS: dict[str, Callable[..., Pair]] = {
+    "deepcopy": by_deepcopy,
+    "pickle": by_pickle,
+    "file": by_file,
+    "file-twice": by_file_twice,
+}
+
+
+def test_resume_is_exact(row: Row, mode: Mode) -> None:
+    params = make_params()
+    grads = stream(params, profile(STEPS, CHANGES))
+    optimizer = row(params, **mode)
+    cuts: dict[int, list[tuple[str, list[Tensor], SALOptimizer]]] = {}
+    ends: dict[int, tuple[list[Tensor], dict[str, Any]]] = {}
+    found = []
+    for index, now in enumerate(grads):
+        for cut, (start, _) in CUTS.items():
+            if index == start:
+                suspicious = optimizer.param_groups[0]["threshold"]["suspicion"] > 0
+                assert suspicious == (cut in ("detection", "second change")), cut
+                assert len(found) == (cut not in ("regime", "detection")), cut
+                before = snapshot(optimizer)
+                copies = [(way, *WAYS[way](row, params, optimizer, mode)) for way in WAYS]
+                for _, _, resumed in copies:
+                    assert_same_state(snapshot(resumed), before)
+                cuts[start] = copies
+        found += [index] if drive(optimizer, params, [now]) else []
+        if index + 1 in (end for _, end in CUTS.values()):
+            ends[index + 1] = clone_params(params), snapshot(optimizer)
+    assert found == [61, 261]
+    for cut, (start, end) in CUTS.items():
+        expected, state = ends[end]
+        for way, new, resumed in cuts[start]:
+            again = [start + index for index in drive(resumed, new, grads[start:end])]
+            assert again == [index for index in found if start <= index < end], (cut, way)
+            assert_equal(new, expected, f"{cut}, {way}:")
+            assert_same_state(snapshot(resumed), state)
+
+
+@pytest.mark.parametrize("granularity", ["factored", "tensor"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.bfloat16], ids=str)
+def test_resume_is_exact_in_other_forms(
+    class_row: Row, mode: Mode, granularity: str, dtype: torch.dtype
+) -> None:
+    params = make_params(dtype=dtype)
+    grads = stream(params, profile(100, (60,)))
+    optimizer = class_row(params, granularity=granularity, **mode)
+    assert len(drive(optimizer, params, grads[:80])) == 1
+    new, resumed = by_file(class_row, params, optimizer, {**mode, "granularity": granularity})
+    for now in grads[80:]:
+        step_with(optimizer, params, now)
+        step_with(resumed, new, now)
+    assert_equal(params, new)
+    assert_same_state(snapshot(optimizer), snapshot(resumed))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_float32_statistics_survive_beside_small_weights(
+    row: Row, mode: Mode, dtype: torch.dtype
+) -> None:
+    params = make_params(dtype=dtype)
+    optimizer = row(params, **mode)
+    assert len(drive(optimizer, params, stream(params, profile(80, (60,))))) == 1
+    new, resumed = by_file(row, params, optimizer, mode)
+    for param, other in zip(params, new, strict=True):
+        for name in ("evidence", "pending"):
+            kept, loaded = optimizer.state[param][name], resumed.state[other][name]
+            assert kept.dtype is loaded.dtype is torch.float32
+            assert torch.equal(kept, loaded)
+        # bfloat16 could not hold these values: the comparison is not empty.
+    some = optimizer.state[params[0]]["evidence"]
+    assert not torch.equal(some, some.to(dtype).float())
+    assert loaded.data_ptr() != kept.data_ptr()
+    for name in row.moments:
+        assert resumed.state[new[0]][name].dtype is dtype
+
+
+def test_loaded_statistics_are_copies(row: Row, mode: Mode) -> None:
+    """state_dict() shares its tensors with the optimizer, as in torch; loading must not."""
+    params, optimizer = seasoned(row, **mode)
+    new = clone_params(params)
+    resumed = row(new, **mode)
+    resumed.load_state_dict(optimizer.state_dict())
+    before = snapshot(optimizer)
+    for now in stream(params, profile(3)):
+        step_with(resumed, new, now)
+    resumed.consolidate()
+    assert consolidations(resumed) == 2
+    after = snapshot(optimizer)
+    names = ("pending", "evidence", "anchor", "threshold")
+    kept = [path for path in before if any(name in path for name in names)]
+    assert len(kept) > 3 * len(params)
+    assert_same_state({p: after[p] for p in kept}, {p: before[p] for p in kept})
+
+
+def test_an_older_checkpoint_lacks_newer_group_keys(row: Row, mode: Mode) -> None:
+    params, optimizer = seasoned(row, **mode)
+    saved = reload(optimizer.state_dict())
+    theirs = set(row.base(make_params()).state_dict()["param_groups"][0])
+    dropped = [name for name in saved["param_groups"][0] if name not in theirs]
+    assert {"protection", "threshold", "granularity", "consolidate_every"} <= set(dropped)
+    for name in dropped:
+        new = clone_params(params)
+        resumed = row(new, **mode)
+        older = copy.deepcopy(saved)
+        del older["param_groups"][0][name]
+        resumed.load_state_dict(older)
+        for now in stream(params, profile(3)):
+            step_with(resumed, new, now)
+        if name != "threshold":
+            assert resumed.param_groups[0][name] == optimizer.param_groups[0][name]
+        resumed.consolidate()
+        assert resumed.diagnostics()["consolidations"] >= 1
+
+
+def test_an_older_pickle_lacks_newer_group_keys(row: Row, mode: Mode) -> None:
+    params, optimizer = seasoned(row, **mode)
+    state = copy.deepcopy(optimizer.__getstate__())
+    del state["param_groups"][0]["retention"]
+    revived = row.cls.__new__(row.cls)
+    revived.__setstate__(state)
+    assert revived.param_groups[0]["retention"] == 1.0
+    assert params
+
+
+@pytest.mark.parametrize("when", ["first regime", "after a change"])
+def test_a_checkpoint_of_torch_goes_on(row: Row, mode: Mode, when: str) -> None:
+    params = make_params()
+    twin = clone_params(params)
+    base = row.base(twin, **mode)
+    grads = stream(params, profile(200, (120,)))
+    for now in grads[:40]:
+        step_with(base, twin, now)
+    if when == "first regime":
+        params = clone_params(twin)
+        optimizer = row(params, **mode)
+    else:
+        # Into an optimizer in use: what it knew is gone with its state.
+        params, optimizer = seasoned(row, **mode)
+        with torch.no_grad():
+            for param, other in zip(params, twin, strict=True):
+                param.copy_(other)
+    protection = optimizer.param_groups[0]["protection"]
+    optimizer.load_state_dict(reload(base.state_dict()))
+    assert optimizer.param_groups[0]["protection"] == protection > 0
+    for now in grads[40:120]:
+        step_with(optimizer, params, now)
+        step_with(base, twin, now)
+    assert_equal(params, twin, "as torch.optim's until the first change:")
+    found = drive(optimizer, params, grads[120:])
+    assert len(found) == 1
+    assert optimizer.stability(params[0]).max() > 0
+
+
+def test_a_checkpoint_of_ours_loads_into_torch(row: Row, mode: Mode) -> None:
+    params, twin = make_params(), make_params()
+    optimizer, base = row(params, **mode), row.base(twin, **mode)
+    grads = stream(params, profile(40))
+    for now in grads[:20]:
+        step_with(optimizer, params, now)
+    base.load_state_dict(reload(optimizer.state_dict()))
+    twin_after = clone_params(params)
+    with torch.no_grad():
+        for param, other in zip(twin, twin_after, strict=True):
+            param.copy_(other)
+    for now in grads[20:]:
+        step_with(optimizer, params, now)
+        step_with(base, twin, now)
+    assert_equal(params, twin)
+
+
+def _broken(saved: dict[str, Any]) -> dict[str, tuple[dict[str, Any], type[Exception]]]:
+    def change(edit: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+        other = copy.deepcopy(saved)
+        edit(other)
+        return other
+
+    first = next(iter(saved["state"]))
+    return {
+        "no state": (change(lambda d: d.pop("state")), KeyError),
+        "no groups": (change(lambda d: d.pop("param_groups")), KeyError),
+        "no params": (change(lambda d: d["param_groups"][0].pop("params")), KeyError),
+        "a group more": (
+            change(lambda d: d["param_groups"].append({"params": []})),
+            ValueError,
+        ),
+        "a parameter less": (change(lambda d: d["param_groups"][0]["params"].pop()), ValueError),
+        "another shape": (
+            change(lambda d: d["state"][first].update(evidence=torch.zeros(7, 7))),
+            ValueError,
+        ),
+        "another step": (change(lambda d: d["state"].update({first: 3})), TypeError),
+        "a list": (change(lambda d: d.update(state=[])), TypeError),
+    }
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "no state",
+        "no groups",
+        "no params",
+        "a group more",
+        "a parameter less",
+        "another shape",
+        "another step",
+        "a list",
+    ],
+)
+def test_a_broken_checkpoint_changes_nothing(row: Row, mode: Mode, case: str) -> None:
+    _, optimizer = seasoned(row, **mode)
+    before = snapshot(optimizer)
+    broken, error = _broken(optimizer.state_dict())[case]
+    with pytest.raises(error):
+        optimizer.load_state_dict(broken)
+    assert_same_state(snapshot(optimizer), before)
+
+
+def test_load_keeps_its_parameter_name(row: Row) -> None:
+    """Distributed checkpoints pass it by name."""
+    _, optimizer = seasoned(row)
+    optimizer.load_state_dict(state_dict=optimizer.state_dict())
+
+
+def test_zero_step_makes_all_state(row: Row, mode: Mode) -> None:
+    """A step with zero gradients and lr=0 is how distributed checkpoints materialise state."""
+    params = make_params()
+    still = clone_params(params)
+    optimizer = row(params, **mode)
+    rate = optimizer.param_groups[0]["lr"]
+    optimizer.param_groups[0]["lr"] = 0.0
+    zeros: Stream = [[torch.zeros_like(param) for param in params]]
+    step_with(optimizer, params, zeros[0])
+    optimizer.param_groups[0]["lr"] = rate
+    assert_equal(params, still)
+    assert consolidations(optimizer) == 0
+    used = seasoned(row, **mode)[1]
+    # Also once consolidated, in the middle of a detection, and observed.
+    used.consolidate()
+    empty, full = snapshot(optimizer), snapshot(used)
+    assert empty.keys() == full.keys()
+    for path, value in empty.items():
+        assert type(value) is type(full[path]), path
+        if isinstance(value, Tensor):
+            assert (value.shape, value.dtype) == (full[path].shape, full[path].dtype), path
+
+
+@pytest.mark.parametrize("which", ["zero gradient", "zero lr"])
+def test_a_step_that_says_nothing_leaves_the_threshold(row: Row, mode: Mode, which: str) -> None:
+    params = make_params()
+    optimizer = row(params, **mode)
+    drive(optimizer, params, stream(params, profile(61, (60,))))
+    names = ("pending", "evidence")
+
+    def told() -> list[Any]:
+        values = [optimizer.state[param][name].clone() for param in params for name in names]
+        return [*values, dict(optimizer.param_groups[0]["threshold"])]
+
+    before = told()
+    assert before[-1]["suspicion"] > 0
+    if which == "zero gradient":
+        now = [torch.zeros_like(param) for param in params]
+    else:
+        now = stream(params, [8.0])[0]
+        optimizer.param_groups[0]["lr"] = 0.0
+        optimizer.param_groups[0]["weight_decay"] = 0.1
+    still = clone_params(params)
+    for _ in range(5):
+        step_with(optimizer, params, now)
+    after = told()
+    assert after[-1] == before[-1]
+    assert_equal(before[:-1], after[:-1])
+    assert all(bool(torch.isfinite(param).all()) for param in params)
+    if which == "zero lr":
+        assert_equal(params, still)
+
+
+def test_grad_scaler_inf_step_leaves_all_state_alone(row: Row, mode: Mode) -> None:
+    params, optimizer = seasoned(row, **mode)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    start = clone_params(params)
+    for now in stream(params, profile(3)):
+        scaler.scale(torch.ones(()))
+        for param, grad in zip(params, now, strict=True):
+            param.grad = grad * 1024.0
+        scaler.step(optimizer)
+        scaler.update()
+    assert not torch.equal(params[0], start[0])
+    assert scaler.get_scale() == 1024.0
+    before, still = snapshot(optimizer), clone_params(params)
+    for param, grad in zip(params, now, strict=True):
+        param.grad = grad * 1024.0
+    params[1].grad[0] = torch.inf  # type: ignore[index]
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 512.0
+    assert_equal(params, still)
+    assert_same_state(snapshot(optimizer), before)
+
+
+def test_grad_scaler_changes_nothing(row: Row, mode: Mode) -> None:
+    """Unscaled gradients reach the threshold: a doubling scale is no change of regime."""
+    params, twin = make_params(), make_params()
+    one, other = row(params, **mode), row(twin, **mode)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=20)
+    for now in stream(params, profile(80, (60,))):
+        scale = scaler.scale(torch.ones(())).item()
+        for param, grad in zip(params, now, strict=True):
+            param.grad = grad * scale
+        scaler.step(one)
+        scaler.update()
+        step_with(other, twin, now)
+    assert consolidations(one) == consolidations(other) == 1
+    assert scaler.get_scale() > 1024.0
+    assert_equal(params, twin)
