@@ -180,7 +180,7 @@ _SEASONED: dict[str, tuple[list[Tensor], SALOptimizer]] = {}
 
 
 def seasoned(row: Any, **kwargs: Any) -> tuple[list[Tensor], SALOptimizer]:
-    """Parameters and an optimizer that has found one change, 80 steps in; made once, then copied."""
+    """Parameters and an optimizer that has found one change, 80 steps in; copied from a first."""
     key = f"{row} {kwargs}"
     if key not in _SEASONED:
         params = make_params()

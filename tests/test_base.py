@@ -10,6 +10,7 @@ import torch
 
 from tests.drive import (
     assert_equal,
+    assert_near,
     clone_params,
     consolidations,
     drive,
@@ -58,6 +59,11 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
 }
 
 
+def base_mode(mode: Mode, dtype: torch.dtype) -> Mode:
+    """For 2-byte floats torch.optim's loop and foreach round differently; we are its foreach."""
+    return {**mode, "foreach": True} if dtype.itemsize == 2 else mode
+
+
 def test_every_row_has_its_peer() -> None:
     assert set(VARIANTS) == {row.name for row in ROWS}
     assert [row.name for row in ROWS if row.peer is PlainLion] == ["SALLion"]
@@ -66,13 +72,12 @@ def test_every_row_has_its_peer() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_protection_zero(row: Row, mode: Mode, dtype: torch.dtype) -> None:
     if row.cls.__name__.startswith("SALAdam") and dtype is torch.float16:
-        # In float16 the square of a small gradient is 0 and eps too, so the update is inf or NaN;
-        # larger gradients and eps avoid what torch.optim.Adam cannot do either.
+        # In float16 the square of a small gradient is 0 and so is the usual eps.
         mode = {**mode, "eps": 1e-3}
     params = make_params(SHAPES, dtype)
     twin = clone_params(params)
     optimizer = row(params, protection=0, **mode)
-    base = row.base(twin, **mode)
+    base = row.base(twin, **base_mode(mode, dtype))
     grads = stream(params, profile(300, (60, 260)))
     found = []
     for index, now in enumerate(grads):
@@ -81,7 +86,11 @@ def test_protection_zero(row: Row, mode: Mode, dtype: torch.dtype) -> None:
         if index == 200:
             optimizer.consolidate()
         if index % 50 == 0 or index == 299:
-            assert_equal(params, twin, f"step {index}")
+            if dtype.is_complex:
+                # torch.optim.SGD multiplies complex numbers where we multiply their parts.
+                assert_near(params, twin, rtol=1e-6 if dtype is torch.complex64 else 1e-14)
+            else:
+                assert_equal(params, twin, f"step {index}")
     assert len(found) >= 1
     assert consolidations(optimizer) >= 2
     assert all(bool(torch.isfinite(param).all()) for param in params)
@@ -219,12 +228,14 @@ def test_mixed_dtypes_in_one_optimizer(row: Row, mode: Mode) -> None:
     dtypes = (torch.float32, torch.bfloat16, torch.float64, torch.complex64)
     params = [make_params([(4, 3)], dtype, seed=i)[0] for i, dtype in enumerate(dtypes)]
     twin = clone_params(params)
-    optimizer, base = row(params, **mode), row.base(twin, **mode)
+    optimizer = row(params, **mode)
+    base = row.base(twin, **base_mode(mode, torch.bfloat16))
     grads = stream(params, profile(90, (60,)))
     for now in grads[:61]:
         step_with(optimizer, params, now)
         step_with(base, twin, now)
-    assert_equal(params, twin)
+    assert_equal(params[:3], twin[:3])
+    assert_near(params[3:], twin[3:])
     assert len(drive(optimizer, params, grads[61:])) == 1
     assert all(bool(torch.isfinite(param).all()) for param in params)
     assert all(float(optimizer.stability(param).max()) > 0 for param in params)
