@@ -17,8 +17,9 @@ from sal_optim import SALSGD, SALAdam, SALAdamW, SALLion, SALOptimizer
 
 
 def _times(tensor: Tensor, scalar: float) -> Tensor:
-    """A product rounded as the foreach functions round it, which differs for 2-byte floats."""
-    return torch._foreach_mul([tensor], scalar)[0]
+    """A product in place, rounded as foreach rounds it, which differs for 2-byte floats."""
+    torch._foreach_mul_([tensor], scalar)
+    return tensor
 
 
 class PlainLion(Optimizer):
@@ -47,15 +48,15 @@ class PlainLion(Optimizer):
                 grad = -param.grad if group["maximize"] else param.grad
                 state = self.state[param]
                 exp_avg: Tensor = state.setdefault("exp_avg", torch.zeros_like(param))
-                param.copy_(_times(param, 1 - group["lr"] * group["weight_decay"]))
+                _times(param, 1 - group["lr"] * group["weight_decay"])
                 parts = (torch.view_as_real(t) if t.is_complex() else t for t in (exp_avg, grad))
                 average, slope = parts
-                sign = _times(average, beta1).add_(slope, alpha=1 - beta1).sign_()
+                sign = average.mul(beta1).add_(slope, alpha=1 - beta1).sign_()
                 if param.is_complex():
                     torch.view_as_real(param).add_(sign, alpha=-group["lr"])
                 else:
                     param.add_(sign, alpha=-group["lr"])
-                average.copy_(_times(average, beta2)).add_(slope, alpha=1 - beta2)
+                _times(average, beta2).add_(slope, alpha=1 - beta2)
 
 
 @dataclass(frozen=True)
