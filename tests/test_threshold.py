@@ -1,0 +1,442 @@
+"""When SAL consolidates: at a lasting change, at once and once; never at noise, outliers, schedules.
+
+What training on real data does to the threshold is in ``test_training.py``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sal_optim.threshold import new_threshold, observe_norm, restart
+from tests.drive import (
+    assert_equal,
+    assert_near,
+    clone_params,
+    consolidations,
+    drive,
+    fall,
+    make_params,
+    profile,
+    seasoned,
+    seeded,
+    step_with,
+    stream,
+)
+from tests.rows import Row
+
+Mode = dict[str, Any]
+SHAPES = [(8, 6), (8,)]
+
+
+def found_in(norms: list[float], **settings: float) -> list[int]:
+    """The steps at which the bare threshold sees a change in a series of norms."""
+    state, found = new_threshold(), []
+    settings = {"tau0": 1.0, "alpha": 4.0, "beta": 0.98, **settings}
+    for index, norm in enumerate(norms):
+        if observe_norm(state, norm, **settings).change is not None:
+            found.append(index)
+            restart(state)
+            observe_norm(state, norm, **settings)
+    return found
+
+
+def noise(steps: int, seed: int, spread: float, kind: str = "lognormal") -> list[float]:
+    draws = torch.randn(steps, generator=seeded(seed), dtype=torch.float64)
+    if kind == "lognormal":
+        return (draws * spread).exp().tolist()
+    return (1.0 + spread * draws).clamp_min(0.05).tolist()
+
+
+# ---------------------------------------------------------------- a lasting change is found, once
+
+
+@pytest.mark.parametrize("shape", ["linear", "exponential"])
+def test_one_change_is_found_within_ten_steps(row: Row, mode: Mode, shape: str) -> None:
+    for seed in range(3):
+        params = make_params(SHAPES, seed=seed)
+        optimizer = row(params, **mode)
+        grads = stream(params, profile(200, (100,), shape=shape), seed=seed + 1)
+        found = drive(optimizer, params, grads)
+        assert len(found) == 1, (seed, found)
+        assert 100 <= found[0] < 110, (seed, found)
+        assert optimizer.stability(params[0]).max() > 0
+
+
+@pytest.mark.parametrize("regime", [150, 300, 1000])
+@pytest.mark.parametrize("shape", ["linear", "exponential"])
+@pytest.mark.parametrize("spread", [0.02, 0.1, 0.2])
+def test_every_change_is_found(regime: int, shape: str, spread: float) -> None:
+    changes = [regime * index for index in range(1, 6)]
+    for seed in range(10):
+        quiet = noise(regime * 6, seed, spread)
+        norms = [
+            norm * max(fall(step, change, shape=shape) for change in changes)
+            for step, norm in enumerate(quiet)
+        ]
+        found = found_in(norms)
+        assert len(found) == len(changes), (seed, found)
+        for at, change in zip(found, changes, strict=True):
+            assert change <= at < change + 10, (seed, found)
+
+
+@pytest.mark.parametrize("height", [5.0, 8.0, 30.0, 1000.0])
+def test_the_height_of_a_change_is_its_weight(height: float) -> None:
+    state = new_threshold()
+    for norm in noise(100, 0, 0.05):
+        observe_norm(state, norm, tau0=1.0, alpha=4.0, beta=0.98)
+    changes = [
+        observe_norm(state, fall(step, 0, height), tau0=1.0, alpha=4.0, beta=0.98).change
+        for step in range(10)
+    ]
+    weights = [change for change in changes if change is not None]
+    assert weights
+    assert 0.5 * height < weights[0] <= 1.1 * height
+
+
+@pytest.mark.parametrize("retention", [1.0, 0.5])
+def test_what_a_consolidation_does(row: Row, mode: Mode, retention: float) -> None:
+    params = make_params()
+    optimizer = row(params, retention=retention, **mode)
+    drive(optimizer, params, stream(params, profile(40)))
+    still = clone_params(params)
+    kept = [optimizer.state[p]["pending"].clone() for p in params]
+    optimizer.consolidate()
+    assert_equal(params, still, "consolidating moves nothing:")
+    first = [optimizer.state[p]["evidence"].clone() for p in params]
+    for param, before, now in zip(params, kept, first, strict=True):
+        state = optimizer.state[param]
+        assert before.max() > 0
+        torch.testing.assert_close(now / now.sum(), before / before.sum())
+        assert state["pending"].abs().max() == 0
+        assert torch.equal(state["anchor"], param)
+        for name in row.moments:
+            if name in ("exp_avg", "momentum_buffer"):
+                assert state[name].abs().max() == 0
+            else:
+                assert state[name].abs().max() > 0
+    # Mean 1 a step over all scalars, weighted by the decline of the norm, here about 1.
+    total = sum(float(value.sum()) for value in first) / sum(p.numel() for p in params)
+    assert 0.99 <= total < 1.5
+    drive(optimizer, params, stream(params, profile(40), seed=2))
+    gathered = [optimizer.state[p]["pending"].clone() for p in params]
+    optimizer.consolidate()
+    for param, old, new in zip(params, first, gathered, strict=True):
+        added = optimizer.state[param]["evidence"] - retention * old
+        assert torch.allclose(added / added.sum(), new / new.sum(), rtol=1e-4, atol=1e-6)
+
+
+# ---------------------------------------------------------------- what is no change of regime
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "lognormal"])
+def test_stationary_noise(class_row: Row, kind: str) -> None:
+    """2,000 steps of gradients of which the norm varies by itself."""
+    params = make_params([(6, 4)])
+    optimizer = class_row(params)
+    scales = noise(2000, 3, 0.5, "lognormal") if kind == "lognormal" else [1.0] * 2000
+    assert drive(optimizer, params, stream(params, scales)) == []
+    assert optimizer.param_groups[0]["threshold"]["steps"] == 2000
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (40, 50)])
+def test_heavy_tailed_gradients(class_row: Row, shape: tuple[int, ...]) -> None:
+    """Student t with 3 degrees of freedom, element by element."""
+    params = make_params([shape])
+    optimizer = class_row(params)
+    grads = stream(params, [1.0] * 2000, noise="student")
+    norms = torch.tensor([float(now[0].norm()) for now in grads])
+    assert norms.max() > 2.5 * norms.median(), "the tail is heavy"
+    assert drive(optimizer, params, grads) == []
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.3, 0.5, 0.7])
+def test_noise_of_the_norm(spread: float) -> None:
+    for seed in range(40):
+        assert found_in(noise(2000, seed, spread)) == [], seed
+
+
+def test_heavy_tailed_norm() -> None:
+    """The whole gradient scaled by a Student t with 3 degrees of freedom."""
+    for seed in range(40):
+        draws = torch.randn((4, 2000), generator=seeded(seed), dtype=torch.float64)
+        student = (draws[0] / (draws[1:].square().sum(0) / 3).sqrt()).abs()
+        assert found_in((student + 1e-3).tolist()) == [], seed
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("factor", [20.0, 100.0, 1e6])
+def test_an_outlying_batch(row: Row, factor: float, seed: int) -> None:
+    params = make_params(SHAPES)
+    scales = profile(200)
+    scales[90 + 7 * seed] = factor
+    optimizer = row(params)
+    assert drive(optimizer, params, stream(params, scales, seed=seed)) == []
+    # And it did not deafen the threshold to a change a little later.
+    later = drive(optimizer, params, stream(params, profile(40, (20,)), seed=seed))
+    assert len(later) == 1
+
+
+def test_two_outlying_batches_apart() -> None:
+    norms = noise(400, 0, 0.1)
+    for at in (100, 140, 200, 210, 300):
+        norms[at] *= 50
+    assert found_in(norms) == []
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        pytest.param(lambda t: 1.0, id="constant"),
+        pytest.param(lambda t: math.exp(-t / 300), id="falling"),
+        pytest.param(lambda t: 1 + t / 500, id="rising slowly"),
+        pytest.param(lambda t: math.cosh((t - 500) / 400), id="falling and rising"),
+        pytest.param(lambda t: 1 + 0.3 * math.sin(t / 100), id="waving"),
+        pytest.param(lambda t: 1 + 0.05 * math.sin(t), id="rippling"),
+        pytest.param(lambda t: 10.0 if t < 10 else 1.0, id="loud first steps"),
+        pytest.param(lambda t: 1 + 50 * math.exp(-t / 5), id="a loud beginning"),
+        pytest.param(lambda t: 1e-30, id="tiny"),
+        pytest.param(lambda t: 1e30, id="huge"),
+    ],
+)
+@pytest.mark.parametrize("spread", [0.0, 0.01, 0.1])
+def test_slow_changes_of_the_norm(norm: Any, spread: float) -> None:
+    """Without noise, as in full-batch training, the variance is small: still no alarm."""
+    for seed in range(5):
+        shaky = noise(1500, seed, spread)
+        assert found_in([norm(step) * factor for step, factor in enumerate(shaky)]) == []
+
+
+# ---------------------------------------------------------------- invariance
+
+
+def test_groups_change_nothing(row: Row, mode: Mode) -> None:
+    whole, split = make_params(), make_params()
+    one = row(whole, **mode)
+    other = row([{"params": split[:2]}, {"params": split[2:3]}, {"params": split[3:]}], **mode)
+    grads = stream(whole, profile(280, (60, 260)))
+    assert drive(one, whole, grads) == drive(other, split, grads) == [61, 261]
+    assert_near(whole, split)
+    assert one.diagnostics() == pytest.approx(other.diagnostics(), rel=1e-5)
+
+
+@pytest.mark.parametrize("factor", [1000.0, 1e-3])
+def test_the_scale_of_the_loss_changes_nothing(row: Row, mode: Mode, factor: float) -> None:
+    if not row.scale_free:
+        pytest.skip("SGD's own step follows the scale of the loss")
+    # Adam's eps is an absolute size, and the one thing that is not free of scale.
+    mode = {**mode, "eps": 0.0} if "exp_avg_sq" in row.moments else mode
+    dtype = torch.float64
+    plain, scaled = make_params(dtype=dtype), make_params(dtype=dtype)
+    one, other = row(plain, **mode), row(scaled, **mode)
+    grads = stream(plain, profile(280, (60, 260)))
+    found = drive(one, plain, grads)
+    assert found == drive(other, scaled, [[grad * factor for grad in now] for now in grads])
+    assert found == [61, 261]
+    assert_near(plain, scaled, rtol=1e-6, atol=1e-9)
+    for left, right in zip(plain, scaled, strict=True):
+        assert_near([one.stability(left)], [other.stability(right)])
+    assert one.diagnostics()["drift"] > 0
+
+
+@pytest.mark.parametrize("factor", [1000.0, 1e-3])
+def test_the_scale_of_the_loss_is_not_seen_by_evidence(row: Row, mode: Mode, factor: float) -> None:
+    """For SGD too, with the learning rate scaled the other way."""
+    dtype = torch.float64
+    plain, scaled = make_params(dtype=dtype), make_params(dtype=dtype)
+    if row.scale_free:
+        pytest.skip("covered by the test above")
+    kwargs: Mode = {"weight_decay": 0.0, **mode}
+    one, other = row(plain, lr=0.01, **kwargs), row(scaled, lr=0.01 / factor, **kwargs)
+    grads = stream(plain, profile(120, (60,)))
+    found = drive(one, plain, grads)
+    assert found == drive(other, scaled, [[grad * factor for grad in now] for now in grads])
+    assert found == [61]
+    assert_near(plain, scaled, rtol=1e-6, atol=1e-9)
+
+
+# ---------------------------------------------------------------- gradients that are no numbers
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_non_finite_gradients(row: Row, mode: Mode, value: float) -> None:
+    """At any moment: before the first step, in a regime, in a detection, after a consolidation."""
+    for at in (0, 40, 61, 70):
+        params, twin = make_params(), make_params()
+        optimizer, other = row(params, **mode), row(twin, **mode)
+        grads = stream(params, profile(100, (60,)))
+        for now in grads[:at]:
+            step_with(optimizer, params, now)
+            step_with(other, twin, now)
+        before = _told(optimizer, params)
+        bad = [grad.clone() for grad in grads[at]]
+        bad[2][0, 0, 0] = value
+        step_with(optimizer, params, bad)
+        after = _told(optimizer, params)
+        if at:
+            assert before == after
+        assert all(math.isfinite(number) for number in optimizer.diagnostics().values())
+        # The base's moments and weights hold NaN now, as torch.optim's would; SAL's state goes on
+        # as in a run that never saw the step.
+        rest = grads[at:]
+        assert drive(optimizer, params, rest) == drive(other, twin, rest)
+        assert _told(optimizer, params)[0] == _told(other, twin)[0]
+        assert_near(
+            *(
+                [o.state[p]["evidence"] for p in ps]
+                for o, ps in ((optimizer, params), (other, twin))
+            )
+        )
+        assert consolidations(optimizer) == 1
+
+
+def _told(optimizer: Any, params: list[Tensor]) -> tuple[Any, ...]:
+    threshold = dict(optimizer.param_groups[0].get("threshold", {}))
+    states = [optimizer.state[p] for p in params if optimizer.state.get(p)]
+    names = ("pending", "evidence")
+    return threshold, [state[name].tolist() for state in states for name in names]
+
+
+# ---------------------------------------------------------------- consolidation by hand
+
+
+@pytest.mark.parametrize("every", [1, 7, 40])
+def test_consolidate_every(row: Row, mode: Mode, every: int) -> None:
+    params = make_params()
+    optimizer = row(params, consolidate_every=every, **mode)
+    found = drive(optimizer, params, stream(params, profile(100)))
+    assert found == list(range(every, 100, every))
+    assert optimizer.stability(params[0]).max() > 0
+
+
+def test_consolidate_every_begins_anew_at_a_change(row: Row, mode: Mode) -> None:
+    params = make_params()
+    optimizer = row(params, consolidate_every=80, **mode)
+    found = drive(optimizer, params, stream(params, profile(200, (60,))))
+    assert found[0] == 61
+    assert found[1] == pytest.approx(141, abs=2)
+    assert len(found) == 2
+
+
+def test_consolidate_before_any_step(row: Row, mode: Mode) -> None:
+    params, twin = make_params(), make_params()
+    optimizer, other = row(params, **mode), row(twin, **mode)
+    optimizer.consolidate()
+    optimizer.consolidate()
+    grads = stream(params, profile(80, (60,)))
+    assert drive(optimizer, params, grads) == drive(other, twin, grads) == [61]
+    assert_equal(params, twin)
+
+
+def test_consolidate_twice_in_a_row(row: Row, mode: Mode) -> None:
+    (params, once), (twin, twice) = seasoned(row, **mode), seasoned(row, **mode)
+    for optimizer in (once, twice):
+        optimizer.consolidate()
+    kept = [twice.state[param]["evidence"].clone() for param in twin]
+    twice.consolidate()
+    assert_equal(kept, [twice.state[param]["evidence"] for param in twin])
+    assert max(float(value.max()) for value in kept) > 0
+    for now in stream(params, profile(20)):
+        step_with(once, params, now)
+        step_with(twice, twin, now)
+    assert_equal(params, twin)
+
+
+def test_observe_gathers_and_moves_nothing(row: Row, mode: Mode) -> None:
+    params = make_params()
+    still = clone_params(params)
+    optimizer = row(params, **mode)
+    with optimizer.observe():
+        assert drive(optimizer, params, stream(params, profile(10))) == []
+    assert_equal(params, still)
+    for param in params:
+        state = optimizer.state[param]
+        assert state["pending"].max() > 0
+        assert float(state["step"]) == 0
+        for name in row.moments:
+            assert state[name].abs().max() == 0
+    optimizer.consolidate()
+    optimizer.consolidate()
+    assert consolidations(optimizer) == 1
+    assert optimizer.diagnostics()["mean_gate"] < 1
+    free = row(clone_params(params), **{**mode, "weight_decay": 0.0})
+    twin = free.param_groups[0]["params"]
+    optimizer.param_groups[0]["weight_decay"] = 0.0
+    for now in stream(params, profile(10)):
+        step_with(optimizer, params, now)
+        step_with(free, twin, now)
+    moved, unbound = (
+        sum(float((p - q).abs().sum()) for p, q in zip(ps, still, strict=True))
+        for ps in (params, twin)
+    )
+    assert 0 < moved < unbound
+
+
+def test_observe_ends_with_its_block_even_on_an_error(row: Row, mode: Mode) -> None:
+    params = make_params()
+    optimizer = row(params, **mode)
+    with pytest.raises(ZeroDivisionError), optimizer.observe():
+        raise ZeroDivisionError
+    still = clone_params(params)
+    step_with(optimizer, params, stream(params, [1.0])[0])
+    assert not torch.equal(params[0], still[0])
+
+
+def test_observe_with_a_zero_learning_rate(row: Row, mode: Mode) -> None:
+    params = make_params()
+    optimizer = row(params, **{**mode, "lr": 0.0})
+    with optimizer.observe():
+        drive(optimizer, params, stream(params, profile(5)))
+    optimizer.consolidate()
+    assert optimizer.stability(params[0]).max() > 0
+
+
+# ---------------------------------------------------------------- diagnostics
+
+KEYS = {
+    "protected",
+    "neutral",
+    "volatile",
+    "threshold",
+    "surprise",
+    "consolidations",
+    "mean_gate",
+    "drift",
+}
+
+
+def test_diagnostics(row: Row, mode: Mode) -> None:
+    params = make_params()
+    optimizer = row(params, **mode)
+    early = copy.deepcopy(optimizer.state_dict())
+    first = optimizer.diagnostics()
+    assert optimizer.state_dict() == early, "looking changes nothing"
+    assert set(first) == KEYS
+    assert (first["volatile"], first["mean_gate"], first["consolidations"]) == (1.0, 1.0, 0.0)
+    drive(optimizer, params, stream(params, profile(90, (60,))))
+    optimizer.param_groups[0]["protection"] = 1.0
+    seen = optimizer.diagnostics()
+    for report in (first, seen):
+        assert all(type(value) is float and math.isfinite(value) for value in report.values())
+        assert report["protected"] + report["neutral"] + report["volatile"] == pytest.approx(1)
+    s = torch.cat([optimizer.stability(param).flatten() for param in params])
+    assert seen["protected"] == pytest.approx(float((s > 2 / 3).float().mean()))
+    assert seen["volatile"] == pytest.approx(float((s < 1 / 3).float().mean()))
+    assert seen["mean_gate"] == pytest.approx(float((1 - s).mean()), rel=1e-5)
+    assert 0 < seen["protected"] < 1
+    assert seen["consolidations"] == 1
+    assert seen["drift"] > 0
+    optimizer.consolidate()
+    assert optimizer.diagnostics()["consolidations"] == 2
+    assert optimizer.diagnostics()["drift"] == 0
+
+
+def test_stability_of_a_stranger(row: Row, mode: Mode) -> None:
+    _, optimizer = seasoned(row, **mode)
+    with pytest.raises(ValueError, match="param"):
+        optimizer.stability(torch.zeros(3))
