@@ -36,7 +36,12 @@ PENDING_HORIZON = 65536.0
 
 
 # The defaults of the family, found by the benchmark: docs/experiments.md.
-PROTECTION, PULL = 0.1, 10.0
+PROTECTION, PULL = 0.03, 30.0
+
+# What the evidence of earlier regimes counts for in the anchor's mean. 0 recentres on the latest
+# weights, as the online Laplace approximation does, and lets the oldest regimes erode; 1 is the
+# minimum of one penalty a regime, as in EWC, and drags the latest regime back.
+ANCHOR_MEMORY = 0.1
 
 
 class SALOptimizer(Optimizer):
@@ -411,8 +416,7 @@ class SALOptimizer(Optimizer):
     def _absorb(param: Tensor, state: dict[str, Any], group: dict[str, Any], weight: float) -> None:
         """Add ``weight`` times the pending evidence of one parameter, and move its anchor.
 
-        The anchor is the mean of the weights at all consolidations, weighted by their evidence: the
-        minimum of the sum of the regimes' quadratic penalties.
+        The anchor is a mean of the weights at all consolidations, weighted by their evidence.
         """
         granularity, retention = GRANULARITIES[group["granularity"]], group["retention"]
         local = {name: plain(value) for name, value in state.items() if isinstance(value, Tensor)}
@@ -425,8 +429,9 @@ class SALOptimizer(Optimizer):
             evidence.mul_(retention).add_(local[name], alpha=weight)
             local[name].zero_()
         if anchor is not None:
-            after = granularity.evidence(local, values)
-            share = 1.0 - before / after.clamp_min(torch.finfo(after.dtype).tiny)
+            gained = granularity.evidence(local, values) - before
+            total = (before * ANCHOR_MEMORY).add_(gained)
+            share = gained.div_(total.clamp_min_(torch.finfo(total.dtype).tiny))
             anchor.add_((values - anchor).mul_(share))
 
     @contextlib.contextmanager
