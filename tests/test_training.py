@@ -1,6 +1,6 @@
 """Training of a small network on real digits: schedules and habits of training are no change.
 
-And a change of the data is one: every ``none`` here stands beside a run in which something is found.
+And a change of the data is one: the last test shows that these runs are able to find something.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sal_optim import SALOptimizer
 from tests.drive import consolidations, seeded
 from tests.rows import Row
 
-LR = {"SALAdam": 1e-3, "SALAdamW": 1e-3, "SALLion": 3e-4}
+LR = {"SALAdam": 3e-3, "SALAdamW": 3e-3, "SALLion": 1e-3, "SALSGD": 0.15}
 STEPS = 300
 
 
@@ -33,7 +33,7 @@ def network(seed: int = 0) -> nn.Sequential:
 
 
 def build(row: Row, model: nn.Module, **changes: Any) -> SALOptimizer:
-    kwargs: dict[str, Any] = {"lr": LR.get(row.name, 0.05), "weight_decay": 0.0}
+    kwargs: dict[str, Any] = {"lr": LR.get(row.name, 0.07), "weight_decay": 0.0}
     return row(model.parameters(), **{**kwargs, **changes})
 
 
@@ -47,7 +47,6 @@ def train(
     clip: float | None = None,
     change_at: int | None = None,
     seed: int = 0,
-    warm: bool = False,
     **changes: Any,
 ) -> tuple[list[int], float]:
     """Train; returns the steps at which a change was found, and the last losses' mean."""
@@ -88,7 +87,7 @@ SCHEDULES: dict[str, Any] = {
     "restarts": lambda o: schedulers.CosineAnnealingWarmRestarts(o, T_0=100),
     "one cycle": lambda o: schedulers.OneCycleLR(
         o,
-        max_lr=3 * o.param_groups[0]["lr"],
+        max_lr=o.param_groups[0]["lr"],
         total_steps=STEPS,
         cycle_momentum=bool("betas" in o.defaults or o.defaults.get("momentum")),
     ),
@@ -135,7 +134,7 @@ def test_one_distribution_ends_as_the_base_does(row: Row) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_change_of_the_data_is_found(row: Row, seed: int) -> None:
-    """Permuted pixels after 300 steps: found within 10, once; else the tests above say nothing."""
-    found, _ = train(row, steps=400, change_at=300, seed=seed)
+    """Permuted pixels: found within 10 steps, once; else the tests above would say nothing."""
+    found, _ = train(row, steps=400, change_at=360, seed=seed)
     assert len(found) == 1
-    assert 300 <= found[0] < 310
+    assert 360 <= found[0] < 370
