@@ -1,0 +1,1 @@
+"""The slow, obvious SAL that everything is checked against."""
