@@ -4,6 +4,7 @@ Values may come from a command line or a YAML file, so a number may arrive as a 
 any sequence: what can be converted without loss is converted.
 """
 
+import contextlib
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -34,12 +35,12 @@ def number(
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         try:
             value = float(value)  # 0-dim tensors, numpy scalars
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise TypeError(f"Invalid {label}: {value!r}; {allowed}") from error
     try:
         result = float(value)
-    except ValueError as error:
-        raise ValueError(f"Invalid {label}: {value!r}; {allowed}") from error
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"Invalid {label}: {value!r:.80}; {allowed}") from error
     above = result > low if low_open else result >= low
     below = result < high if high_open else result <= high
     if not (math.isfinite(result) and above and below):
@@ -55,7 +56,7 @@ def learning_rate(value: Any, *, foreach: bool | None) -> float | Tensor:
         raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
     if value.numel() != 1:
         raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(value.shape)}")
-    number("lr", value.item(), label="learning rate")
+    number("lr", value, label="learning rate")
     return value
 
 
@@ -63,7 +64,10 @@ def betas(value: Any) -> tuple[float, float]:
     """A pair of decay rates in [0, 1), from any sequence of two numbers."""
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise TypeError(f"Invalid betas: {value!r}; betas must be two numbers in [0, 1)")
-    pair = tuple(value)
+    try:
+        pair = tuple(value)
+    except TypeError as error:  # a 0-dim tensor
+        raise TypeError(f"Invalid betas: {value!r}; betas must be two numbers in [0, 1)") from error
     if len(pair) != 2:
         raise ValueError(f"Invalid betas: {value!r}; betas must be two numbers in [0, 1)")
     first, second = (
@@ -83,14 +87,15 @@ def whole(name: str, value: Any, *, low: int) -> int:
 
 def flag(name: str, value: Any) -> bool:
     """A bool, from a bool or a 0-dim tensor or number equal to 0 or 1."""
-    if not isinstance(value, str) and value in (False, True):
-        return bool(value)
+    with contextlib.suppress(ValueError, RuntimeError):  # arrays and tensors of several elements
+        if not isinstance(value, str) and value in (False, True):
+            return bool(value)
     raise ValueError(f"Invalid {name} value: {value!r}; {name} must be True or False")
 
 
 def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
     """One of the allowed names."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         names = ", ".join(repr(item) for item in allowed)
         raise ValueError(f"Invalid {name} value: {value!r}; {name} must be one of {names}")
     return str(value)

@@ -10,16 +10,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sal_optim.distributed import Sharding
 from sal_optim.pieces import Work
 
 
 def squared_norms(tensors: list[Tensor]) -> Tensor:
     """Sum of squares over tensors of any device and floating dtype; a float32 or float64 scalar.
 
-    Sums of low-precision values are taken in float32.
+    Sums of low-precision values are taken in float32. 0 without any element.
     """
     wide = any(tensor.dtype == torch.float64 for tensor in tensors)
     dtype = torch.float64 if wide else torch.float32
+    tensors = [tensor for tensor in tensors if tensor.numel()]
+    if not tensors:
+        return torch.zeros((), dtype=dtype)
     norms = torch._foreach_norm(tensors, 2, dtype=dtype)
     device = norms[0].device
     stacked = torch.stack([norm.to(device, non_blocking=True) for norm in norms])
@@ -27,8 +31,12 @@ def squared_norms(tensors: list[Tensor]) -> Tensor:
 
 
 def gradient_norm(works: Sequence[Work]) -> tuple[float, int]:
-    """The norm over all gradients and the number of their scalars; (0.0, 0) without any."""
-    grads = [work.grad for work in works if work.grad.numel()]
-    if not grads:
-        return 0.0, 0
-    return math.sqrt(squared_norms(grads).item()), sum(grad.numel() for grad in grads)
+    """The norm over all gradients, of all processes, and the number of their scalars."""
+    parts: dict[Sharding | None, list[Tensor]] = {}
+    for work in works:
+        parts.setdefault(work.sharding, []).append(work.grad)
+    squares = 0.0
+    for where, grads in parts.items():
+        part = squared_norms(grads)
+        squares += (part if where is None else where.total(part)).item()
+    return math.sqrt(squares), sum(work.total for work in works)

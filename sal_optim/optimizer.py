@@ -17,8 +17,9 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from sal_optim import checks, stability
-from sal_optim.checkpoint import Checkpoint
+from sal_optim.checkpoint import Checkpoint, check_ready
 from sal_optim.diagnostics import Spectrum, diagnose
+from sal_optim.distributed import aligned, refuse_factored, sharding
 from sal_optim.evidence import GRANULARITIES
 from sal_optim.norms import gradient_norm
 from sal_optim.pieces import Direction, Piece, Work, pieces, plain
@@ -59,6 +60,8 @@ class SALOptimizer(Optimizer):
     _activity_exponent: ClassVar[int] = 0
     # Whether an update has size 1 whatever the size of the gradient (sign-based optimizers).
     _unit_update: ClassVar[bool] = False
+    # Whether the update depends on the step count, so that moments are of no use without it.
+    _bias_correction: ClassVar[bool] = False
 
     # Never stored on an instance for longer than a call or a ``with`` block: pickling, deepcopy
     # and checkpoints keep ``state``, ``param_groups`` and ``defaults`` alone.
@@ -161,6 +164,12 @@ class SALOptimizer(Optimizer):
             settings = self._checked({**self.defaults, **param_group})
             param_group.update({name: settings[name] for name in param_group if name != "params"})
         super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            refuse_factored(group["granularity"], group["params"])
+        except ValueError:
+            self.param_groups.pop()
+            raise
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -181,10 +190,10 @@ class SALOptimizer(Optimizer):
             KeyError: ``state_dict`` lacks ``"state"`` or ``"param_groups"``.
             ValueError: groups, or shapes of state tensors, do not fit this optimizer.
         """
-        checkpoint = Checkpoint(self)
-        with checkpoint.captured():
+        if not isinstance(state_dict, dict):
+            raise TypeError(f"state_dict is a {type(state_dict).__name__}; it must be a dict")
+        with Checkpoint(self).captured():
             super().load_state_dict(state_dict)
-        checkpoint.restore_precision()
 
     # ---------------------------------------------------------------- the step
 
@@ -205,6 +214,11 @@ class SALOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        # Nothing may have changed when an error is raised, so all is checked before any of it.
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    check_ready(self, group, param)
         work = [(group, self._collect(group)) for group in self.param_groups]
         norm, size = gradient_norm([item for _, items in work for item in items])
         moves = any(float(group["lr"]) != 0.0 for group in self.param_groups)
@@ -227,11 +241,6 @@ class SALOptimizer(Optimizer):
         for param in group["params"]:
             if param.grad is None:
                 continue
-            if param.grad.is_sparse:
-                raise RuntimeError(
-                    f"{type(self).__name__} does not support sparse gradients; "
-                    "use a dense gradient (sparse=False)"
-                )
             state = self.state[param]
             fresh = self._prepare(param, state, group)
             if not self._observing:
@@ -239,7 +248,7 @@ class SALOptimizer(Optimizer):
             items.append(
                 Work(
                     param=plain(param),
-                    grad=plain(param.grad),
+                    grad=plain(aligned(param.grad, param)),
                     state={
                         name: plain(value)
                         for name, value in state.items()
@@ -249,6 +258,8 @@ class SALOptimizer(Optimizer):
                     fresh=fresh,
                     protected=state["evidence_weight"] > 0.0,
                     sliceable=GRANULARITIES[group["granularity"]].sliceable,
+                    total=param.numel() * (2 if param.is_complex() else 1),
+                    sharding=sharding(param),
                 )
             )
         return items

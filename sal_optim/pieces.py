@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sal_optim.distributed import Sharding, local
+
 # Elements of a slice: float32 slices of a parameter, its gradient, state and temporaries stay
 # within a few megabytes. A multiple of every vector width, so that slicing rounds nothing anew.
 SLICE = 1 << 16
@@ -31,6 +33,8 @@ class Work:
     fresh: bool  # whether the base optimizer's state was created in this very step
     protected: bool  # whether the parameter has evidence
     sliceable: bool
+    total: int  # scalars of the whole parameter, over all processes
+    sharding: Sharding | None  # where the rest of them is
 
     def slices(self) -> "Iterator[Work]":
         """Itself, or flat slices of itself where it is large, contiguous and sliceable."""
@@ -57,6 +61,8 @@ class Work:
                 self.fresh,
                 self.protected,
                 self.sliceable,
+                self.total,
+                self.sharding,
             )
 
 
@@ -120,7 +126,5 @@ def pieces(group: dict[str, Any], works: Sequence[Work]) -> Iterator[Piece]:
 
 def plain(tensor: Tensor) -> Tensor:
     """The real tensor behind a complex one, and this process's part of a distributed one."""
-    to_local = getattr(tensor, "to_local", None)
-    if to_local is not None:
-        tensor = to_local()
+    tensor = local(tensor)
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor

@@ -1,0 +1,88 @@
+"""Parameters spread over processes: what of them is here, and sums over all processes.
+
+Elementwise work needs no communication: it runs on local parts. What needs all parts is a sum of
+squares, reduced once a step for each device mesh. Distributed tensors are known by their attributes
+alone, so that this file does not import ``torch.distributed.tensor``, which takes long. It knows
+nothing of optimizers.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Sharding(NamedTuple):
+    """The processes that hold the parts of a tensor: a device mesh and the dimensions it cuts."""
+
+    mesh: Any  # torch.distributed.device_mesh.DeviceMesh
+    dims: tuple[int, ...]
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over these processes; one reduction for each dimension."""
+        from torch.distributed import all_reduce
+
+        value = value.to(self.mesh.device_type)
+        for dim in self.dims:
+            all_reduce(value, group=self.mesh.get_group(dim))
+        return value
+
+
+def is_distributed(tensor: Tensor) -> bool:
+    """Whether a tensor is a ``DTensor``."""
+    return hasattr(tensor, "to_local") and hasattr(tensor, "placements")
+
+
+def sharding(tensor: Tensor) -> Sharding | None:
+    """Where the other parts of a tensor are; None if all of it is here.
+
+    Raises:
+        ValueError: its processes hold summands, not parts.
+    """
+    if not is_distributed(tensor):
+        return None
+    placements = tensor.placements  # type: ignore[attr-defined]
+    if any(placement.is_partial() for placement in placements):
+        raise ValueError(
+            f"Invalid params value: a DTensor placed {placements}; parameters must be sharded or "
+            "replicated, not partial"
+        )
+    dims = (index for index, placement in enumerate(placements) if not placement.is_replicate())
+    mesh = tensor.device_mesh  # type: ignore[attr-defined]
+    cut = tuple(dim for dim in dims if mesh.size(dim) > 1)
+    return Sharding(mesh, cut) if cut else None
+
+
+def aligned(grad: Tensor, param: Tensor) -> Tensor:
+    """The gradient, cut over processes as its parameter is.
+
+    Tensor parallelism may leave it as summands; making it whole takes communication, which every
+    process does alike.
+
+    Raises:
+        ValueError: one of the two is a ``DTensor`` and the other is not.
+    """
+    if is_distributed(grad) != is_distributed(param):
+        kinds = type(grad).__name__, type(param).__name__
+        raise ValueError(f"Invalid grad value: a {kinds[0]} for a {kinds[1]}; both must be DTensor")
+    if is_distributed(param) and grad.placements != param.placements:  # type: ignore[attr-defined]
+        mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
+        return grad.redistribute(mesh, placements)  # type: ignore[attr-defined, no-any-return]
+    return grad
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor: itself, where it is not distributed."""
+    if not is_distributed(tensor):
+        return tensor
+    part: Tensor = tensor.to_local()  # type: ignore[attr-defined]
+    return part
+
+
+def refuse_factored(granularity: str, params: Iterable[Tensor]) -> None:
+    """Raise ValueError where sharded parameters would need means over processes in each step."""
+    if granularity != "element" and any(sharding(param) is not None for param in params):
+        raise ValueError(
+            f"Invalid granularity value: {granularity!r}; sharded parameters (DTensor) need "
+            "granularity='element', whose state is sharded with them"
+        )
