@@ -3,6 +3,7 @@
 AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) is a flag of the same class, as in torch.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from sal_optim import checks
 from sal_optim.optimizer import PROTECTION, PULL, SALOptimizer
-from sal_optim.pieces import Direction, Piece
+from sal_optim.update import Direction, Number, Rule, Tensors
 
 
 class SALAdam(SALOptimizer):
@@ -83,23 +84,32 @@ class SALAdam(SALOptimizer):
     def _moment_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         return (*self._moments, "max_exp_avg_sq") if group["amsgrad"] else self._moments
 
-    def _direction(
-        self, group: dict[str, Any], piece: Piece, grads: list[Tensor], lr: float
-    ) -> Direction:
+    def _rule(self, group: dict[str, Any], fresh: bool) -> Rule:
+        return {name: group[name] for name in ("betas", "eps", "amsgrad")}
+
+    def _numbers(
+        self, group: dict[str, Any], lr: float, steps: list[float]
+    ) -> tuple[list[float], ...]:
         beta1, beta2 = group["betas"]
-        exp_avgs, exp_avg_sqs = piece.state("exp_avg"), piece.state("exp_avg_sq")
+        corrections = [(1 - beta2**step) ** 0.5 for step in steps]
+        return corrections, [(lr / (1 - beta1**step)) * -1 for step in steps]
+
+    @staticmethod
+    def _direction(
+        rule: Rule, state: Tensors, grads: list[Tensor], numbers: tuple[Sequence[Number], ...]
+    ) -> Direction:
+        (beta1, beta2), (corrections, factors) = rule["betas"], numbers
+        exp_avgs, exp_avg_sqs = state["exp_avg"], state["exp_avg_sq"]
         torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
         torch._foreach_mul_(exp_avg_sqs, beta2)
         torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)
-        if group["amsgrad"]:
-            largest = piece.state("max_exp_avg_sq")
-            torch._foreach_maximum_(largest, exp_avg_sqs)
-            exp_avg_sqs = largest
-        steps = [work.step for work in piece.works]
+        if rule["amsgrad"]:
+            torch._foreach_maximum_(state["max_exp_avg_sq"], exp_avg_sqs)
+            exp_avg_sqs = state["max_exp_avg_sq"]
         denominators = list(torch._foreach_sqrt(exp_avg_sqs))
-        torch._foreach_div_(denominators, [(1 - beta2**step) ** 0.5 for step in steps])
-        torch._foreach_add_(denominators, group["eps"])
-        return Direction(exp_avgs, denominators, [(lr / (1 - beta1**step)) * -1 for step in steps])
+        torch._foreach_div_(denominators, corrections)  # type: ignore[arg-type]
+        torch._foreach_add_(denominators, rule["eps"])
+        return Direction(exp_avgs, denominators, factors)
 
 
 class SALAdamW(SALAdam):

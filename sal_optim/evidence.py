@@ -1,36 +1,39 @@
-"""Evidence of what the data seen so far rests on: how it is stored, gathered and consolidated.
+"""Evidence of what the data seen so far rests on: how it is stored, gathered and read.
 
 Pending evidence ``P`` is the sum, over the steps of the present regime, of squared gradients whose
 mean over all scalars of the optimizer is 1 in each step. A consolidation turns it into evidence
 ``Omega``. Three granularities store them: per element, as row and column means, or as one number a
 tensor. This file knows nothing of the gate, the threshold or any base optimizer.
+
+State comes as lists of tensors by name, one entry a parameter.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-State = dict[str, Tensor]
-TensorList = tuple[Tensor, ...] | list[Tensor]
+Tensors = dict[str, list[Tensor]]
 
 
 class Granularity(Protocol):
-    """How the evidence of one tensor is stored. All methods work in place on ``state``."""
+    """How the evidence of a tensor is stored."""
 
     # Whether a flat slice of a tensor can be handled by itself, with the same slice of its state.
     sliceable: bool
 
     def shapes(self, param: Tensor) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the state tensors, ``pending`` ones first, for one parameter."""
+        """Names and shapes of the state tensors of one real parameter."""
 
-    def gather(self, states: Sequence[State], grads: TensorList, scale: float) -> None:
-        """Add ``(scale * grad)**2`` to the pending evidence."""
+    def gather(self, state: Tensors, scaled: list[Tensor]) -> None:
+        """Add the squares of scaled gradients to the pending evidence, in place."""
 
-    def evidence(self, state: State, like: Tensor) -> Tensor:
-        """Omega, broadcastable to ``like``."""
+    def evidence(self, state: Tensors, params: list[Tensor]) -> list[Tensor]:
+        """Omega, each broadcastable to its parameter."""
+
+    def dtype(self, state: Tensors) -> torch.dtype:
+        """The dtype that the statistics are kept in."""
 
 
 class Element:
@@ -42,13 +45,14 @@ class Element:
         shape = tuple(param.shape)
         return {"pending": shape, "evidence": shape}
 
-    def gather(self, states: Sequence[State], grads: TensorList, scale: float) -> None:
-        # Scaled before it is squared: g * g leaves the range of float32 for |g| < 1e-19.
-        scaled = torch._foreach_mul(grads, scale)
-        torch._foreach_addcmul_([state["pending"] for state in states], scaled, scaled)
+    def gather(self, state: Tensors, scaled: list[Tensor]) -> None:
+        torch._foreach_addcmul_(state["pending"], scaled, scaled)
 
-    def evidence(self, state: State, like: Tensor) -> Tensor:
+    def evidence(self, state: Tensors, params: list[Tensor]) -> list[Tensor]:
         return state["evidence"]
+
+    def dtype(self, state: Tensors) -> torch.dtype:
+        return state["pending"][0].dtype
 
 
 class Factored:
@@ -72,21 +76,32 @@ class Factored:
             "evidence_column": (columns,),
         }
 
-    def gather(self, states: Sequence[State], grads: TensorList, scale: float) -> None:
-        for state, grad in zip(states, grads, strict=True):
-            if "pending" in state:
-                self._element.gather([state], [grad], scale)
-            elif grad.numel():
-                squares = grad.reshape(grad.shape[0], -1).mul(scale).square_()
-                state["pending_row"].add_(squares.mean(1))
-                state["pending_column"].add_(squares.mean(0))
+    def gather(self, state: Tensors, scaled: list[Tensor]) -> None:
+        if "pending" in state:
+            return self._element.gather(state, scaled)
+        for row, column, grad in zip(
+            state["pending_row"], state["pending_column"], scaled, strict=True
+        ):
+            if grad.numel():
+                squares = grad.reshape(grad.shape[0], -1).square()
+                row.add_(squares.mean(1))
+                column.add_(squares.mean(0))
+        return None
 
-    def evidence(self, state: State, like: Tensor) -> Tensor:
+    def evidence(self, state: Tensors, params: list[Tensor]) -> list[Tensor]:
         if "evidence" in state:
             return state["evidence"]
-        row, column = state["evidence_row"], state["evidence_column"]
-        mean = row.mean().clamp_min(torch.finfo(row.dtype).tiny)
-        return torch.outer(row / mean, column).view(like.shape)
+        return [
+            torch.outer(row / row.mean().clamp_min(torch.finfo(row.dtype).tiny), column).view(
+                param.shape
+            )
+            for row, column, param in zip(
+                state["evidence_row"], state["evidence_column"], params, strict=True
+            )
+        ]
+
+    def dtype(self, state: Tensors) -> torch.dtype:
+        return state["pending" if "pending" in state else "pending_row"][0].dtype
 
 
 class PerTensor:
@@ -97,14 +112,17 @@ class PerTensor:
     def shapes(self, param: Tensor) -> dict[str, tuple[int, ...]]:
         return {"pending": (), "evidence": ()}
 
-    def gather(self, states: Sequence[State], grads: TensorList, scale: float) -> None:
-        for state, grad in zip(states, grads, strict=True):
+    def gather(self, state: Tensors, scaled: list[Tensor]) -> None:
+        for pending, grad in zip(state["pending"], scaled, strict=True):
             if grad.numel():
-                norm = torch.linalg.vector_norm(grad, dtype=state["pending"].dtype)
-                state["pending"].add_((norm * (scale / math.sqrt(grad.numel()))).square_())
+                norm = torch.linalg.vector_norm(grad) / math.sqrt(grad.numel())
+                pending.add_(norm.square_())
 
-    def evidence(self, state: State, like: Tensor) -> Tensor:
+    def evidence(self, state: Tensors, params: list[Tensor]) -> list[Tensor]:
         return state["evidence"]
+
+    def dtype(self, state: Tensors) -> torch.dtype:
+        return state["pending"][0].dtype
 
 
 GRANULARITIES: dict[str, Granularity] = {

@@ -4,6 +4,7 @@ The sign keeps weights moving at full speed whose gradient has died; the gate's 
 activity stops exactly those.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from torch.optim.optimizer import ParamsT
 
 from sal_optim import checks
 from sal_optim.optimizer import PROTECTION, PULL, SALOptimizer
-from sal_optim.pieces import Direction, Piece
+from sal_optim.update import Direction, Number, Rule, Tensors
 
 
 class SALLion(SALOptimizer):
@@ -67,14 +68,18 @@ class SALLion(SALOptimizer):
     def _decoupled(self, group: dict[str, Any]) -> bool:
         return True
 
+    def _rule(self, group: dict[str, Any], fresh: bool) -> Rule:
+        return {"betas": group["betas"]}
+
+    @staticmethod
     def _direction(
-        self, group: dict[str, Any], piece: Piece, grads: list[Tensor], lr: float
+        rule: Rule, state: Tensors, grads: list[Tensor], numbers: tuple[Sequence[Number], ...]
     ) -> Direction:
-        beta1, beta2 = group["betas"]
-        exp_avgs = piece.state("exp_avg")
+        (beta1, beta2), (factors,) = rule["betas"], numbers
+        exp_avgs = state["exp_avg"]
         signs = torch._foreach_mul(exp_avgs, beta1)
         torch._foreach_add_(signs, grads, alpha=1 - beta1)
         torch._foreach_sign_(signs)
         torch._foreach_mul_(exp_avgs, beta2)
         torch._foreach_add_(exp_avgs, grads, alpha=1 - beta2)
-        return Direction(signs, None, [-lr] * len(grads))
+        return Direction(signs, None, factors)

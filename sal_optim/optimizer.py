@@ -8,7 +8,7 @@ the work into cache-sized pieces is in ``pieces.py``.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, overload
 
 import torch
@@ -22,7 +22,7 @@ from sal_optim.diagnostics import Spectrum, diagnose
 from sal_optim.distributed import aligned, refuse_factored, sharding
 from sal_optim.evidence import GRANULARITIES
 from sal_optim.norms import gradient_norm
-from sal_optim.pieces import Direction, Piece, Work, pieces, plain
+from sal_optim.pieces import Piece, Work, pieces, plain
 from sal_optim.threshold import (
     ThresholdState,
     decline,
@@ -30,6 +30,7 @@ from sal_optim.threshold import (
     observe_norm,
     restart,
 )
+from sal_optim.update import Direction, Number, Numbers, Plan, Rule, Tensors, advance
 
 # The pending sums are halved with their step count when they reach this many steps: their mean
 # stays, no sum outgrows the precision of float32, and a regime's distant past fades.
@@ -117,12 +118,24 @@ class SALOptimizer(Optimizer):
 
     # ---------------------------------------------------------------- what a base optimizer gives
 
-    def _direction(
-        self, group: dict[str, Any], piece: Piece, grads: list[Tensor], lr: float
-    ) -> Direction:
-        """Advance the base optimizer's moments by ``grads`` and return its update.
+    def _rule(self, group: dict[str, Any], fresh: bool) -> Rule:
+        """The constants of the base optimizer's rule; ``fresh``: its moments are new."""
+        raise NotImplementedError
 
-        Must not write into ``grads``. Called with tensors of one device and dtype.
+    def _numbers(
+        self, group: dict[str, Any], lr: float, steps: list[float]
+    ) -> tuple[list[float], ...]:
+        """What the rule needs that changes with the step, one number a tensor each."""
+        return ([-lr] * len(steps),)
+
+    @staticmethod
+    def _direction(
+        rule: Rule, state: Tensors, grads: list[Tensor], numbers: tuple[Sequence[Number], ...]
+    ) -> Direction:
+        """Advance the moments in ``state`` by ``grads`` and return the base optimizer's update.
+
+        A pure function of lists of tensors of one device and dtype, but for the moments that it
+        advances in place. Must not write into ``grads``.
         """
         raise NotImplementedError
 
@@ -227,12 +240,12 @@ class SALOptimizer(Optimizer):
         gathers = informative and self._listen(norm)
         if gathers:
             self._count_pending()
+        scale = math.sqrt(size) / norm if informative else 0.0
         for group, items in work:
+            for item in items:
+                item.protected = group["protection"] > 0.0 and item.owner["evidence_weight"] > 0.0
             for piece in pieces(group, items):
-                if gathers:
-                    self._gather(piece, scale=math.sqrt(size) / norm)
-                if not self._observing:
-                    self._update(piece, norm if informative else 0.0, size)
+                self._advance(piece, gathers, scale, size)
         return loss
 
     def _collect(self, group: dict[str, Any]) -> list[Work]:
@@ -256,7 +269,7 @@ class SALOptimizer(Optimizer):
                     },
                     step=float(state["step"]),
                     fresh=fresh,
-                    protected=state["evidence_weight"] > 0.0,
+                    owner=state,
                     sliceable=GRANULARITIES[group["granularity"]].sliceable,
                     total=param.numel() * (2 if param.is_complex() else 1),
                     sharding=sharding(param),
@@ -289,6 +302,8 @@ class SALOptimizer(Optimizer):
                 )
         if group["pull"] > 0.0 and "anchor" not in state:
             state["anchor"] = param.detach().clone(memory_format=torch.preserve_format)
+            if group["state_dtype"] is not None and not param.is_complex():
+                state["anchor"] = state["anchor"].to(self._state_dtype(param, group))
         return fresh
 
     def _moment_names(self, group: dict[str, Any]) -> tuple[str, ...]:
@@ -335,64 +350,33 @@ class SALOptimizer(Optimizer):
                         state[name].mul_(0.5)
         threshold["pending_steps"] += 1.0
 
-    def _gather(self, piece: Piece, scale: float) -> None:
-        GRANULARITIES[piece.group["granularity"]].gather(piece.states, piece.grads, scale)
-
-    def _update(self, piece: Piece, norm: float, size: int) -> None:
-        """Move the parameters of one piece: the base optimizer's update, gated and pulled."""
-        group, params, grads = piece.group, piece.params, piece.grads
-        lr, decay = float(group["lr"]), group["weight_decay"]
-        decoupled = self._decoupled(group)
-        if group["maximize"]:
-            grads = list(torch._foreach_neg(grads))
-        if decay and not decoupled:
-            grads = list(torch._foreach_add(grads, params, alpha=decay))
-        protection = group["protection"]
-        protected = protection > 0.0 and piece.works[0].protected
-        if decay and decoupled and not protected:
-            torch._foreach_mul_(params, 1 - lr * decay)
-        direction = self._direction(group, piece, grads, lr)
-        if protected:
-            self._move_protected(piece, direction, decay if decoupled else 0.0, norm, size)
-        elif direction.denominators is not None:
-            torch._foreach_addcdiv_(
-                params, direction.numerators, direction.denominators, direction.factors
-            )
-        else:
-            torch._foreach_add_(params, direction.numerators, alpha=direction.factors[0])
-
-    def _move_protected(
-        self, piece: Piece, direction: Direction, decay: float, norm: float, size: int
-    ) -> None:
-        group, params = piece.group, piece.params
-        lr, protection = float(group["lr"]), group["protection"]
-        granularity = GRANULARITIES[group["granularity"]]
-        evidence = [granularity.evidence(work.state, work.param) for work in piece.works]
-        denominators = direction.denominators
-
-        stiffness: list[Tensor] | None = None
-        if group["pull"] > 0.0:
-            # A spring in units of gradients: as stiff as they are large, on average, and seen
-            # through the base optimizer's preconditioner like any gradient.
-            unit = 1.0 if self._unit_update else self._threshold()["mean"] / math.sqrt(size)
-            stiffness = list(torch._foreach_mul(evidence, lr * protection * group["pull"] * unit))
-            if denominators is not None:
-                stiffness = list(torch._foreach_div(stiffness, denominators))
-
-        divisors = stability.resistance(
-            evidence,
-            protection,
-            grads=piece.grads,
+    def _advance(self, piece: Piece, gathers: bool, scale: float, size: int) -> None:
+        """One step of one piece: gather evidence, move the parameters."""
+        group, work = piece.group, piece.works[0]
+        lr, decay, decoupled = float(group["lr"]), group["weight_decay"], self._decoupled(group)
+        mean = self._threshold()["mean"]
+        unit = 1.0 if self._unit_update else mean / math.sqrt(max(size, 1))
+        plan = Plan(
+            direction=self._direction,
+            granularity=GRANULARITIES[group["granularity"]],
             exponent=self._activity_exponent,
-            scale=math.sqrt(size) / norm if norm > 0.0 else 0.0,
+            maximize=group["maximize"],
+            decays=decoupled and decay > 0.0,
+            gathers=gathers,
+            moves=not self._observing,
+            protected=work.protected,
+            pulled=group["pull"] > 0.0,
         )
-        if decay:
-            torch._foreach_addcdiv_(params, params, divisors, -lr * decay)
-        if denominators is not None:
-            torch._foreach_mul_(divisors, denominators)
-        torch._foreach_addcdiv_(params, direction.numerators, divisors, direction.factors)
-        if stiffness is not None:
-            stability.pull(params, piece.state("anchor"), stiffness)
+        numbers = Numbers(
+            base=self._numbers(group, lr, [item.step for item in piece.works]),
+            decay=lr * decay,
+            coupled_decay=0.0 if decoupled else decay,
+            protection=group["protection"],
+            stiffness=lr * group["protection"] * group["pull"] * unit,
+            scale=scale,
+        )
+        rule = self._rule(group, work.fresh)
+        advance(plan, rule, piece.params, piece.grads, piece.state, numbers)
 
     # ---------------------------------------------------------------- what users call
 
@@ -430,20 +414,20 @@ class SALOptimizer(Optimizer):
         The anchor is a mean of the weights at all consolidations, weighted by their evidence.
         """
         granularity, retention = GRANULARITIES[group["granularity"]], group["retention"]
-        local = {name: plain(value) for name, value in state.items() if isinstance(value, Tensor)}
+        local = _lists(state)
         values = plain(param)
-        anchor = local.get("anchor")
-        if anchor is not None:
-            before = granularity.evidence(local, values) * retention
+        if "anchor" in local:
+            before = granularity.evidence(local, [values])[0] * retention
         for name in [name for name in local if name.startswith("pending")]:
-            evidence = local[name.replace("pending", "evidence")]
-            evidence.mul_(retention).add_(local[name], alpha=weight)
-            local[name].zero_()
-        if anchor is not None:
-            gained = granularity.evidence(local, values) - before
+            pending, evidence = local[name][0], local[name.replace("pending", "evidence")][0]
+            evidence.mul_(retention).add_(pending, alpha=weight)
+            pending.zero_()
+        if "anchor" in local:
+            gained = granularity.evidence(local, [values])[0] - before
             total = (before * ANCHOR_MEMORY).add_(gained)
             share = gained.div_(total.clamp_min_(torch.finfo(total.dtype).tiny))
-            anchor.add_((values - anchor).mul_(share))
+            anchor = local["anchor"][0]
+            anchor.copy_(torch.lerp(anchor.to(share.dtype), values.to(share.dtype), share))
 
     @contextlib.contextmanager
     def observe(self) -> Iterator[None]:
@@ -473,8 +457,8 @@ class SALOptimizer(Optimizer):
                 real = plain(param.detach())
                 if state.get("evidence_weight", 0.0) == 0.0:
                     return torch.zeros_like(real)
-                local = {k: plain(v) for k, v in state.items() if isinstance(v, Tensor)}
-                evidence = GRANULARITIES[group["granularity"]].evidence(local, real)
+                local = _lists(state)
+                evidence = GRANULARITIES[group["granularity"]].evidence(local, [real])[0]
                 return stability.stability(evidence, group["protection"]).expand_as(real).clone()
         raise ValueError(
             f"Invalid param value: a tensor of shape {tuple(param.shape)}; param must be one of "
@@ -485,3 +469,8 @@ class SALOptimizer(Optimizer):
     def diagnostics(self) -> dict[str, float]:
         """What SAL does, as finite floats for any logger; see :mod:`sal_optim.diagnostics`."""
         return diagnose(self)
+
+
+def _lists(state: dict[str, Any]) -> Tensors:
+    """One parameter's state as lists of one local real tensor, by name."""
+    return {name: [plain(value)] for name, value in state.items() if isinstance(value, Tensor)}

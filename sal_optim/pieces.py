@@ -31,10 +31,11 @@ class Work:
     state: dict[str, Tensor]  # the tensors of the parameter's state that have its shape, and others
     step: float  # the parameter's own step count, from 1
     fresh: bool  # whether the base optimizer's state was created in this very step
-    protected: bool  # whether the parameter has evidence
+    owner: dict[str, Any]  # the whole state of the parameter
     sliceable: bool
     total: int  # scalars of the whole parameter, over all processes
     sharding: Sharding | None  # where the rest of them is
+    protected: bool = False  # by evidence
 
     def slices(self) -> "Iterator[Work]":
         """Itself, or flat slices of itself where it is large, contiguous and sliceable."""
@@ -59,10 +60,11 @@ class Work:
                 dict(zip(names, state, strict=True)),
                 self.step,
                 self.fresh,
-                self.protected,
+                self.owner,
                 self.sliceable,
                 self.total,
                 self.sharding,
+                self.protected,
             )
 
 
@@ -82,20 +84,9 @@ class Piece:
         return [work.grad for work in self.works]
 
     @property
-    def states(self) -> list[dict[str, Tensor]]:
-        return [work.state for work in self.works]
-
-    def state(self, name: str) -> list[Tensor]:
-        return [work.state[name] for work in self.works]
-
-
-@dataclass(slots=True)
-class Direction:
-    """A base optimizer's own update: ``param += factor * numerator / denominator``."""
-
-    numerators: tuple[Tensor, ...] | list[Tensor]
-    denominators: list[Tensor] | None  # None: 1
-    factors: list[float]  # one a tensor; minus the step size
+    def state(self) -> dict[str, list[Tensor]]:
+        """Lists by name, one entry a work."""
+        return {name: [work.state[name] for work in self.works] for name in self.works[0].state}
 
 
 def pieces(group: dict[str, Any], works: Sequence[Work]) -> Iterator[Piece]:
@@ -114,7 +105,14 @@ def pieces(group: dict[str, Any], works: Sequence[Work]) -> Iterator[Piece]:
             for part in work.slices():
                 yield Piece(group, [part])
             continue
-        key = (work.param.device, work.param.dtype, work.grad.dtype, work.protected, work.fresh)
+        key = (
+            work.param.device,
+            work.param.dtype,
+            work.grad.dtype,
+            work.protected,
+            work.fresh,
+            tuple(work.state),
+        )
         piece = lists.setdefault(key, Piece(group))
         piece.works.append(work)
         sizes[key] = sizes.get(key, 0) + work.param.numel()

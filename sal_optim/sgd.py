@@ -1,5 +1,6 @@
 """SALSGD: stochastic gradient descent with momentum as in torch.optim.SGD, protected."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -8,7 +9,7 @@ from torch.optim.optimizer import ParamsT
 
 from sal_optim import checks
 from sal_optim.optimizer import PROTECTION, PULL, SALOptimizer
-from sal_optim.pieces import Direction, Piece
+from sal_optim.update import Direction, Number, Rule, Tensors
 
 
 class SALSGD(SALOptimizer):
@@ -81,19 +82,24 @@ class SALSGD(SALOptimizer):
     def _moment_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         return self._momenta if group["momentum"] else ()
 
+    def _rule(self, group: dict[str, Any], fresh: bool) -> Rule:
+        names = ("momentum", "dampening", "nesterov")
+        return {"fresh": fresh, **{name: group[name] for name in names}}
+
+    @staticmethod
     def _direction(
-        self, group: dict[str, Any], piece: Piece, grads: list[Tensor], lr: float
+        rule: Rule, state: Tensors, grads: list[Tensor], numbers: tuple[Sequence[Number], ...]
     ) -> Direction:
-        momentum, factors = group["momentum"], [-lr] * len(grads)
+        momentum, (factors,) = rule["momentum"], numbers
         if not momentum:
             return Direction(grads, None, factors)
-        buffers = piece.state("momentum_buffer")
-        if piece.works[0].fresh:
+        buffers = state["momentum_buffer"]
+        if rule["fresh"]:
             # A first gradient enters whole, without dampening.
             torch._foreach_copy_(buffers, grads)
         else:
             torch._foreach_mul_(buffers, momentum)
-            torch._foreach_add_(buffers, grads, alpha=1 - group["dampening"])
-        if group["nesterov"]:
+            torch._foreach_add_(buffers, grads, alpha=1 - rule["dampening"])
+        if rule["nesterov"]:
             return Direction(torch._foreach_add(grads, buffers, alpha=momentum), None, factors)
         return Direction(buffers, None, factors)

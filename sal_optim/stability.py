@@ -7,19 +7,14 @@ Pure functions over lists of tensors; they hold no state and know no optimizer. 
 import torch
 from torch import Tensor
 
-TensorList = tuple[Tensor, ...] | list[Tensor]
+Number = float | Tensor
 
 # stability() reports a scalar as protected above the first, volatile below the second bound.
 PROTECTED, VOLATILE = 2 / 3, 1 / 3
 
 
 def resistance(
-    evidence: TensorList,
-    protection: float,
-    *,
-    grads: TensorList = (),
-    exponent: int = 0,
-    scale: float = 1.0,
+    evidence: list[Tensor], protection: Number, *, activity: list[Tensor], exponent: int
 ) -> list[Tensor]:
     """What an update is divided by: ``1 / (1 - s) = 1 + c * Omega / a**exponent``.
 
@@ -28,21 +23,20 @@ def resistance(
     Args:
         evidence: Omega, each broadcastable to its update.
         protection: c, at least 0.
-        grads: needed for an exponent other than 0; the shapes of the updates.
+        activity: gradients over the root of their mean square, in the shapes of the updates;
+            overwritten. Unused where the exponent is 0.
         exponent: q, 0, 1 or 2.
-        scale: 1 / mean(|grad|), so that the activity ``a = scale * |grad|`` has mean 1.
     """
     if exponent == 0:
         divisors = list(torch._foreach_mul(evidence, protection))
     else:
-        activity = torch._foreach_mul(grads, scale)
         torch._foreach_abs_(activity)
         # A gradient of exactly 0 stops its element: the divisor is huge, not infinite, so that no
-        # evidence times it is 0 and not NaN.
+        # evidence over it is 0 and not NaN.
         torch._foreach_clamp_min_(activity, 1e-12)
         if exponent == 2:
             torch._foreach_mul_(activity, activity)
-        divisors = [omega / a for omega, a in zip(evidence, activity, strict=True)]
+        divisors = list(torch._foreach_div(evidence, activity))
         torch._foreach_mul_(divisors, protection)
     torch._foreach_add_(divisors, 1.0)
     return divisors
@@ -54,13 +48,26 @@ def stability(evidence: Tensor, protection: float) -> Tensor:
     return weighted / (weighted + 1.0)
 
 
-def pull(params: TensorList, anchors: TensorList, strength: TensorList) -> None:
-    """Move each parameter toward its anchor, in place: ``p += k / (1 + k) * (anchor - p)``.
+def pull_weights(
+    evidence: list[Tensor], stiffness: Number, denominators: list[Tensor] | None
+) -> list[Tensor]:
+    """``k / (1 + k)`` with ``k = stiffness * Omega / denominator``: how far to go to the anchor.
 
-    The implicit form of a spring of stiffness k, stable for every ``k >= 0``. ``strength`` holds k
-    and is overwritten.
+    The implicit form of a spring of stiffness k, stable for every ``k >= 0``; 0 without evidence.
     """
-    total = torch._foreach_add(strength, 1.0)
-    torch._foreach_div_(strength, total)
-    for param, anchor, weight in zip(params, anchors, strength, strict=True):
-        param.add_((anchor - param).mul_(weight))
+    springs = torch._foreach_mul(evidence, stiffness)
+    if denominators is None:
+        totals = torch._foreach_add(springs, 1.0)
+    else:
+        totals = torch._foreach_add(springs, denominators)
+    return list(torch._foreach_div(springs, totals))
+
+
+def pull(params: list[Tensor], anchors: list[Tensor], weights: list[Tensor]) -> None:
+    """Move each parameter toward its anchor, in place: ``p += weight * (anchor - p)``."""
+    if all(a.dtype == w.dtype == p.dtype for p, a, w in zip(params, anchors, weights, strict=True)):
+        torch._foreach_lerp_(params, anchors, weights)
+    else:
+        moves = list(torch._foreach_sub(anchors, params))
+        torch._foreach_mul_(moves, weights)
+        torch._foreach_add_(params, moves)

@@ -1,0 +1,154 @@
+"""The update of a step, as one pure function over lists of tensors.
+
+The same code runs eagerly on lists, eagerly on a slice of one tensor, and compiled. It holds no
+state: the base optimizer's rule comes in as a function, the numbers of the step as floats or, when
+compiled, as 0-dim tensors, so that no value of a schedule is baked in. Symbols are those of
+``docs/mechanism.md``.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sal_optim import stability
+from sal_optim.evidence import Granularity
+
+Number = float | Tensor
+Rule = dict[str, Any]
+Tensors = dict[str, list[Tensor]]
+
+
+@dataclass(slots=True)
+class Direction:
+    """A base optimizer's own update: ``param += factor * numerator / denominator``."""
+
+    numerators: tuple[Tensor, ...] | list[Tensor]
+    denominators: list[Tensor] | None  # None: 1
+    factors: Sequence[Number]  # one a tensor; minus the step size
+
+
+DirectionRule = Callable[[Rule, Tensors, list[Tensor], tuple[Sequence[Number], ...]], Direction]
+
+
+@dataclass(slots=True)
+class Numbers:
+    """What changes from step to step."""
+
+    base: tuple[Sequence[Number], ...]  # the base optimizer's, one a tensor each
+    decay: Number  # lr * weight_decay
+    coupled_decay: float  # weight decay that acts through the gradient
+    protection: Number
+    stiffness: Number  # of the pull, before evidence and preconditioner
+    scale: Number  # 1 / rms of all gradients
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a step does; fixed for a compiled function."""
+
+    direction: DirectionRule
+    granularity: Granularity
+    exponent: int  # of the activity
+    maximize: bool
+    decays: bool  # decoupled weight decay
+    gathers: bool  # pending evidence
+    moves: bool  # parameters
+    protected: bool
+    pulled: bool
+
+
+def advance(
+    plan: Plan,
+    rule: Rule,
+    params: list[Tensor],
+    grads: list[Tensor],
+    state: Tensors,
+    numbers: Numbers,
+) -> None:
+    """Gather evidence from ``grads`` and move ``params``, in place.
+
+    Args:
+        plan: what is to be done.
+        rule: constants of the base optimizer.
+        params: real local tensors of one device and dtype.
+        grads: their gradients; never written to.
+        state: lists, by name, of the state tensors of these parameters.
+        numbers: see :class:`Numbers`.
+    """
+    scaled: list[Tensor] = []
+    if plan.gathers or (plan.protected and plan.exponent):
+        dtype = plan.granularity.dtype(state)
+        wide = [grad if grad.dtype == dtype else grad.to(dtype) for grad in grads]
+        # Scaled before it is squared: g * g leaves the range of float32 for |g| < 1e-19.
+        scaled = list(torch._foreach_mul(wide, numbers.scale))
+    if plan.gathers:
+        plan.granularity.gather(state, scaled)
+    if not plan.moves:
+        return
+    if plan.maximize:
+        grads = list(torch._foreach_neg(grads))
+    if numbers.coupled_decay:
+        grads = list(torch._foreach_add(grads, params, alpha=numbers.coupled_decay))
+    if plan.decays and not plan.protected:
+        torch._foreach_mul_(params, 1 - numbers.decay)
+    direction = plan.direction(rule, state, grads, numbers.base)
+    if plan.protected:
+        _move_protected(plan, params, state, direction, scaled, numbers)
+    elif direction.denominators is None:
+        _add_scaled(params, direction.numerators, direction.factors)
+    else:
+        _add_quotient(params, direction.numerators, direction.denominators, direction.factors)
+
+
+def _move_protected(
+    plan: Plan,
+    params: list[Tensor],
+    state: Tensors,
+    direction: Direction,
+    scaled: list[Tensor],
+    numbers: Numbers,
+) -> None:
+    evidence = plan.granularity.evidence(state, params)
+    weights: list[Tensor] = []
+    if plan.pulled:
+        # A spring in units of gradients, seen through the preconditioner like any gradient.
+        weights = stability.pull_weights(evidence, numbers.stiffness, direction.denominators)
+    divisors = stability.resistance(
+        evidence, numbers.protection, activity=scaled, exponent=plan.exponent
+    )
+    if plan.decays:
+        _add_quotient(params, params, divisors, [-numbers.decay] * len(params))
+    if direction.denominators is not None:
+        torch._foreach_mul_(divisors, direction.denominators)
+    _add_quotient(params, direction.numerators, divisors, direction.factors)
+    if plan.pulled:
+        stability.pull(params, state["anchor"], weights)
+
+
+def _add_scaled(
+    params: list[Tensor],
+    numerators: tuple[Tensor, ...] | list[Tensor],
+    factors: Sequence[Number],
+) -> None:
+    factor = factors[0]  # without denominators, a list shares its step size
+    if isinstance(factor, Tensor):
+        torch._foreach_add_(params, torch._foreach_mul(numerators, factor))
+    else:
+        torch._foreach_add_(params, numerators, alpha=factor)
+
+
+def _add_quotient(
+    params: list[Tensor],
+    numerators: tuple[Tensor, ...] | list[Tensor],
+    denominators: list[Tensor],
+    factors: Sequence[Number],
+) -> None:
+    if isinstance(factors[0], Tensor):
+        quotients = torch._foreach_div(numerators, denominators)
+        torch._foreach_mul_(quotients, list(factors))  # type: ignore[arg-type]
+        torch._foreach_add_(params, quotients)
+    else:
+        torch._foreach_addcdiv_(params, numerators, denominators, factors)  # type: ignore[arg-type]
