@@ -423,7 +423,8 @@ class SALOptimizer(Optimizer):
             evidence.mul_(retention).add_(pending, alpha=weight)
             pending.zero_()
         if "anchor" in local:
-            gained = granularity.evidence(local, [values])[0] - before
+            # Evidence of low rank does not add exactly.
+            gained = (granularity.evidence(local, [values])[0] - before).clamp_min_(0.0)
             total = (before * ANCHOR_MEMORY).add_(gained)
             share = gained.div_(total.clamp_min_(torch.finfo(total.dtype).tiny))
             anchor = local["anchor"][0]
