@@ -43,6 +43,7 @@ class SALAdam(SALOptimizer):
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
+        compile: bool = False,
         decoupled_weight_decay: bool = False,
     ) -> None:
         defaults = {
@@ -69,6 +70,7 @@ class SALAdam(SALOptimizer):
             foreach=foreach,
             capturable=capturable,
             differentiable=differentiable,
+            compile=compile,
         )
 
     def _check_base(self, group: dict[str, Any]) -> dict[str, Any]:
@@ -135,6 +137,7 @@ class SALAdamW(SALAdam):
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -156,5 +159,6 @@ class SALAdamW(SALAdam):
             foreach=foreach,
             capturable=capturable,
             differentiable=differentiable,
+            compile=compile,
             decoupled_weight_decay=True,
         )

@@ -42,6 +42,7 @@ class SALLion(SALOptimizer):
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
+        compile: bool = False,
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
         super().__init__(
@@ -60,6 +61,7 @@ class SALLion(SALOptimizer):
             foreach=foreach,
             capturable=capturable,
             differentiable=differentiable,
+            compile=compile,
         )
 
     def _check_base(self, group: dict[str, Any]) -> dict[str, Any]:

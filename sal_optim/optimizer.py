@@ -18,6 +18,7 @@ from torch.optim.optimizer import ParamsT
 
 from sal_optim import checks, stability
 from sal_optim.checkpoint import Checkpoint, check_ready
+from sal_optim.compiled import advance_compiled
 from sal_optim.diagnostics import Spectrum, diagnose
 from sal_optim.distributed import aligned, refuse_factored, sharding
 from sal_optim.evidence import GRANULARITIES
@@ -87,6 +88,7 @@ class SALOptimizer(Optimizer):
         foreach: bool | None,
         capturable: bool,
         differentiable: bool,
+        compile: bool,
     ) -> None:
         if capturable:
             raise ValueError(
@@ -112,6 +114,7 @@ class SALOptimizer(Optimizer):
             "foreach": foreach,
             "capturable": False,
             "differentiable": False,
+            "compile": compile,
         }
         super().__init__(params, self._checked({**defaults, **shared}))
         self.param_groups[0]["threshold"] = new_threshold()
@@ -168,6 +171,7 @@ class SALOptimizer(Optimizer):
             "state_dtype": checks.floating_dtype("state_dtype", group["state_dtype"]),
             "maximize": checks.flag("maximize", group["maximize"]),
             "foreach": None if foreach is None else checks.flag("foreach", foreach),
+            "compile": checks.flag("compile", group["compile"]),
         }
         return {**group, **checked, **self._check_base(group)}
 
@@ -376,6 +380,8 @@ class SALOptimizer(Optimizer):
             scale=scale,
         )
         rule = self._rule(group, work.fresh)
+        if group["compile"] and advance_compiled(plan, rule, work, numbers):
+            return
         advance(plan, rule, piece.params, piece.grads, piece.state, numbers)
 
     # ---------------------------------------------------------------- what users call

@@ -98,6 +98,9 @@ def pieces(group: dict[str, Any], works: Sequence[Work]) -> Iterator[Piece]:
     lists: dict[tuple[Any, ...], Piece] = {}
     sizes: dict[tuple[Any, ...], int] = {}
     for work in works:
+        if group["compile"]:
+            yield Piece(group, [work])
+            continue
         foreach = group["foreach"]
         if foreach is None:
             foreach = work.param.device.type != "cpu"

@@ -37,6 +37,7 @@ class SALSGD(SALOptimizer):
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
+        compile: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -61,6 +62,7 @@ class SALSGD(SALOptimizer):
             foreach=foreach,
             capturable=capturable,
             differentiable=differentiable,
+            compile=compile,
         )
 
     def _check_base(self, group: dict[str, Any]) -> dict[str, Any]:

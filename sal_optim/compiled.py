@@ -1,0 +1,109 @@
+"""The update of a step, compiled: one kernel for each plan, whatever the sizes and the schedule.
+
+A tensor and its state are handed over as flat vectors of dynamic length, and the numbers of the
+step as one small tensor. So a new parameter, another learning rate or another step compiles
+nothing; a first step and a first protected step each compile once.
+"""
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sal_optim.pieces import Work
+from sal_optim.update import Numbers, Plan, advance
+
+Kernel = Callable[[Tensor, Tensor, dict[str, Tensor], Tensor], None]
+
+# Set when no kernel could be built on this machine: everything then runs eagerly.
+_unavailable = False
+
+
+@cache
+def _kernel(plan: Plan, rule: tuple[tuple[str, Any], ...], coupled_decay: float) -> Kernel:
+    """The compiled update; rebuilt for another plan or other constants only."""
+    constants = dict(rule)
+
+    def run(param: Tensor, grad: Tensor, state: dict[str, Tensor], numbers: Tensor) -> None:
+        decay, protection, stiffness, scale, *base = numbers.unbind()
+        advance(
+            plan,
+            constants,
+            [param],
+            [grad],
+            {name: [value] for name, value in state.items()},
+            Numbers(
+                base=tuple([number] for number in base),
+                decay=decay,
+                coupled_decay=coupled_decay,
+                protection=protection,
+                stiffness=stiffness,
+                scale=scale,
+            ),
+        )
+
+    # The compiler counts recompilations by code object: each kernel gets one of its own.
+    own = FunctionType(run.__code__.replace(), run.__globals__, "run", None, run.__closure__)
+    return torch.compile(own, dynamic=True, fullgraph=True)
+
+
+def _flat(tensor: Tensor) -> Tensor | None:
+    """A dense tensor as a vector in its order of memory; None if it has holes or overlaps."""
+    if tensor.is_contiguous():
+        return tensor.view(-1)
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    ordered = tensor.permute(order)
+    return ordered.view(-1) if ordered.is_contiguous() else None
+
+
+def _prepared(work: Work) -> tuple[Tensor, Tensor, dict[str, Tensor]] | None:
+    """What the kernel takes; None where the eager path has to serve."""
+    param, grad, state = work.param.detach(), work.grad, work.state
+    if param.numel() < 2:  # a compiler takes lengths of 0 and 1 for constants
+        return None
+    if not work.sliceable:
+        return param, grad, state
+    alike = [param, grad, *state.values()]
+    if any(t.shape != param.shape or t.stride() != param.stride() for t in alike):
+        return None
+    flat = [_flat(tensor) for tensor in alike]
+    if any(vector is None for vector in flat):
+        return None
+    vectors = [vector for vector in flat if vector is not None]
+    return vectors[0], vectors[1], dict(zip(state, vectors[2:], strict=True))
+
+
+def advance_compiled(plan: Plan, rule: dict[str, Any], work: Work, numbers: Numbers) -> bool:
+    """Run :func:`sal_optim.update.advance` on one parameter by a kernel; False if there is none."""
+    global _unavailable
+    if _unavailable:
+        return False
+    prepared = _prepared(work)
+    if prepared is None:
+        return False
+    values = [numbers.decay, numbers.protection, numbers.stiffness, numbers.scale]
+    values += [column[0] for column in numbers.base]
+    param, grad, state = prepared
+    vector = torch.tensor(values, dtype=torch.float64, device=param.device)
+    try:
+        _kernel(plan, tuple(rule.items()), numbers.coupled_decay)(param, grad, state, vector)
+    except Exception as error:  # a kernel is built before it runs: nothing has changed yet
+        if not _is_compile_failure(error):
+            raise
+        _unavailable = True
+        warnings.warn(
+            f"compile=True: no kernel could be built here ({type(error).__name__}); the optimizer "
+            "goes on eagerly. A C++ compiler is needed on a CPU, triton on a GPU.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+def _is_compile_failure(error: Exception) -> bool:
+    return type(error).__module__.startswith(("torch._inductor", "torch._dynamo"))
