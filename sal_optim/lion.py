@@ -21,6 +21,9 @@ class SALLion(SALOptimizer):
     _momenta: ClassVar[tuple[str, ...]] = ("exp_avg",)
     _activity_exponent: ClassVar[int] = 2
     _unit_update: ClassVar[bool] = True
+    # After a regime learned to zero loss a surprise exceeds 1000. Adam's and SGD's updates shrink as
+    # the new regime settles and leave the pull in command at any strength; unit updates do not.
+    _largest_surprise: ClassVar[float] = 30.0
 
     def __init__(
         self,

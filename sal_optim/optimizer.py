@@ -39,7 +39,7 @@ PENDING_HORIZON = 65536.0
 
 
 # The defaults of the family, found by the benchmark: docs/experiments.md.
-PROTECTION, PULL = 0.03, 30.0
+PROTECTION, PULL = 0.02, 30.0
 
 # What the evidence of earlier regimes counts for in the anchor's mean. 0 recentres on the latest
 # weights, as the online Laplace approximation does, and lets the oldest regimes erode; 1 is the
@@ -60,6 +60,8 @@ class SALOptimizer(Optimizer):
     _momenta: ClassVar[tuple[str, ...]] = ()
     # q of the stability's activity, see stability.resistance.
     _activity_exponent: ClassVar[int] = 0
+    # The most that a regime's evidence is weighted by.
+    _largest_surprise: ClassVar[float] = math.inf
     # Whether an update has size 1 whatever the size of the gradient (sign-based optimizers).
     _unit_update: ClassVar[bool] = False
     # Whether the update depends on the step count, so that moments are of no use without it.
@@ -400,6 +402,7 @@ class SALOptimizer(Optimizer):
         steps = threshold["pending_steps"]
         if steps == 0.0:
             return
+        weight = min(weight, self._largest_surprise)
         for group in self.param_groups:
             for param in group["params"]:
                 state = self.state.get(param)
