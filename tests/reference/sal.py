@@ -14,6 +14,8 @@ from typing import Any
 # Of the base optimizers: the exponent q of the activity, and whether an update has size 1.
 EXPONENT = {"adam": 1, "sgd": 0, "lion": 2}
 UNIT = {"adam": False, "sgd": False, "lion": True}
+# The most that a regime's evidence is weighted by.
+LARGEST_SURPRISE = {"adam": math.inf, "sgd": math.inf, "lion": 30.0}
 # How much older evidence counts as the anchor moves to the present weights.
 ANCHOR_MEMORY = 0.1
 # Of the threshold.
@@ -107,6 +109,7 @@ class Reference:
         if not self.pending_steps:
             return
         weight = self.decline() if weight is None else weight
+        weight = min(weight, LARGEST_SURPRISE[self.base])
         for param in self.params:
             retention = param.settings["retention"]
             before = [retention * omega for omega in param.read(param.evidence)]
