@@ -23,7 +23,7 @@ class SALLion(SALOptimizer):
     _unit_update: ClassVar[bool] = True
     # After a regime learned to zero loss a surprise exceeds 1000. Adam's and SGD's updates shrink as
     # the new regime settles and leave the pull in command at any strength; unit updates do not.
-    _largest_surprise: ClassVar[float] = 30.0
+    _largest_surprise: ClassVar[float] = 100.0
 
     def __init__(
         self,

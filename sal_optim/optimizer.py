@@ -39,7 +39,7 @@ PENDING_HORIZON = 65536.0
 
 
 # The defaults of the family, found by the benchmark: docs/experiments.md.
-PROTECTION, PULL = 0.02, 30.0
+PROTECTION, PULL = 0.01, 30.0
 
 # What the evidence of earlier regimes counts for in the anchor's mean. 0 recentres on the latest
 # weights, as the online Laplace approximation does, and lets the oldest regimes erode; 1 is the

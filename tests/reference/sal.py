@@ -15,7 +15,7 @@ from typing import Any
 EXPONENT = {"adam": 1, "sgd": 0, "lion": 2}
 UNIT = {"adam": False, "sgd": False, "lion": True}
 # The most that a regime's evidence is weighted by.
-LARGEST_SURPRISE = {"adam": math.inf, "sgd": math.inf, "lion": 30.0}
+LARGEST_SURPRISE = {"adam": math.inf, "sgd": math.inf, "lion": 100.0}
 # How much older evidence counts as the anchor moves to the present weights.
 ANCHOR_MEMORY = 0.1
 # Of the threshold.
