@@ -13,6 +13,7 @@ from benchmarks.errors import UserError, require_choice
 # command -> (module, what --help says)
 COMMANDS = {
     "continual": ("benchmarks.continual", "compare forgetting on streams of tasks (make bench)"),
+    "ordinary": ("benchmarks.ordinary", "on one distribution, does SAL lose anything?"),
     "tune": ("benchmarks.tune", "choose learning rates and EWC's and SI's strength on a grid"),
 }
 

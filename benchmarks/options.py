@@ -44,7 +44,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", default="digits", help=f"{', '.join(SOURCES)}, or a folder of IDX files")
     add("--data-dir", help="where to look for the data first (then $SAL_OPTIM_DATA, ./data, …)")
-    add("--tasks", type=int, help="tasks a stream (default: permuted 10, rotated 5, split all)")
+    add("--tasks", type=int, help="tasks a stream (default: 10, digits and rotated 5, split all)")
     add("--steps", type=int, help="steps a task (default: digits 200, mnist 300, fashion 600)")
     add("--batch", type=int, help="examples a step (default: digits 64, others 128)")
     add("--lr", type=float, help="one learning rate for all methods (default: by base optimizer)")
@@ -120,7 +120,8 @@ def settings_for(
     """The settings of one run: what was asked for, and the documented defaults for the rest."""
     defaults = scale(args.data)
     steps = args.steps or defaults.steps
-    kind = STREAMS[stream](data, seed=seed, tasks=args.tasks, order=args.order)
+    tasks = args.tasks or min(STREAMS[stream].default_tasks, defaults.most_tasks)
+    kind = STREAMS[stream](data, seed=seed, tasks=tasks, order=args.order)
     return Settings(
         data=args.data,
         fingerprint=data.fingerprint(),

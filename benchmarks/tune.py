@@ -22,6 +22,7 @@ from rich.table import Table
 
 from benchmarks.baselines import METHODS, ROWS
 from benchmarks.data import load
+from benchmarks.errors import UserError
 from benchmarks.metrics import average, learned
 from benchmarks.options import add_common, check_common, names, parser, settings_for
 from benchmarks.records import write_atomically
@@ -63,6 +64,13 @@ def arguments() -> argparse.ArgumentParser:
     add("--stream", action="append", metavar="NAME", help=f"repeatable; {', '.join(STREAMS)}")
     add("--methods", nargs="+", metavar="NAME", help="ewc and si (default), or adam, sgd, lion")
     add("--seeds", type=int, default=2, help=f"seeds {TUNING_SEED} and up (default: 2)")
+    add(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="METHOD=V,V",
+        help="another grid for a method; repeatable",
+    )
     add("--write", type=Path, default=TUNED, help="file to update (default: the benchmark's own)")
     return made
 
@@ -76,8 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     output, messages = Console(), Console(stderr=True)
     data = load(args.data, args.data_dir)
 
+    grids = {**STRENGTHS, **RATES, **_grids(args.grid, methods)}
     points = [(stream, method, value) for stream in streams for method in methods
-              for value in (*STRENGTHS.get(method, ()), *RATES.get(method, ()))]  # fmt: skip
+              for value in grids[method]]  # fmt: skip
     plan: list[Settings] = []
     for stream, method, value in points:
         for seed in range(TUNING_SEED, TUNING_SEED + args.seeds):
@@ -98,6 +107,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 Point = tuple[str, str, float]
+
+
+def _grids(given: Sequence[str], methods: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """The grids of ``--grid``, checked."""
+    grids = {}
+    for text in given:
+        method, _, values = text.partition("=")
+        try:
+            grid = tuple(float(value) for value in values.split(","))
+        except ValueError:
+            grid = ()
+        if method not in methods or not grid or min(grid) <= 0:
+            raise UserError(
+                f"--grid {text}: must be METHOD=V,V with positive numbers and a method of "
+                f"{', '.join(methods)}"
+            )
+        grids[method] = grid
+    return grids
 
 
 def _scores(plan: Sequence[Settings], results: Sequence[dict[str, Any]]) -> dict[Point, float]:
@@ -155,6 +182,7 @@ def _write(
             found["lr"].setdefault(args.data, {})[method] = value
     asked = {name: getattr(args, name) for name in ("tasks", "steps", "batch", "lr", "hidden")}
     extra = "".join(f" --{name} {value}" for name, value in asked.items() if value is not None)
+    extra += "".join(f" --grid {grid}" for grid in args.grid)
     command = (
         f"python -m benchmarks tune --data {args.data} "
         + " ".join(f"--stream {stream}" for stream in streams)

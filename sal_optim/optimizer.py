@@ -60,6 +60,8 @@ class SALOptimizer(Optimizer):
     _momenta: ClassVar[tuple[str, ...]] = ()
     # q of the stability's activity, see stability.resistance.
     _activity_exponent: ClassVar[int] = 0
+    # How much firmer the gate is than protection alone says.
+    _gate: ClassVar[float] = 1.0
     # The most that a regime's evidence is weighted by.
     _largest_surprise: ClassVar[float] = math.inf
     # Whether an update has size 1 whatever the size of the gradient (sign-based optimizers).
@@ -132,6 +134,10 @@ class SALOptimizer(Optimizer):
     ) -> tuple[list[float], ...]:
         """What the rule needs that changes with the step, one number a tensor each."""
         return ([-lr] * len(steps),)
+
+    def _gain(self, group: dict[str, Any]) -> float:
+        """How far a lasting gradient moves a parameter in a step, relative to lr times itself."""
+        return 1.0
 
     @staticmethod
     def _direction(
@@ -377,8 +383,8 @@ class SALOptimizer(Optimizer):
             base=self._numbers(group, lr, [item.step for item in piece.works]),
             decay=lr * decay,
             coupled_decay=0.0 if decoupled else decay,
-            protection=group["protection"],
-            stiffness=lr * group["protection"] * group["pull"] * unit,
+            protection=group["protection"] * self._gate,
+            stiffness=lr * self._gain(group) * group["protection"] * group["pull"] * unit,
             scale=scale,
         )
         rule = self._rule(group, work.fresh)
@@ -469,7 +475,8 @@ class SALOptimizer(Optimizer):
                     return torch.zeros_like(real)
                 local = _lists(state)
                 evidence = GRANULARITIES[group["granularity"]].evidence(local, [real])[0]
-                return stability.stability(evidence, group["protection"]).expand_as(real).clone()
+                strength = group["protection"] * self._gate
+                return stability.stability(evidence, strength).expand_as(real).clone()
         raise ValueError(
             f"Invalid param value: a tensor of shape {tuple(param.shape)}; param must be one of "
             "this optimizer's parameters"

@@ -88,6 +88,11 @@ class SALSGD(SALOptimizer):
         names = ("momentum", "dampening", "nesterov")
         return {"fresh": fresh, **{name: group[name] for name in names}}
 
+    def _gain(self, group: dict[str, Any]) -> float:
+        # Momentum sums a lasting gradient; a pull that it does not sum must match that.
+        momentum = group["momentum"]
+        return (1 - group["dampening"]) / (1 - momentum) if 0 < momentum < 1 else 1.0
+
     @staticmethod
     def _direction(
         rule: Rule, state: Tensors, grads: list[Tensor], numbers: tuple[Sequence[Number], ...]

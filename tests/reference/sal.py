@@ -14,8 +14,10 @@ from typing import Any
 # Of the base optimizers: the exponent q of the activity, and whether an update has size 1.
 EXPONENT = {"adam": 1, "sgd": 0, "lion": 2}
 UNIT = {"adam": False, "sgd": False, "lion": True}
+# How much firmer the gate is than protection says.
+GATE = {"adam": 1.0, "sgd": 1.0, "lion": 10.0}
 # The most that a regime's evidence is weighted by.
-LARGEST_SURPRISE = {"adam": math.inf, "sgd": math.inf, "lion": 100.0}
+LARGEST_SURPRISE = {"adam": math.inf, "sgd": math.inf, "lion": 20.0}
 # How much older evidence counts as the anchor moves to the present weights.
 ANCHOR_MEMORY = 0.1
 # Of the threshold.
@@ -172,13 +174,21 @@ class Reference:
             g = -grad[i] if group["maximize"] else grad[i]
             update, denominator = self.update(param, i, g if decoupled else g + decay * value)
             activity = max(abs(grad[i]) / rms, 1e-12)
-            resistance = 1.0 + protection * omega[i] / activity ** EXPONENT[self.base]
+            resistance = (
+                1.0 + GATE[self.base] * protection * omega[i] / activity ** EXPONENT[self.base]
+            )
             new = value - lr * (update + (decay * value if decoupled else 0.0)) / resistance
             if param.anchor is not None and group["pull"] > 0:
                 unit = 1.0 if UNIT[self.base] else self.mean / math.sqrt(size)
-                k = lr * protection * group["pull"] * omega[i] * unit / denominator
+                step = lr * self.gain(group)
+                k = step * protection * group["pull"] * omega[i] * unit / denominator
                 new += k / (1.0 + k) * (param.anchor[i] - new)
             param.values[i] = new
+
+    def gain(self, group: dict[str, Any]) -> float:
+        """Steps that a lasting gradient of 1 is worth, by momentum."""
+        momentum = group.get("momentum", 0.0)
+        return (1.0 - group["dampening"]) / (1.0 - momentum) if 0.0 < momentum < 1.0 else 1.0
 
     def update(self, param: Parameter, i: int, g: float) -> tuple[float, float]:
         """The base optimizer's own update of one element, and what it divided the gradient by."""

@@ -1,0 +1,167 @@
+"""`python -m benchmarks ordinary`: on one distribution SAL must lose nothing.
+
+A perceptron on digits and a small GPT on Python's own standard library, each trained by a base
+optimizer and by its SAL counterpart with the same seeds. Nothing changes in the data, so nothing
+should be consolidated, and both should end at the same loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sysconfig
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from joblib import Parallel, delayed
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional
+
+import sal_optim
+from benchmarks.data import load
+from benchmarks.networks import mlp
+
+PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]] = {
+    "Adam": (torch.optim.Adam, sal_optim.SALAdam, {"lr": 1e-3}),
+    "AdamW": (torch.optim.AdamW, sal_optim.SALAdamW, {"lr": 1e-3, "weight_decay": 0.1}),
+    "SGD": (torch.optim.SGD, sal_optim.SALSGD, {"lr": 0.05, "momentum": 0.9}),
+}
+CONTEXT, BATCH, VOCABULARY = 64, 16, 128
+
+
+class GPT(nn.Module):
+    """Two pre-norm blocks over ASCII characters; 116 thousand parameters."""
+
+    def __init__(self, width: int = 64, layers: int = 2, heads: int = 4) -> None:
+        super().__init__()
+        self.token = nn.Embedding(VOCABULARY, width)
+        self.place = nn.Embedding(CONTEXT, width)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, VOCABULARY)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(CONTEXT))
+
+    def forward(self, text: Tensor) -> Tensor:
+        """Logits of the next character; (batch, CONTEXT) -> (batch, CONTEXT, VOCABULARY)."""
+        x = self.token(text) + self.place.weight
+        for block in self.blocks:
+            x = block(x, src_mask=self.mask, is_causal=True)
+        logits: Tensor = self.head(self.norm(x))
+        return logits
+
+
+def corpus(size: int = 2_000_000) -> Tensor:
+    """The first characters of Python's standard library, as codes below VOCABULARY."""
+    text, found = [], 0
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        codes = [code for code in path.read_bytes() if code < VOCABULARY]
+        text += codes
+        found += len(codes)
+        if found >= size:
+            break
+    return torch.tensor(text[:size])
+
+
+def gpt_loss(seed: int, make: Callable[..., Any], options: dict[str, Any], steps: int) -> Any:
+    torch.manual_seed(seed)
+    text, model = corpus(), GPT()
+    split = int(0.9 * len(text))
+    held, optimizer = text[split:], make(model.parameters(), **options)
+    draw = torch.Generator().manual_seed(seed)
+
+    def loss(source: Tensor, batch: int) -> Tensor:
+        start = torch.randint(len(source) - CONTEXT - 1, (batch,), generator=draw)
+        window = source[start[:, None] + torch.arange(CONTEXT + 1)]
+        logits = model(window[:, :-1])
+        return functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
+
+    return _train(
+        model, optimizer, lambda: loss(text[:split], BATCH), steps, lambda: loss(held, 64)
+    )
+
+
+def digits_loss(seed: int, make: Callable[..., Any], options: dict[str, Any], steps: int) -> Any:
+    data = load("digits", None)
+    model = mlp(data.features, (100, 100), 10, seed=seed)
+    optimizer, draw = make(model.parameters(), **options), torch.Generator().manual_seed(seed)
+
+    def loss() -> Tensor:
+        rows = torch.randint(len(data.train_x), (64,), generator=draw)
+        return functional.cross_entropy(model(data.train_x[rows]), data.train_y[rows])
+
+    return _train(
+        model,
+        optimizer,
+        loss,
+        steps,
+        lambda: functional.cross_entropy(model(data.test_x), data.test_y),
+    )
+
+
+def _train(
+    model: nn.Module,
+    optimizer: Any,
+    loss: Callable[[], Tensor],
+    steps: int,
+    held_out: Callable[[], Tensor],
+) -> tuple[float, float]:
+    """Final loss on held-out data, and consolidations."""
+    torch.set_num_threads(1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    sal = isinstance(optimizer, sal_optim.SALOptimizer)
+    with torch.no_grad():
+        final = held_out().item()
+    return final, optimizer.diagnostics()["consolidations"] if sal else 0.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks ordinary", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=1500, help="digits; the GPT trains a third")
+    parser.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args(argv)
+    runs = [
+        (task, name, which, seed)
+        for task in (digits_loss, gpt_loss)
+        for name in PAIRS
+        for which in (0, 1)
+        for seed in range(args.seeds)
+    ]
+    results = Parallel(n_jobs=args.jobs)(
+        delayed(task)(
+            seed,
+            PAIRS[name][which],
+            PAIRS[name][2],
+            args.steps if task is digits_loss else args.steps // 3,
+        )
+        for task, name, which, seed in runs
+    )
+    found = dict(zip(runs, results, strict=True))
+    table = Table("data", "base", "base loss", "SAL loss", "consolidations", "same weights")
+    for task in (digits_loss, gpt_loss):
+        for name in PAIRS:
+            base, sal = (
+                [found[task, name, which, seed] for seed in range(args.seeds)] for which in (0, 1)
+            )
+            losses = [[loss for loss, _ in column] for column in (base, sal)]
+            table.add_row(
+                "digits" if task is digits_loss else "text",
+                name,
+                *(f"{fmean(x):.4f} ± {stdev(x) if len(x) > 1 else 0:.4f}" for x in losses),
+                f"{sum(count for _, count in sal):.0f}",
+                f"{sum(a == b for a, b in zip(*losses, strict=True))} of {args.seeds} seeds",
+            )
+    Console().print(table)
+    return 0
