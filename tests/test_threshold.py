@@ -61,10 +61,10 @@ def test_one_change_is_found_within_ten_steps(row: Row, mode: Mode, shape: str) 
     for seed in range(3):
         params = make_params(SHAPES, seed=seed)
         optimizer = row(params, **mode)
-        grads = stream(params, profile(200, (100,), shape=shape), seed=seed + 1)
+        grads = stream(params, profile(75, (45,), shape=shape), seed=seed + 1)
         found = drive(optimizer, params, grads)
         assert len(found) == 1, (seed, found)
-        assert 100 <= found[0] < 110, (seed, found)
+        assert 45 <= found[0] < 55, (seed, found)
         assert optimizer.stability(params[0]).max() > 0
 
 
@@ -174,12 +174,12 @@ def test_heavy_tailed_norm() -> None:
     assert len(alarms) <= 1
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("factor", [20.0, 100.0, 1e6])
 def test_an_outlying_batch(row: Row, factor: float, seed: int) -> None:
     params = make_params(SHAPES)
-    scales = profile(200)
-    scales[90 + 7 * seed] = factor
+    scales = profile(80)
+    scales[40 + 7 * seed] = factor
     optimizer = row(params)
     assert drive(optimizer, params, stream(params, scales, seed=seed)) == []
     # And it did not deafen the threshold to a change a little later.
@@ -224,8 +224,8 @@ def test_groups_change_nothing(row: Row, mode: Mode) -> None:
     whole, split = make_params(), make_params()
     one = row(whole, **mode)
     other = row([{"params": split[:2]}, {"params": split[2:3]}, {"params": split[3:]}], **mode)
-    grads = stream(whole, profile(280, (60, 260)))
-    assert drive(one, whole, grads) == drive(other, split, grads) == [61, 261]
+    grads = stream(whole, profile(90, (60,)))
+    assert drive(one, whole, grads) == drive(other, split, grads) == [61]
     assert_near(whole, split)
     assert one.diagnostics() == pytest.approx(other.diagnostics(), rel=1e-5)
 
@@ -239,10 +239,10 @@ def test_the_scale_of_the_loss_changes_nothing(row: Row, mode: Mode, factor: flo
     dtype = torch.float64
     plain, scaled = make_params(dtype=dtype), make_params(dtype=dtype)
     one, other = row(plain, **mode), row(scaled, **mode)
-    grads = stream(plain, profile(280, (60, 260)))
+    grads = stream(plain, profile(100, (60,)))
     found = drive(one, plain, grads)
     assert found == drive(other, scaled, [[grad * factor for grad in now] for now in grads])
-    assert found == [61, 261]
+    assert found == [61]
     assert_near(plain, scaled, rtol=1e-6, atol=1e-9)
     for left, right in zip(plain, scaled, strict=True):
         assert_near([one.stability(left)], [other.stability(right)])
@@ -268,13 +268,13 @@ def test_the_scale_of_the_loss_is_not_seen_by_evidence(row: Row, mode: Mode, fac
 # ---------------------------------------------------------------- gradients that are no numbers
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_non_finite_gradients(row: Row, mode: Mode, value: float) -> None:
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_non_finite_gradients(class_row: Row, mode: Mode, value: float) -> None:
     """At any moment: before the first step, in a regime, in a detection, after a consolidation."""
-    for at in (0, 40, 61, 70):
+    for at in (0, 61, 66):
         params, twin = make_params(), make_params()
-        optimizer, other = row(params, **mode), row(twin, **mode)
-        grads = stream(params, profile(100, (60,)))
+        optimizer, other = class_row(params, **mode), class_row(twin, **mode)
+        grads = stream(params, profile(75, (60,)))
         for now in grads[:at]:
             step_with(optimizer, params, now)
             step_with(other, twin, now)

@@ -17,7 +17,7 @@ from tests.drive import consolidations, seeded
 from tests.rows import Row
 
 LR = {"SALAdam": 3e-3, "SALAdamW": 3e-3, "SALLion": 1e-3, "SALSGD": 0.15}
-STEPS = 300
+STEPS = 240
 
 
 @functools.cache
@@ -96,45 +96,44 @@ SCHEDULES: dict[str, Any] = {
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_schedules_are_no_change(row: Row, schedule: str) -> None:
-    for seed in range(2):
-        found, loss = train(row, SCHEDULES[schedule], seed=seed)
-        assert found == [], seed
-        # Some of these train briefly or slowly; all train: ln(10) = 2.3 is where they begin.
-        assert loss < 2.25
+    found, loss = train(row, SCHEDULES[schedule])
+    assert found == []
+    # Some of these train briefly or slowly; all train: ln(10) = 2.3 is where they begin.
+    assert loss < 2.25
 
 
 def test_accumulation_is_no_change(row: Row) -> None:
-    found, loss = train(row, accumulate=4, batch=8)
+    found, loss = train(row, accumulate=4, batch=8, steps=120)
     assert found == []
     assert loss < 2
 
 
 def test_tiny_batches_are_no_change(row: Row) -> None:
     """Batches of 4: the noisiest gradients that anyone trains with."""
-    found, _ = train(row, batch=4, steps=500)
+    found, _ = train(row, batch=4, steps=300)
     assert found == []
 
 
 def test_full_batches_are_no_change(row: Row) -> None:
     """Without noise the variance is small, and still nothing is found."""
-    found, _ = train(row, batch=1797, steps=150)
+    found, _ = train(row, batch=1797, steps=90)
     assert found == []
 
 
 def test_clipping_is_no_change(row: Row) -> None:
-    found, _ = train(row, clip=0.5)
+    found, _ = train(row, clip=0.5, steps=150)
     assert found == []
 
 
 def test_one_distribution_ends_as_the_base_does(row: Row) -> None:
-    _, ours = train(row, steps=200)
-    _, base = train(row, steps=200, protection=0.0)
+    _, ours = train(row, steps=80)
+    _, base = train(row, steps=80, protection=0.0)
     assert ours == base
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_change_of_the_data_is_found(row: Row, seed: int) -> None:
     """Permuted pixels: found within 10 steps, once; else the tests above would say nothing."""
-    found, _ = train(row, steps=400, change_at=360, seed=seed)
+    found, _ = train(row, steps=330, change_at=300, seed=seed)
     assert len(found) == 1
-    assert 360 <= found[0] < 370
+    assert 300 <= found[0] < 310
