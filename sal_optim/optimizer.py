@@ -380,7 +380,9 @@ class SALOptimizer(Optimizer):
             pulled=group["pull"] > 0.0,
         )
         numbers = Numbers(
-            base=self._numbers(group, lr, [item.step for item in piece.works]),
+            base=self._numbers(group, lr, [item.step for item in piece.works])
+            if plan.moves
+            else (),
             decay=lr * decay,
             coupled_decay=0.0 if decoupled else decay,
             protection=group["protection"] * self._gate,
