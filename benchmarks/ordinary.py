@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for task, name, which, seed in runs
     )
     found = dict(zip(runs, results, strict=True))
-    table = Table("data", "base", "base loss", "SAL loss", "consolidations", "same weights")
+    table = Table("data", "base", "base loss", "SAL loss", "consolidations", "same to the last bit")
     for task in (digits_loss, gpt_loss):
         for name in PAIRS:
             base, sal = (
