@@ -11,11 +11,25 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from sal_optim import checks
+from sal_optim.arguments import SHARED, given
 from sal_optim.optimizer import PROTECTION, PULL, SALOptimizer
 from sal_optim.update import Direction, Number, Rule, Tensors
 
 
 class SALAdam(SALOptimizer):
+    __doc__ = f"""Adam that forgets less.
+
+    Until the data changes, and with ``protection=0`` always, it is ``torch.optim.Adam`` bit for
+    bit. State beyond Adam's: 12 bytes a parameter by default.
+
+    Args:
+        params: parameters, named parameters or param groups.
+        lr: learning rate, at least 0; a one-element tensor will do without ``foreach``.
+        betas: decay of the running means of the gradient and of its square, each in [0, 1).
+        eps: added to the denominator, at least 0.
+        weight_decay: at least 0; acts through the gradient.
+        amsgrad: use the largest running mean of squares so far.{SHARED}"""
+
     _moments: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
     _momenta: ClassVar[tuple[str, ...]] = ("exp_avg",)
     _activity_exponent: ClassVar[int] = 1
@@ -46,32 +60,7 @@ class SALAdam(SALOptimizer):
         compile: bool = False,
         decoupled_weight_decay: bool = False,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "amsgrad": amsgrad,
-            "decoupled_weight_decay": decoupled_weight_decay,
-        }
-        super().__init__(
-            params,
-            defaults,
-            protection=protection,
-            pull=pull,
-            tau0=tau0,
-            alpha=alpha,
-            stats_beta=stats_beta,
-            consolidate_every=consolidate_every,
-            retention=retention,
-            granularity=granularity,
-            state_dtype=state_dtype,
-            maximize=maximize,
-            foreach=foreach,
-            capturable=capturable,
-            differentiable=differentiable,
-            compile=compile,
-        )
+        super().__init__(params, given(locals()))
 
     def _check_base(self, group: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -115,6 +104,19 @@ class SALAdam(SALOptimizer):
 
 
 class SALAdamW(SALAdam):
+    __doc__ = f"""AdamW that forgets less.
+
+    :class:`SALAdam` with decoupled weight decay, which is gated like the update: a protected weight
+    does not decay away. Equal to ``torch.optim.AdamW`` until the data changes.
+
+    Args:
+        params: parameters, named parameters or param groups.
+        lr: learning rate, at least 0; a one-element tensor will do without ``foreach``.
+        betas: decay of the running means of the gradient and of its square, each in [0, 1).
+        eps: added to the denominator, at least 0.
+        weight_decay: at least 0; multiplies the parameter by ``1 - lr * weight_decay`` a step.
+        amsgrad: use the largest running mean of squares so far.{SHARED}"""
+
     def __init__(
         self,
         params: ParamsT,
@@ -139,26 +141,4 @@ class SALAdamW(SALAdam):
         differentiable: bool = False,
         compile: bool = False,
     ) -> None:
-        super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            amsgrad,
-            protection=protection,
-            pull=pull,
-            tau0=tau0,
-            alpha=alpha,
-            stats_beta=stats_beta,
-            consolidate_every=consolidate_every,
-            retention=retention,
-            granularity=granularity,
-            state_dtype=state_dtype,
-            maximize=maximize,
-            foreach=foreach,
-            capturable=capturable,
-            differentiable=differentiable,
-            compile=compile,
-            decoupled_weight_decay=True,
-        )
+        super().__init__(params, **given(locals()), decoupled_weight_decay=True)

@@ -12,11 +12,23 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from sal_optim import checks
+from sal_optim.arguments import SHARED, given
 from sal_optim.optimizer import PROTECTION, PULL, SALOptimizer
 from sal_optim.update import Direction, Number, Rule, Tensors
 
 
 class SALLion(SALOptimizer):
+    __doc__ = f"""Lion that forgets less.
+
+    Until the data changes, and with ``protection=0`` always, it is Lion as published. State beyond
+    Lion's: 12 bytes a parameter by default.
+
+    Args:
+        params: parameters, named parameters or param groups.
+        lr: learning rate, at least 0; a third to a tenth of Adam's.
+        betas: of the update's blend and of the running mean, each in [0, 1).
+        weight_decay: at least 0; parameters are multiplied by ``1 - lr * weight_decay``.{SHARED}"""
+
     _moments: ClassVar[tuple[str, ...]] = ("exp_avg",)
     _momenta: ClassVar[tuple[str, ...]] = ("exp_avg",)
     _activity_exponent: ClassVar[int] = 2
@@ -49,25 +61,7 @@ class SALLion(SALOptimizer):
         differentiable: bool = False,
         compile: bool = False,
     ) -> None:
-        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
-        super().__init__(
-            params,
-            defaults,
-            protection=protection,
-            pull=pull,
-            tau0=tau0,
-            alpha=alpha,
-            stats_beta=stats_beta,
-            consolidate_every=consolidate_every,
-            retention=retention,
-            granularity=granularity,
-            state_dtype=state_dtype,
-            maximize=maximize,
-            foreach=foreach,
-            capturable=capturable,
-            differentiable=differentiable,
-            compile=compile,
-        )
+        super().__init__(params, given(locals()))
 
     def _check_base(self, group: dict[str, Any]) -> dict[str, Any]:
         return {"betas": checks.betas(group["betas"])}

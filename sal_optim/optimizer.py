@@ -24,6 +24,7 @@ from sal_optim.distributed import aligned, refuse_factored, sharding
 from sal_optim.evidence import GRANULARITIES
 from sal_optim.norms import gradient_norm
 from sal_optim.pieces import Piece, Work, pieces, plain
+from sal_optim.state import absorb, lists, prepare
 from sal_optim.threshold import (
     ThresholdState,
     decline,
@@ -41,17 +42,16 @@ PENDING_HORIZON = 65536.0
 # The defaults of the family, found by the benchmark: docs/experiments.md.
 PROTECTION, PULL = 0.01, 30.0
 
-# What the evidence of earlier regimes counts for in the anchor's mean. 0 recentres on the latest
-# weights, as the online Laplace approximation does, and lets the oldest regimes erode; 1 is the
-# minimum of one penalty a regime, as in EWC, and drags the latest regime back.
-ANCHOR_MEMORY = 0.1
-
 
 class SALOptimizer(Optimizer):
     """Base of the family: any update direction, protected by evidence.
 
     A subclass names its state in ``_moments`` and returns its update from :meth:`_direction`;
     see ``CONTRIBUTING.md``.
+
+    Args:
+        params: parameters, named parameters or param groups, as in torch.optim.
+        defaults: all settings of the subclass, the shared ones (``arguments.py``) included.
     """
 
     # State tensors of the base optimizer, shaped and typed like the parameter.
@@ -78,49 +78,17 @@ class SALOptimizer(Optimizer):
         self,
         params: ParamsT,
         defaults: dict[str, Any],
-        *,
-        protection: float,
-        pull: float,
-        tau0: float,
-        alpha: float,
-        stats_beta: float,
-        consolidate_every: int | None,
-        retention: float,
-        granularity: str,
-        state_dtype: torch.dtype | str | None,
-        maximize: bool,
-        foreach: bool | None,
-        capturable: bool,
-        differentiable: bool,
-        compile: bool,
     ) -> None:
-        if capturable:
-            raise ValueError(
-                f"Invalid capturable value: {capturable}; {type(self).__name__} reads the gradient "
-                "norm on the host, so capturable must be False"
-            )
-        if differentiable:
-            raise ValueError(
-                f"Invalid differentiable value: {differentiable}; {type(self).__name__} updates in "
-                "place, so differentiable must be False"
-            )
-        shared = {
-            "protection": protection,
-            "pull": pull,
-            "tau0": tau0,
-            "alpha": alpha,
-            "stats_beta": stats_beta,
-            "consolidate_every": consolidate_every,
-            "retention": retention,
-            "granularity": granularity,
-            "state_dtype": state_dtype,
-            "maximize": maximize,
-            "foreach": foreach,
-            "capturable": False,
-            "differentiable": False,
-            "compile": compile,
-        }
-        super().__init__(params, self._checked({**defaults, **shared}))
+        for name, why in (
+            ("capturable", "reads the gradient norm on the host"),
+            ("differentiable", "updates in place"),
+        ):
+            if defaults[name]:
+                raise ValueError(
+                    f"Invalid {name} value: {defaults[name]}; {type(self).__name__} {why}, so "
+                    f"{name} must be False"
+                )
+        super().__init__(params, self._checked(defaults))
         self.param_groups[0]["threshold"] = new_threshold()
 
     # ---------------------------------------------------------------- what a base optimizer gives
@@ -267,7 +235,7 @@ class SALOptimizer(Optimizer):
             if param.grad is None:
                 continue
             state = self.state[param]
-            fresh = self._prepare(param, state, group)
+            fresh = prepare(param, state, group, self._moment_names(group))
             if not self._observing:
                 state["step"] += 1
             items.append(
@@ -289,43 +257,8 @@ class SALOptimizer(Optimizer):
             )
         return items
 
-    def _prepare(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> bool:
-        """Create what state is missing, by key: the rest may come from another optimizer.
-
-        Returns whether the base optimizer's moments are new.
-        """
-        # torch's own loading keeps a step that was saved as a number; a clone may be shared.
-        if not isinstance(state.get("step"), Tensor):
-            state["step"] = torch.tensor(float(state.get("step", 0.0)), dtype=torch.float32)
-        fresh = False
-        for name in self._moment_names(group):
-            if state.get(name) is None:
-                state[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
-                fresh = True
-        if "evidence_weight" not in state:
-            state["evidence_weight"] = 0.0
-            dtype = self._state_dtype(param, group)
-            real = torch.view_as_real(param) if param.is_complex() else param
-            for name, shape in GRANULARITIES[group["granularity"]].shapes(real).items():
-                state[name] = (
-                    torch.zeros_like(real, dtype=dtype)
-                    if shape == tuple(real.shape)
-                    else real.new_zeros(shape, dtype=dtype)
-                )
-        if group["pull"] > 0.0 and "anchor" not in state:
-            state["anchor"] = param.detach().clone(memory_format=torch.preserve_format)
-            if group["state_dtype"] is not None and not param.is_complex():
-                state["anchor"] = state["anchor"].to(self._state_dtype(param, group))
-        return fresh
-
     def _moment_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         return self._moments
-
-    @staticmethod
-    def _state_dtype(param: Tensor, group: dict[str, Any]) -> torch.dtype:
-        if group["state_dtype"] is not None:
-            return getattr(torch, group["state_dtype"])  # type: ignore[no-any-return]
-        return torch.float64 if param.dtype in (torch.float64, torch.complex128) else torch.float32
 
     def _threshold(self) -> ThresholdState:
         """The state that belongs to the optimizer as a whole; it lives in the first group."""
@@ -416,36 +349,13 @@ class SALOptimizer(Optimizer):
                 state = self.state.get(param)
                 if not state or "evidence_weight" not in state:
                     continue
-                self._absorb(param, state, group, weight / steps)
+                absorb(param, state, group, weight / steps)
                 state["evidence_weight"] = group["retention"] * state["evidence_weight"] + weight
                 if group["protection"] > 0.0:
                     for name in self._momenta:
                         if state.get(name) is not None:
                             state[name].zero_()
         restart(threshold)
-
-    @staticmethod
-    def _absorb(param: Tensor, state: dict[str, Any], group: dict[str, Any], weight: float) -> None:
-        """Add ``weight`` times the pending evidence of one parameter, and move its anchor.
-
-        The anchor is a mean of the weights at all consolidations, weighted by their evidence.
-        """
-        granularity, retention = GRANULARITIES[group["granularity"]], group["retention"]
-        local = _lists(state)
-        values = plain(param)
-        if "anchor" in local:
-            before = granularity.evidence(local, [values])[0] * retention
-        for name in [name for name in local if name.startswith("pending")]:
-            pending, evidence = local[name][0], local[name.replace("pending", "evidence")][0]
-            evidence.mul_(retention).add_(pending, alpha=weight)
-            pending.zero_()
-        if "anchor" in local:
-            # Evidence of low rank does not add exactly.
-            gained = (granularity.evidence(local, [values])[0] - before).clamp_min_(0.0)
-            total = (before * ANCHOR_MEMORY).add_(gained)
-            share = gained.div_(total.clamp_min_(torch.finfo(total.dtype).tiny))
-            anchor = local["anchor"][0]
-            anchor.copy_(torch.lerp(anchor.to(share.dtype), values.to(share.dtype), share))
 
     @contextlib.contextmanager
     def observe(self) -> Iterator[None]:
@@ -475,7 +385,7 @@ class SALOptimizer(Optimizer):
                 real = plain(param.detach())
                 if state.get("evidence_weight", 0.0) == 0.0:
                     return torch.zeros_like(real)
-                local = _lists(state)
+                local = lists(state)
                 evidence = GRANULARITIES[group["granularity"]].evidence(local, [real])[0]
                 strength = group["protection"] * self._gate
                 return stability.stability(evidence, strength).expand_as(real).clone()
@@ -488,8 +398,3 @@ class SALOptimizer(Optimizer):
     def diagnostics(self) -> dict[str, float]:
         """What SAL does, as finite floats for any logger; see :mod:`sal_optim.diagnostics`."""
         return diagnose(self)
-
-
-def _lists(state: dict[str, Any]) -> Tensors:
-    """One parameter's state as lists of one local real tensor, by name."""
-    return {name: [plain(value)] for name, value in state.items() if isinstance(value, Tensor)}

@@ -1,0 +1,36 @@
+"""What the four optimizers' constructors share: collecting arguments, and documenting them."""
+
+from typing import Any
+
+SHARED = """
+        protection: how firmly what was learned is held, at least 0; 0 is the base optimizer. Read
+            in each step, from ``param_groups``, like ``lr`` and ``weight_decay``.
+        pull: how much firmer the pull toward the anchor is than the gate; 0 keeps no anchor and
+            saves its memory.
+        tau0: threshold on the surprise where the gradient norm has no noise, at least 1.
+        alpha: standard deviations of the gradient norm that the threshold adds.
+        stats_beta: decay of the gradient norm's statistics, in [0, 1).
+        consolidate_every: also consolidate whenever a regime has lasted this many steps, for data
+            that changes gradually.
+        retention: what a consolidation keeps of the evidence before it, in [0, 1].
+        granularity: of the evidence: ``"element"``, ``"factored"`` (row and column means) or
+            ``"tensor"``.
+        state_dtype: floating dtype of evidence and anchor, such as ``torch.bfloat16``. Default:
+            float32 for evidence (float64 beside float64), the parameter's for the anchor.
+        foreach: update lists of tensors at once. Default: lists on an accelerator, slices that
+            fit a cache on a CPU.
+        maximize: go up the gradient.
+        capturable, differentiable: as in torch.optim; not supported, must be False.
+        compile: run the update as a compiled kernel.
+
+    Raises:
+        TypeError: an argument is of a wrong kind.
+        ValueError: an argument is out of its range; the message names it, its value and the range.
+
+    Source of the protection: ``docs/mechanism.md``.
+    """
+
+
+def given(scope: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a constructor, from its ``locals()``."""
+    return {k: v for k, v in scope.items() if k not in ("self", "params", "__class__")}

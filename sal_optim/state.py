@@ -1,0 +1,85 @@
+"""The state of one parameter: what it starts as, and what a consolidation makes of it.
+
+Functions of a parameter, its state and its group's settings. They know nothing of a step.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sal_optim.evidence import GRANULARITIES
+from sal_optim.pieces import plain
+from sal_optim.update import Tensors
+
+State = dict[str, Any]
+
+# What the evidence of earlier regimes counts for in the anchor's mean. 0 recentres on the latest
+# weights, as the online Laplace approximation does, and lets the oldest regimes erode; 1 is the
+# minimum of one penalty a regime, as in EWC, and drags the latest regime back.
+ANCHOR_MEMORY = 0.1
+
+
+def prepare(param: Tensor, state: State, group: dict[str, Any], moments: Sequence[str]) -> bool:
+    """Create what state is missing, by key: the rest may come from another optimizer.
+
+    Returns whether the base optimizer's moments are new.
+    """
+    # torch's own loading keeps a step that was saved as a number; a clone may be shared.
+    if not isinstance(state.get("step"), Tensor):
+        state["step"] = torch.tensor(float(state.get("step", 0.0)), dtype=torch.float32)
+    fresh = False
+    for name in moments:
+        if state.get(name) is None:
+            state[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
+            fresh = True
+    if "evidence_weight" not in state:
+        state["evidence_weight"] = 0.0
+        dtype = _dtype(param, group)
+        real = torch.view_as_real(param) if param.is_complex() else param
+        for name, shape in GRANULARITIES[group["granularity"]].shapes(real).items():
+            state[name] = (
+                torch.zeros_like(real, dtype=dtype)
+                if shape == tuple(real.shape)
+                else real.new_zeros(shape, dtype=dtype)
+            )
+    if group["pull"] > 0.0 and "anchor" not in state:
+        state["anchor"] = param.detach().clone(memory_format=torch.preserve_format)
+        if group["state_dtype"] is not None and not param.is_complex():
+            state["anchor"] = state["anchor"].to(_dtype(param, group))
+    return fresh
+
+
+def _dtype(param: Tensor, group: dict[str, Any]) -> torch.dtype:
+    if group["state_dtype"] is not None:
+        return getattr(torch, group["state_dtype"])  # type: ignore[no-any-return]
+    return torch.float64 if param.dtype in (torch.float64, torch.complex128) else torch.float32
+
+
+def absorb(param: Tensor, state: State, group: dict[str, Any], weight: float) -> None:
+    """Add ``weight`` times the pending evidence of one parameter, and move its anchor.
+
+    The anchor is a mean of the weights at all consolidations, weighted by their evidence.
+    """
+    granularity, retention = GRANULARITIES[group["granularity"]], group["retention"]
+    local = lists(state)
+    values = plain(param)
+    if "anchor" in local:
+        before = granularity.evidence(local, [values])[0] * retention
+    for name in [name for name in local if name.startswith("pending")]:
+        pending, evidence = local[name][0], local[name.replace("pending", "evidence")][0]
+        evidence.mul_(retention).add_(pending, alpha=weight)
+        pending.zero_()
+    if "anchor" in local:
+        # Evidence of low rank does not add exactly.
+        gained = (granularity.evidence(local, [values])[0] - before).clamp_min_(0.0)
+        total = (before * ANCHOR_MEMORY).add_(gained)
+        share = gained.div_(total.clamp_min_(torch.finfo(total.dtype).tiny))
+        anchor = local["anchor"][0]
+        anchor.copy_(torch.lerp(anchor.to(share.dtype), values.to(share.dtype), share))
+
+
+def lists(state: State) -> Tensors:
+    """One parameter's state as lists of one local real tensor, by name."""
+    return {name: [plain(value)] for name, value in state.items() if isinstance(value, Tensor)}
