@@ -34,8 +34,9 @@ def diagnose(optimizer: "SALOptimizer") -> dict[str, float]:
     - ``mean_gate``: the mean of ``1 - s``: the fraction of an update that the gate lets through.
     - ``surprise``, ``threshold``: the last gradient norm over its mean, and what that was held to.
     - ``consolidations``: their number, those asked for included.
-    - ``drift``: ``norm(w - anchor) / norm(anchor)``, how far the weights have moved since the last
-      consolidation, relative to their size; 0 before it and where no anchor is kept (``pull=0``).
+    - ``drift``: ``norm(w - anchor) / norm(anchor)``, how far the weights are from the anchor, the
+      mean of the consolidated weights, relative to its size; 0 before the first consolidation and
+      where no anchor is kept (``pull=0``).
     """
     threshold = optimizer._threshold()
     spectrum = _spectrum(optimizer, threshold["consolidations"])
