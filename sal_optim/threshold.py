@@ -23,9 +23,10 @@ class Verdict(NamedTuple):
 SETTLE = 10
 # Steps of a regime before its statistics can raise an alarm: the refractory period.
 WARMUP = 30
-# A change of regime lasts, an outlying batch does not: this many surprising steps make a change,
-# where a step above twice the threshold counts double and an ordinary one takes one back.
-CONFIRMATIONS = 4.0
+# A change of regime lasts, an outlying batch does not: surprising steps that count to this much
+# make a change. A step counts 1 at the threshold and 1 more for each doubling beyond it, up to a bound
+# that no single step can confirm with; an ordinary step takes 1 back.
+CONFIRMATIONS, LARGEST_COUNT = 4.0, 2.5
 
 
 def new_threshold() -> ThresholdState:
@@ -35,8 +36,8 @@ def new_threshold() -> ThresholdState:
         "mean": 0.0,  # of the gradient norm, over this regime
         "variance": 0.0,
         "initial": 0.0,  # the norm as the regime began
-        "suspicion": 0.0,  # surprising steps less ordinary ones, never below 0
-        "suspected": 0.0,  # the sum of their surprises
+        "suspicion": 0.0,  # what surprising steps count, less ordinary ones; never below 0
+        "suspected": 0.0,  # the sum of their surprises, by count
         "surprise": 1.0,
         "threshold": 1.0,
         "pending_steps": 0.0,  # steps that the pending evidence has gathered
@@ -73,14 +74,15 @@ def observe_norm(
 
     surprising = ready and surprise > threshold
     if surprising:
-        count = 2.0 if surprise > 2.0 * threshold else 1.0
+        count = min(1.0 + math.log2(surprise / threshold), LARGEST_COUNT)
         state["suspicion"] += count
         state["suspected"] += count * surprise
         if state["suspicion"] >= CONFIRMATIONS:
             return Verdict(True, state["suspected"] / state["suspicion"])
     elif state["suspicion"] > 0.0:
-        state["suspected"] *= 1.0 - 1.0 / state["suspicion"]
-        state["suspicion"] -= 1.0
+        left = max(0.0, state["suspicion"] - 1.0)
+        state["suspected"] *= left / state["suspicion"]
+        state["suspicion"] = left
 
     # A surprising norm enters at the threshold: an outlier can't blow up the statistics, and heavy
     # tails can't be trimmed out of them either.

@@ -21,7 +21,7 @@ LARGEST_SURPRISE = {"adam": math.inf, "sgd": math.inf, "lion": 20.0}
 # How much older evidence counts as the anchor moves to the present weights.
 ANCHOR_MEMORY = 0.1
 # Of the threshold.
-WARMUP, SETTLE, CONFIRMATIONS = 30, 10, 4.0
+WARMUP, SETTLE, CONFIRMATIONS, LARGEST_COUNT = 30, 10, 4.0, 2.5
 
 
 def sign(value: float) -> float:
@@ -84,15 +84,16 @@ class Reference:
         surprise = norm / self.mean if self.mean else 1.0
         surprising = surprise > threshold
         if surprising:
-            count = 2.0 if surprise > 2.0 * threshold else 1.0
+            count = min(1.0 + math.log2(surprise / threshold), LARGEST_COUNT)
             self.suspicion += count
             self.suspected += count * surprise
             if self.suspicion >= CONFIRMATIONS:
                 return False, self.suspected / self.suspicion
             norm = threshold * self.mean
         elif self.suspicion:
-            self.suspected *= 1.0 - 1.0 / self.suspicion
-            self.suspicion -= 1.0
+            left = max(0.0, self.suspicion - 1.0)
+            self.suspected *= left / self.suspicion
+            self.suspicion = left
         self.regime += 1
         if self.regime <= 5:
             self.initial = max(self.initial, norm)
