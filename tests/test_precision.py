@@ -1,0 +1,188 @@
+"""Precision: small floats, autocast, loss scaling, clipping and accumulation in real training.
+
+What a checkpoint keeps is in test_behaviours_checkpoints.py, equality with the base optimizers in
+each dtype in test_base.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sal_optim import SALOptimizer
+from tests.drive import (
+    assert_equal,
+    assert_same_state,
+    clone_params,
+    consolidations,
+    drive,
+    make_params,
+    profile,
+    reload,
+    seeded,
+    snapshot,
+    step_with,
+    stream,
+)
+from tests.rows import Row
+
+SMALL = (torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", SMALL, ids=str)
+def test_the_change_is_found_in_small_floats(class_row: Row, dtype: torch.dtype) -> None:
+    """At the step where float32 finds it, with nearly its evidence."""
+    wide, small = make_params(), make_params(dtype=dtype)
+    kwargs = {"eps": 1e-3} if class_row.moments[:2] == ("exp_avg", "exp_avg_sq") else {}
+    one, other = class_row(wide, **kwargs), class_row(small, **kwargs)
+    grads = stream(wide, profile(80, (60,)))
+    halves = [[grad.to(dtype) for grad in now] for now in grads]
+    assert drive(one, wide, grads) == drive(other, small, halves) == [61]
+    for left, right in zip(wide, small, strict=True):
+        kept = other.state[right]["evidence"]
+        assert kept.dtype is torch.float32
+        torch.testing.assert_close(one.state[left]["evidence"], kept, rtol=0.03, atol=0.03)
+
+
+def test_sums_outgrow_small_floats(class_row: Row) -> None:
+    """In bfloat16, 300 ones added one by one make 256; evidence is kept in float32."""
+    param = torch.ones(4, dtype=torch.bfloat16).requires_grad_()
+    optimizer = class_row([param], foreach=False)
+    for _ in range(300):
+        step_with(optimizer, [param], [torch.ones(4, dtype=torch.bfloat16)])
+    assert optimizer.state[param]["pending"].tolist() == [300.0] * 4
+    resumed = class_row([clone_params([param])[0]])
+    resumed.load_state_dict(reload(optimizer.state_dict()))
+    (state,) = resumed.state.values()
+    assert state["pending"].dtype is torch.float32
+    assert state["pending"].tolist() == [300.0] * 4
+
+
+def test_sums_in_float64_for_float64(class_row: Row) -> None:
+    params = make_params(dtype=torch.float64)
+    optimizer = class_row(params)
+    assert len(drive(optimizer, params, stream(params, profile(80, (60,))))) == 1
+    for state in optimizer.state.values():
+        assert {state[name].dtype for name in ("pending", "evidence", "anchor")} == {torch.float64}
+
+
+@pytest.mark.parametrize("magnitude", [1e-12, 1e-6, 1e12, 1e18])
+def test_the_scale_of_the_gradient(class_row: Row, magnitude: float) -> None:
+    """Evidence and detection are free of it, as far as float32 holds the gradient's square."""
+    params, twin = make_params(), make_params()
+    one, other = class_row(params), class_row(twin)
+    grads = stream(params, profile(80, (60,)))
+    assert drive(one, params, grads) == [61]
+    found = drive(other, twin, [[grad * magnitude for grad in now] for now in grads])
+    assert found == [61]
+    for left, right in zip(params, twin, strict=True):
+        torch.testing.assert_close(
+            one.state[left]["evidence"], other.state[right]["evidence"], rtol=1e-3, atol=1e-5
+        )
+
+
+class Task:
+    """A small regression whose data changes; the same batches for every caller."""
+
+    def __init__(self, row: Row, **kwargs: Any) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))
+        self.optimizer: SALOptimizer = row(self.model.parameters(), **kwargs)
+        self.generator = seeded(5)
+        self.rule = torch.randn(6, 2, generator=self.generator)
+
+    @property
+    def params(self) -> list[Tensor]:
+        return list(self.model.parameters())
+
+    def batch(self, size: int = 16) -> tuple[Tensor, Tensor]:
+        inputs = torch.randn(size, 6, generator=self.generator)
+        return inputs, inputs @ self.rule
+
+    def loss(self, inputs: Tensor, wanted: Tensor) -> Tensor:
+        return (self.model(inputs).float() - wanted).square().mean()
+
+
+def test_autocast_with_a_grad_scaler(class_row: Row) -> None:
+    task = Task(class_row)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=25)
+    skipped, first = 0, 0.0
+    for step in range(80):
+        inputs, wanted = task.batch()
+        task.optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            predicted = task.model(inputs)
+        assert predicted.dtype is torch.bfloat16
+        loss = (predicted.float() - wanted).square().mean()
+        scaler.scale(loss).backward()
+        before, still = snapshot(task.optimizer), clone_params(task.params)
+        if step in (0, 17, 60):  # before any state, and amid a run
+            task.params[1].grad.fill_(torch.inf)  # type: ignore[union-attr]
+        scaler.unscale_(task.optimizer)
+        torch.nn.utils.clip_grad_norm_(task.params, 10.0)
+        scaler.step(task.optimizer)
+        if step in (0, 17, 60):
+            skipped += 1
+            assert_equal(task.params, still)
+            assert_same_state(snapshot(task.optimizer), before)
+        scaler.update()
+        first = first or loss.item()
+    assert skipped == 3
+    assert task.optimizer.param_groups[0]["threshold"]["pending_steps"] > 60
+    assert all(bool(torch.isfinite(param).all()) for param in task.params)
+    assert loss.item() < first
+    steps = {float(state["step"]) for state in task.optimizer.state.values()}
+    assert steps == {77.0}
+
+
+@pytest.mark.parametrize("clip", ["norm", "value"])
+def test_clipped_gradients_train(class_row: Row, clip: str) -> None:
+    """The threshold hears clipped norms: a constant norm raises no alarm and divides by nothing."""
+    task = Task(class_row)
+    for _ in range(120):
+        task.optimizer.zero_grad()
+        task.loss(*task.batch()).backward()
+        if clip == "norm":
+            torch.nn.utils.clip_grad_norm_(task.params, 1e-3)
+        else:
+            torch.nn.utils.clip_grad_value_(task.params, 1e-3)
+        task.optimizer.step()
+    assert consolidations(task.optimizer) == 0
+    assert all(bool(torch.isfinite(param).all()) for param in task.params)
+
+
+def test_accumulation_equals_the_whole_batch(class_row: Row) -> None:
+    whole, parts = Task(class_row), Task(class_row)
+    for _ in range(60):
+        inputs, wanted = whole.batch(16)
+        whole.optimizer.zero_grad()
+        whole.loss(inputs, wanted).backward()
+        whole.optimizer.step()
+        parts.optimizer.zero_grad()
+        for index in range(4):
+            part = slice(4 * index, 4 * index + 4)
+            (parts.loss(inputs[part], wanted[part]) / 4).backward()
+        parts.optimizer.step()
+    one = whole.optimizer.param_groups[0]["threshold"]
+    other = parts.optimizer.param_groups[0]["threshold"]
+    assert one["pending_steps"] == other["pending_steps"] > 0
+    if class_row.name != "SALLion":  # a sign turns rounding into steps
+        torch.testing.assert_close(whole.params, parts.params, rtol=1e-3, atol=1e-4)
+
+
+def test_complex_evidence_is_of_parts(class_row: Row) -> None:
+    params = make_params(dtype=torch.complex64)
+    optimizer = class_row(params)
+    assert len(drive(optimizer, params, stream(params, profile(80, (60,))))) == 1
+    for param in params:
+        state = optimizer.state[param]
+        assert state["evidence"].shape == (*param.shape, 2)
+        assert state["evidence"].dtype is torch.float32
+        assert optimizer.stability(param).shape == (*param.shape, 2)
+    new = clone_params(params)
+    resumed = class_row(new)
+    resumed.load_state_dict(reload(optimizer.state_dict()))
+    assert_same_state(snapshot(resumed), snapshot(optimizer))

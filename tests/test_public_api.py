@@ -1,0 +1,133 @@
+"""The public names and signatures, frozen: a change here is a change for every user.
+
+CONTRIBUTING.md tells how a name or an argument is retired.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.resources
+import inspect
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import sal_optim
+
+SHARED = (
+    "protection=0.01, pull=30.0, tau0=1.0, alpha=4.0, stats_beta=0.98, consolidate_every=None, "
+    "retention=1.0, granularity='element', state_dtype=None, foreach=None, maximize=False, "
+    "capturable=False, differentiable=False"
+)
+NAMES = {"SALAdam", "SALAdamW", "SALLion", "SALOptimizer", "SALSGD", "__version__"}
+CONSTRUCTORS = {
+    "SALAdam": (
+        "params, lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0, amsgrad=False, *, "
+        f"{SHARED}, decoupled_weight_decay=False"
+    ),
+    "SALAdamW": (
+        "params, lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01, amsgrad=False, *, "
+        f"{SHARED}"
+    ),
+    "SALSGD": (
+        "params, lr=0.001, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, *, "
+        f"{SHARED}"
+    ),
+    "SALLion": f"params, lr=0.0001, betas=(0.9, 0.99), weight_decay=0.0, *, {SHARED}",
+}
+METHODS = {
+    "add_param_group": "self, param_group",
+    "consolidate": "self",
+    "diagnostics": "self",
+    "load_state_dict": "self, state_dict",
+    "observe": "self",
+    "stability": "self, param",
+    "step": "self, closure=None",
+}
+DIAGNOSTICS = {
+    "protected",
+    "neutral",
+    "volatile",
+    "mean_gate",
+    "threshold",
+    "surprise",
+    "consolidations",
+    "drift",
+}
+
+
+def signature(function: Any) -> str:
+    """Names, order, kinds and defaults, without the types."""
+    found = inspect.signature(function)
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in found.parameters.values()]
+    return str(inspect.Signature(bare)).strip("()")
+
+
+def test_names() -> None:
+    assert set(sal_optim.__all__) == NAMES
+    assert all(hasattr(sal_optim, name) for name in NAMES)
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_constructors(name: str) -> None:
+    cls = getattr(sal_optim, name)
+    assert signature(cls.__init__) == f"self, {CONSTRUCTORS[name]}"
+
+
+def test_methods() -> None:
+    own = vars(sal_optim.SALOptimizer)
+    found = {
+        name: signature(inspect.unwrap(value))
+        for name, value in own.items()
+        if callable(value) and not name.startswith("_")
+    }
+    assert found == METHODS
+    for name in CONSTRUCTORS:
+        public = {n for n in vars(getattr(sal_optim, name)) if not n.startswith("_")}
+        assert public == set()
+
+
+def test_diagnostics() -> None:
+    import torch
+
+    optimizer = sal_optim.SALAdam([torch.zeros(1, requires_grad=True)])
+    assert set(optimizer.diagnostics()) == DIAGNOSTICS
+
+
+def test_every_public_name_is_documented() -> None:
+    for name in NAMES - {"__version__"}:
+        cls = getattr(sal_optim, name)
+        assert all(
+            inspect.getdoc(getattr(cls, method)) for method in METHODS if method in vars(cls)
+        ), name
+
+
+def test_types_are_shipped() -> None:
+    assert importlib.resources.files("sal_optim").joinpath("py.typed").is_file()
+
+
+def _in_a_new_process(code: str) -> Any:
+    # The parent's measuring tools would be imported too.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return ast.literal_eval(done.stdout)
+
+
+def test_import_is_light() -> None:
+    code = """
+import sys, time, torch
+before = set(sys.modules)
+start = time.process_time()
+import sal_optim
+taken = time.process_time() - start
+print((taken, sorted({name.split(".")[0] for name in set(sys.modules) - before})))
+"""
+    taken, modules = _in_a_new_process(code)
+    assert taken < 1.0
+    assert set(modules) - set(sys.stdlib_module_names) <= {"sal_optim", "torch"}
