@@ -1,0 +1,188 @@
+"""Many processes are one: parameters, evidence, threshold and consolidations are those of a single.
+
+2 and 4 processes, gloo on loopback. A hung test is a failure: see pool.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.distributed import jobs
+from tests.distributed.pool import Pool
+from tests.rows import CLASSES, ROWS
+
+pytestmark = pytest.mark.timeout(600)
+
+KWARGS: dict[str, Any] = {"protection": 0.3, "pull": 1.0}
+
+
+@functools.cache
+def alone(name: str) -> dict[str, Any]:
+    result = jobs.drawn("single", name, KWARGS)
+    assert len(result["found"]) == 2, result["found"]
+    assert any(bool((s["evidence"] > 0).any()) for s in result["state"])
+    return result
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any], tol: float = 1e-6) -> None:
+    assert one["found"] == other["found"]
+    assert one["threshold"].keys() == other["threshold"].keys()
+    for name, value in one["threshold"].items():
+        assert math.isclose(value, other["threshold"][name], rel_tol=tol, abs_tol=tol), name
+    close = functools.partial(torch.testing.assert_close, rtol=tol, atol=tol)
+    for left, right in zip(one["params"], other["params"], strict=True):
+        close(left, right)
+    for left, right in zip(one["state"], other["state"], strict=True):
+        assert left.keys() == right.keys()
+        for name, value in left.items():
+            if isinstance(value, Tensor):
+                close(value, right[name], msg=lambda text, name=name: f"{name}: {text}")
+            else:
+                assert math.isclose(value, right[name], rel_tol=tol), name
+
+
+def assert_identical(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Bit for bit."""
+    assert one["found"] == other["found"]
+    assert one["threshold"] == other["threshold"]
+    assert_same(one, other, tol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("way", "name"),
+    [
+        *(("fsdp", row.name) for row in ROWS),
+        *((way, row.name) for way in ("ddp", "mixed", "columns") for row in CLASSES),
+    ],
+)
+def test_drawn_gradients(pool: Pool, way: str, name: str) -> None:
+    results = pool(jobs.drawn, way, name, KWARGS)
+    for result in results:
+        assert_same(alone(name), result)
+        assert_identical(results[0], result)
+    if way == "ddp":
+        assert_identical(alone(name), results[0])
+
+
+@pytest.mark.parametrize("way", ["fsdp", "mixed"])
+def test_foreach(pool: Pool, way: str) -> None:
+    results = pool(jobs.drawn, way, "SALAdam", {**KWARGS, "foreach": True})
+    for result in results:
+        assert_same(alone("SALAdam"), result)
+        assert_identical(results[0], result)
+
+
+@pytest.mark.parametrize("name", ["SALAdam", "SALSGD-momentum"])
+@pytest.mark.parametrize("way", ["ddp", "fsdp", "tensor-parallel"])
+def test_training(pool: Pool, way: str, name: str) -> None:
+    single = jobs.trained("single", name, {**KWARGS, "lr": 0.01})
+    assert len(single["found"]) == 2, single["found"]
+    results = pool(jobs.trained, way, name, {**KWARGS, "lr": 0.01})
+    for result in results:
+        assert_same(single, result)
+        assert_identical(results[0], result)
+
+
+@pytest.mark.parametrize("way", ["hybrid", "fsdp-and-tensor-parallel"])
+def test_meshes_of_two_dimensions(pool_of: Any, way: str) -> None:
+    single = jobs.trained("single", "SALAdam", {**KWARGS, "lr": 0.01})
+    results = pool_of(4)(jobs.trained, way, "SALAdam", {**KWARGS, "lr": 0.01})
+    for result in results:
+        assert_same(single, result)
+        assert_identical(results[0], result)
+
+
+@pytest.mark.parametrize(
+    ("way", "number"), [("ddp", 0), ("fsdp", 1), ("mixed", 1), ("columns", 1), ("hybrid", 1)]
+)
+def test_collectives_of_a_step(pool: Pool, way: str, number: int) -> None:
+    if way == "hybrid" and pool.world == 2:
+        pytest.skip("two copies of one part each need none")
+    for counts in pool(jobs.collectives, way):
+        assert counts == [number, number, number, 0]
+
+
+def test_diagnostics_on_one_rank(pool: Pool) -> None:
+    results = pool(jobs.diagnostics_on_one_rank)
+    assert results[0][0] == results[-1][0]
+    report = results[0][1]
+    assert report["consolidations"] == 1.0
+    assert all(math.isfinite(value) for value in report.values())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_bad_gradient_on_one_rank(pool: Pool, value: float) -> None:
+    for before, after in pool(jobs.bad_gradient, value):
+        assert after["threshold"] == before["threshold"]
+        for old, new in zip(before["state"], after["state"], strict=True):
+            for name in ("pending", "evidence"):
+                assert torch.equal(old[name], new[name])
+
+
+def test_refusals(pool_of: Any) -> None:
+    for errors in pool_of(2)(jobs.refusals):
+        for name in ("factored", "tensor", "later", "factored state"):
+            assert "granularity" in errors[name], (name, errors[name])
+            assert "DTensor" in errors[name]
+        assert errors["groups"] == "1"
+        assert "partial" in errors["partial"]
+        assert "set_optimizer_state_dict" in errors["plain state"]
+        assert "set_optimizer_state_dict" in errors["sharded state"]
+
+
+@pytest.mark.parametrize("granularity", ["factored", "tensor"])
+def test_replicated_parameters_may_be_factored(pool_of: Any, granularity: str) -> None:
+    single = jobs.drawn("single", "SALAdam", {"granularity": granularity}, (0, 80))
+    assert len(single["found"]) == 1
+    for result in pool_of(2)(jobs.replicated_factored, granularity):
+        assert_identical(single, result)
+
+
+def test_partial_gradients(pool: Pool) -> None:
+    for ours, theirs in pool(jobs.partial_gradients):
+        for left, right in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["SALAdamW", "SALSGD-momentum", "SALLion"])
+@pytest.mark.parametrize("way", ["fsdp", "mixed"])
+@pytest.mark.parametrize("at", [61, 100], ids=["amid-a-detection", "in-a-regime"])
+def test_checkpoint(pool_of: Any, tmp_path: Any, way: str, name: str, at: int) -> None:
+    """Exact on as many processes; on others all that was saved is exact, and the rest the same."""
+    saved = pool_of(2)(jobs.save, way, name, str(tmp_path), at)[0]
+    assert len(saved["end"]["found"]) == 2
+    for world in (2, 4):
+        for result in pool_of(world)(jobs.resume, way, name, str(tmp_path), at):
+            end = {**result["end"], "found": saved["halfway"]["found"] + result["end"]["found"]}
+            assert_identical({**saved["halfway"], "found": []}, result["halfway"])
+            if world == 2:
+                assert_identical(saved["end"], end)
+            else:
+                assert_same(saved["end"], end)
+    result = jobs.resume("single", name, str(tmp_path), at)
+    assert_identical({**saved["halfway"], "found": []}, result["halfway"])
+
+
+def test_four_processes_to_two(pool_of: Any, tmp_path: Any) -> None:
+    saved = pool_of(4)(jobs.save, "fsdp", "SALAdam", str(tmp_path), 100)[0]
+    for result in pool_of(2)(jobs.resume, "fsdp", "SALAdam", str(tmp_path), 100):
+        assert_identical({**saved["halfway"], "found": []}, result["halfway"])
+
+
+def test_full_state_dict(pool: Pool) -> None:
+    for result in pool(jobs.full_state, "SALAdam"):
+        assert_identical(result["before"], result["after"])
+
+
+def test_a_hang_is_a_failure() -> None:
+    """The tests' own net holds."""
+    pool = Pool(2)
+    with pytest.raises(TimeoutError, match="hung on rank 0"):
+        pool(jobs.hang, 0, limit=30.0)
+    assert not pool.alive
