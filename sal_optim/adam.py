@@ -89,18 +89,25 @@ class SALAdam(SALOptimizer):
     def _direction(
         rule: Rule, state: Tensors, grads: list[Tensor], numbers: tuple[Sequence[Number], ...]
     ) -> Direction:
-        (beta1, beta2), (corrections, factors) = rule["betas"], numbers
+        beta1, beta2 = rule["betas"]
         exp_avgs, exp_avg_sqs = state["exp_avg"], state["exp_avg_sq"]
         torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
         torch._foreach_mul_(exp_avg_sqs, beta2)
         torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)
         if rule["amsgrad"]:
             torch._foreach_maximum_(state["max_exp_avg_sq"], exp_avg_sqs)
-            exp_avg_sqs = state["max_exp_avg_sq"]
-        denominators = list(torch._foreach_sqrt(exp_avg_sqs))
+        return SALAdam._last_update(rule, state, numbers)
+
+    @staticmethod
+    def _last_update(
+        rule: Rule, state: Tensors, numbers: tuple[Sequence[Number], ...]
+    ) -> Direction:
+        corrections, factors = numbers
+        squares = state["max_exp_avg_sq" if rule["amsgrad"] else "exp_avg_sq"]
+        denominators = list(torch._foreach_sqrt(squares))
         torch._foreach_div_(denominators, corrections)  # type: ignore[arg-type]
         torch._foreach_add_(denominators, rule["eps"])
-        return Direction(exp_avgs, denominators, factors)
+        return Direction(state["exp_avg"], denominators, factors)
 
 
 class SALAdamW(SALAdam):

@@ -118,6 +118,16 @@ class SALOptimizer(Optimizer):
         """
         raise NotImplementedError
 
+    @staticmethod
+    def _last_update(
+        rule: Rule, state: Tensors, numbers: tuple[Sequence[Number], ...]
+    ) -> Direction | None:
+        """The update of the step before, from the moments as it left them; None if they can't say.
+
+        ``numbers`` are those of that step.
+        """
+        return None
+
     def _decoupled(self, group: dict[str, Any]) -> bool:
         """Whether weight decay acts on the parameter, not through the gradient."""
         raise NotImplementedError
@@ -217,7 +227,7 @@ class SALOptimizer(Optimizer):
         moves = any(float(group["lr"]) != 0.0 for group in self.param_groups)
         # A zero gradient, a non-finite one or a zero learning rate tells nothing about the data.
         informative = 0.0 < norm < math.inf and (moves or self._observing)
-        gathers = informative and self._listen(norm)
+        gathers = informative and self._listen(norm, work)
         if gathers:
             self._count_pending()
         scale = math.sqrt(size) / norm if informative else 0.0
@@ -265,7 +275,7 @@ class SALOptimizer(Optimizer):
         state: ThresholdState = self.param_groups[0].setdefault("threshold", new_threshold())
         return state
 
-    def _listen(self, norm: float) -> bool:
+    def _listen(self, norm: float, work: list[tuple[dict[str, Any], list[Work]]]) -> bool:
         """Pass the norm to the threshold, consolidate if it says so; is the step ordinary?"""
         if self._observing:
             return True
@@ -280,10 +290,37 @@ class SALOptimizer(Optimizer):
         }
         verdict = observe_norm(threshold, norm, **settings)
         if verdict.change is not None:
+            for group, items in work:
+                self._take_back(group, items)
             self._consolidate(verdict.change)
             # The first norm of the new regime opens its statistics.
             verdict = observe_norm(threshold, norm, **settings)
         return not verdict.surprising
+
+    def _take_back(self, group: dict[str, Any], items: list[Work]) -> None:
+        """Undo the last update, the one by which a change that is now confirmed first did damage.
+
+        The moments still hold it, so that no copy of the weights is needed.
+        """
+        moved = [item for item in items if item.step > 1.0 and not item.fresh]
+        if group["protection"] == 0.0:
+            return
+        lr, granularity = float(group["lr"]), GRANULARITIES[group["granularity"]]
+        for item in moved:
+            item.protected = item.owner["evidence_weight"] > 0.0
+        for piece in pieces(group, moved):
+            numbers = self._numbers(group, -lr, [item.step - 1.0 for item in piece.works])
+            update = self._last_update(self._rule(group, False), piece.state, numbers)
+            if update is None:
+                return
+            divisors = list(update.denominators or [torch.ones_like(p) for p in piece.params])
+            if piece.works[0].protected:
+                evidence = granularity.evidence(piece.state, piece.params)
+                gates = stability.resistance(
+                    evidence, group["protection"] * self._gate, activity=[], exponent=0
+                )
+                divisors = list(torch._foreach_mul(divisors, gates))
+            torch._foreach_addcdiv_(piece.params, update.numerators, divisors, numbers[-1])
 
     def _count_pending(self) -> None:
         threshold = self._threshold()

@@ -100,3 +100,11 @@ class SALSGD(SALOptimizer):
         if rule["nesterov"]:
             return Direction(torch._foreach_add(grads, buffers, alpha=momentum), None, factors)
         return Direction(buffers, None, factors)
+
+    @staticmethod
+    def _last_update(
+        rule: Rule, state: Tensors, numbers: tuple[Sequence[Number], ...]
+    ) -> Direction | None:
+        if not rule["momentum"] or rule["nesterov"]:
+            return None
+        return Direction(state["momentum_buffer"], None, numbers[0])

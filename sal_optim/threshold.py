@@ -24,8 +24,8 @@ SETTLE = 10
 # Steps of a regime before its statistics can raise an alarm: the refractory period.
 WARMUP = 30
 # A change of regime lasts, an outlying batch does not: surprising steps that count to this much
-# make a change. A step counts 1 at the threshold and 1 more for each doubling beyond it, up to a bound
-# that no single step can confirm with; an ordinary step takes 1 back.
+# make a change. A step counts 1 at the threshold and 1 more for each doubling beyond it, up to a
+# bound that no single step can confirm with; an ordinary step takes 1 back.
 CONFIRMATIONS, LARGEST_COUNT = 4.0, 2.5
 
 

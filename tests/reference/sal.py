@@ -150,6 +150,9 @@ class Reference:
                 self.consolidate()
             ordinary, change = self.listen(norm)
             if change is not None:
+                for param, grad in zip(self.params, grads, strict=True):
+                    if grad is not None:
+                        self.take_back(param)
                 self.consolidate(change)
                 ordinary, _ = self.listen(norm)
         self.pending_steps += ordinary
@@ -186,6 +189,23 @@ class Reference:
                 new += k / (1.0 + k) * (param.anchor[i] - new)
             param.values[i] = new
 
+    def take_back(self, param: Parameter) -> None:
+        """Undo the last update of a parameter, as its moments still tell it."""
+        group = param.settings
+        known = self.base == "adam" or (
+            self.base == "sgd" and group["momentum"] and not group["nesterov"]
+        )
+        if not known or not group["protection"] or not param.steps:
+            return
+        omega = param.read(param.evidence)
+        for i in range(len(param.values)):
+            if self.base == "adam":
+                update = self.adam(param, i)[0]
+            else:
+                update = param.moment("momentum_buffer")[i]
+            gate = 1.0 / (1.0 + GATE[self.base] * group["protection"] * omega[i])
+            param.values[i] += group["lr"] * update * gate
+
     def gain(self, group: dict[str, Any]) -> float:
         """Steps that a lasting gradient of 1 is worth, by momentum."""
         momentum = group.get("momentum", 0.0)
@@ -193,7 +213,7 @@ class Reference:
 
     def update(self, param: Parameter, i: int, g: float) -> tuple[float, float]:
         """The base optimizer's own update of one element, and what it divided the gradient by."""
-        group, step = param.settings, param.steps
+        group = param.settings
         if self.base == "sgd":
             return self.sgd(param, i, g), 1.0
         beta1, beta2 = group["betas"]
@@ -209,8 +229,15 @@ class Reference:
             largest = param.moment("max_exp_avg_sq")
             largest[i] = max(largest[i], v[i])
             v = largest
+        return self.adam(param, i)
+
+    def adam(self, param: Parameter, i: int) -> tuple[float, float]:
+        """Adam's update of one element by its moments as they are, and its denominator."""
+        group, step = param.settings, param.steps
+        beta1, beta2 = group["betas"]
+        v = param.moment("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq")
         denominator = math.sqrt(v[i] / (1 - beta2**step)) + group["eps"]
-        return m[i] / (1 - beta1**step) / denominator, denominator
+        return param.moment("exp_avg")[i] / (1 - beta1**step) / denominator, denominator
 
     def sgd(self, param: Parameter, i: int, g: float) -> float:
         group = param.settings
