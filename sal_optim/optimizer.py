@@ -79,15 +79,6 @@ class SALOptimizer(Optimizer):
         params: ParamsT,
         defaults: dict[str, Any],
     ) -> None:
-        for name, why in (
-            ("capturable", "reads the gradient norm on the host"),
-            ("differentiable", "updates in place"),
-        ):
-            if defaults[name]:
-                raise ValueError(
-                    f"Invalid {name} value: {defaults[name]}; {type(self).__name__} {why}, so "
-                    f"{name} must be False"
-                )
         super().__init__(params, self._checked(defaults))
         self.param_groups[0]["threshold"] = new_threshold()
 
@@ -140,6 +131,15 @@ class SALOptimizer(Optimizer):
 
     def _checked(self, group: dict[str, Any]) -> dict[str, Any]:
         """Settings converted and checked, whether they are defaults or one param group's."""
+        for name, why in (
+            ("capturable", "reads the gradient norm on the host"),
+            ("differentiable", "updates in place"),
+        ):
+            if checks.flag(name, group[name]):
+                raise ValueError(
+                    f"Invalid {name} value: {group[name]}; {type(self).__name__} {why}, so "
+                    f"{name} must be False"
+                )
         foreach = group["foreach"]
         checked = {
             "lr": checks.learning_rate(group["lr"], foreach=foreach),

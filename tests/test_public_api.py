@@ -20,7 +20,7 @@ import sal_optim
 SHARED = (
     "protection=0.01, pull=30.0, tau0=1.0, alpha=4.0, stats_beta=0.98, consolidate_every=None, "
     "retention=1.0, granularity='element', state_dtype=None, foreach=None, maximize=False, "
-    "capturable=False, differentiable=False"
+    "capturable=False, differentiable=False, compile=False"
 )
 NAMES = {"SALAdam", "SALAdamW", "SALLion", "SALOptimizer", "SALSGD", "__version__"}
 CONSTRUCTORS = {
