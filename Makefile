@@ -7,13 +7,17 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 ARGS ?=
 
-.PHONY: bench test lint clean
+.PHONY: bench test test-distributed lint clean
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks continual $(ARGS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --ignore tests/distributed $(ARGS)
+
+# 2 and 4 processes on loopback: on two cores these wait for each other for minutes.
+test-distributed: $(VENV)/.installed
+	$(BIN)/python -m pytest tests/distributed $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
