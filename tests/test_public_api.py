@@ -87,7 +87,8 @@ def test_methods() -> None:
     assert found == METHODS
     for name in CONSTRUCTORS:
         public = {n for n in vars(getattr(sal_optim, name)) if not n.startswith("_")}
-        assert public == set()
+        # torch puts a wrapped step into each class when it is first instantiated.
+        assert public <= {"step"}
 
 
 def test_diagnostics() -> None:
