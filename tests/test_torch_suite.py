@@ -129,7 +129,7 @@ optim_db[:] = [
 def all_inputs(
     info: OptimizerInfo, device: str, dtype: torch.dtype | None = None
 ) -> Iterator[OptimizerInput]:
-    """Each input, in the loop and in foreach mode (which torch's helper tries on GPUs only)."""
+    """Each input, in the loop and in foreach mode (which torch's own list has on GPUs only)."""
     for case in info.optim_inputs_func(device, dtype):
         for foreach in (False, True):
             if foreach and isinstance(case.kwargs.get("lr"), Tensor):
