@@ -129,7 +129,7 @@ def test_observe_gathers_and_moves_nothing(row: Row, mode: Mode) -> None:
         step_with(optimizer, params, now)
         step_with(free, twin, now)
     moved, unbound = (
-        sum(float((p - q).abs().sum()) for p, q in zip(ps, still, strict=True))
+        sum(float((p - q).detach().abs().sum()) for p, q in zip(ps, still, strict=True))
         for ps in (params, twin)
     )
     assert 0 < moved < unbound
