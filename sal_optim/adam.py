@@ -32,7 +32,6 @@ class SALAdam(SALOptimizer):
 
     _moments: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
     _momenta: ClassVar[tuple[str, ...]] = ("exp_avg",)
-    _activity_exponent: ClassVar[int] = 1
     _bias_correction: ClassVar[bool] = True
 
     def __init__(

@@ -33,11 +33,6 @@ class SALLion(SALOptimizer):
     _momenta: ClassVar[tuple[str, ...]] = ("exp_avg",)
     _activity_exponent: ClassVar[int] = 2
     _unit_update: ClassVar[bool] = True
-    # Unit updates move every element at full speed, so that more depends on the gate.
-    _gate: ClassVar[float] = 10.0
-    # After a regime learned to zero loss the surprise exceeds 1000. The updates of Adam and SGD
-    # shrink as a new regime settles, at any strength of the pull; unit updates do not.
-    _largest_surprise: ClassVar[float] = 20.0
 
     def __init__(
         self,

@@ -19,28 +19,24 @@ from torch.optim.optimizer import ParamsT
 from sal_optim import checks, stability
 from sal_optim.checkpoint import Checkpoint, check_ready
 from sal_optim.compiled import advance_compiled
+from sal_optim.consolidation import consolidate, count_pending, take_back
 from sal_optim.diagnostics import Spectrum, diagnose
 from sal_optim.distributed import aligned, refuse_factored, sharding
 from sal_optim.evidence import GRANULARITIES
 from sal_optim.norms import gradient_norm
 from sal_optim.pieces import Piece, Work, pieces, plain
-from sal_optim.state import absorb, lists, prepare
+from sal_optim.state import lists, prepare
 from sal_optim.threshold import (
     ThresholdState,
     decline,
     new_threshold,
     observe_norm,
-    restart,
+    record_norm,
 )
 from sal_optim.update import Direction, Number, Numbers, Plan, Rule, Tensors, advance
 
-# The pending sums are halved with their step count when they reach this many steps: their mean
-# stays, no sum outgrows the precision of float32, and a regime's distant past fades.
-PENDING_HORIZON = 65536.0
-
-
 # The defaults of the family, found by the benchmark: docs/experiments.md.
-PROTECTION, PULL = 0.01, 30.0
+PROTECTION, PULL = 0.1, 10.0
 
 
 class SALOptimizer(Optimizer):
@@ -60,10 +56,6 @@ class SALOptimizer(Optimizer):
     _momenta: ClassVar[tuple[str, ...]] = ()
     # q of the stability's activity, see stability.resistance.
     _activity_exponent: ClassVar[int] = 0
-    # How much firmer the gate is than protection alone says.
-    _gate: ClassVar[float] = 1.0
-    # The most that a regime's evidence is weighted by.
-    _largest_surprise: ClassVar[float] = math.inf
     # Whether an update has size 1 whatever the size of the gradient (sign-based optimizers).
     _unit_update: ClassVar[bool] = False
     # Whether the update depends on the step count, so that moments are of no use without it.
@@ -229,7 +221,7 @@ class SALOptimizer(Optimizer):
         informative = 0.0 < norm < math.inf and (moves or self._observing)
         gathers = informative and self._listen(norm, work)
         if gathers:
-            self._count_pending()
+            count_pending(self)
         scale = math.sqrt(size) / norm if informative else 0.0
         for group, items in work:
             for item in items:
@@ -277,12 +269,13 @@ class SALOptimizer(Optimizer):
 
     def _listen(self, norm: float, work: list[tuple[dict[str, Any], list[Work]]]) -> bool:
         """Pass the norm to the threshold, consolidate if it says so; is the step ordinary?"""
-        if self._observing:
-            return True
         first, threshold = self.param_groups[0], self._threshold()
+        if self._observing:
+            record_norm(threshold, norm, beta=first["stats_beta"])
+            return True
         every = first["consolidate_every"]
         if every is not None and threshold["pending_steps"] >= every:
-            self._consolidate(decline(threshold))
+            consolidate(self, decline(threshold))
         settings = {
             "tau0": first["tau0"],
             "alpha": first["alpha"],
@@ -291,53 +284,17 @@ class SALOptimizer(Optimizer):
         verdict = observe_norm(threshold, norm, **settings)
         if verdict.change is not None:
             for group, items in work:
-                self._take_back(group, items)
-            self._consolidate(verdict.change)
+                take_back(self, group, items)
+            consolidate(self, verdict.change)
             # The first norm of the new regime opens its statistics.
             verdict = observe_norm(threshold, norm, **settings)
         return not verdict.surprising
-
-    def _take_back(self, group: dict[str, Any], items: list[Work]) -> None:
-        """Undo the last update, the one by which a change that is now confirmed first did damage.
-
-        The moments still hold it, so that no copy of the weights is needed.
-        """
-        moved = [item for item in items if item.step > 1.0 and not item.fresh]
-        if group["protection"] == 0.0:
-            return
-        lr, granularity = float(group["lr"]), GRANULARITIES[group["granularity"]]
-        for item in moved:
-            item.protected = item.owner["evidence_weight"] > 0.0
-        for piece in pieces(group, moved):
-            numbers = self._numbers(group, -lr, [item.step - 1.0 for item in piece.works])
-            update = self._last_update(self._rule(group, False), piece.state, numbers)
-            if update is None:
-                return
-            divisors = list(update.denominators or [torch.ones_like(p) for p in piece.params])
-            if piece.works[0].protected:
-                evidence = granularity.evidence(piece.state, piece.params)
-                gates = stability.resistance(
-                    evidence, group["protection"] * self._gate, activity=[], exponent=0
-                )
-                divisors = list(torch._foreach_mul(divisors, gates))
-            torch._foreach_addcdiv_(piece.params, update.numerators, divisors, numbers[-1])
-
-    def _count_pending(self) -> None:
-        threshold = self._threshold()
-        if threshold["pending_steps"] >= PENDING_HORIZON:
-            threshold["pending_steps"] /= 2.0
-            for state in self.state.values():
-                for name in state:
-                    if name.startswith("pending"):
-                        state[name].mul_(0.5)
-        threshold["pending_steps"] += 1.0
 
     def _advance(self, piece: Piece, gathers: bool, scale: float, size: int) -> None:
         """One step of one piece: gather evidence, move the parameters."""
         group, work = piece.group, piece.works[0]
         lr, decay, decoupled = float(group["lr"]), group["weight_decay"], self._decoupled(group)
-        mean = self._threshold()["mean"]
-        unit = 1.0 if self._unit_update else mean / math.sqrt(max(size, 1))
+        unit = 1.0 if self._unit_update else self._threshold()["unit"] / math.sqrt(max(size, 1))
         plan = Plan(
             direction=self._direction,
             granularity=GRANULARITIES[group["granularity"]],
@@ -355,7 +312,7 @@ class SALOptimizer(Optimizer):
             else (),
             decay=lr * decay,
             coupled_decay=0.0 if decoupled else decay,
-            protection=group["protection"] * self._gate,
+            protection=group["protection"],
             stiffness=lr * self._gain(group) * group["protection"] * group["pull"] * unit,
             scale=scale,
         )
@@ -372,27 +329,7 @@ class SALOptimizer(Optimizer):
 
         Harmless before any step, and when there is nothing new to consolidate.
         """
-        self._consolidate(decline(self._threshold()))
-
-    def _consolidate(self, weight: float) -> None:
-        """Turn pending evidence into evidence, weighted by how surprising the change was."""
-        threshold = self._threshold()
-        steps = threshold["pending_steps"]
-        if steps == 0.0:
-            return
-        weight = min(weight, self._largest_surprise)
-        for group in self.param_groups:
-            for param in group["params"]:
-                state = self.state.get(param)
-                if not state or "evidence_weight" not in state:
-                    continue
-                absorb(param, state, group, weight / steps)
-                state["evidence_weight"] = group["retention"] * state["evidence_weight"] + weight
-                if group["protection"] > 0.0:
-                    for name in self._momenta:
-                        if state.get(name) is not None:
-                            state[name].zero_()
-        restart(threshold)
+        consolidate(self, decline(self._threshold()))
 
     @contextlib.contextmanager
     def observe(self) -> Iterator[None]:
@@ -424,8 +361,8 @@ class SALOptimizer(Optimizer):
                     return torch.zeros_like(real)
                 local = lists(state)
                 evidence = GRANULARITIES[group["granularity"]].evidence(local, [real])[0]
-                strength = group["protection"] * self._gate
-                return stability.stability(evidence, strength).expand_as(real).clone()
+                s = stability.stability(evidence, group["protection"])
+                return s.expand_as(real).clone()
         raise ValueError(
             f"Invalid param value: a tensor of shape {tuple(param.shape)}; param must be one of "
             "this optimizer's parameters"

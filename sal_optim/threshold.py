@@ -36,6 +36,7 @@ def new_threshold() -> ThresholdState:
         "mean": 0.0,  # of the gradient norm, over this regime
         "variance": 0.0,
         "initial": 0.0,  # the norm as the regime began
+        "unit": 0.0,  # the mean norm as the first regime ended: evidence is in units of it
         "suspicion": 0.0,  # what surprising steps count, less ordinary ones; never below 0
         "suspected": 0.0,  # the sum of their surprises, by count
         "surprise": 1.0,
@@ -86,17 +87,20 @@ def observe_norm(
 
     # A surprising norm enters at the threshold: an outlier can't blow up the statistics, and heavy
     # tails can't be trimmed out of them either.
-    if ready:
-        norm = min(norm, threshold * mean)
-    steps += 1.0
-    state["steps"] = steps
+    record_norm(state, min(norm, threshold * mean) if ready else norm, beta=beta)
+    return Verdict(surprising, None)
+
+
+def record_norm(state: ThresholdState, norm: float, *, beta: float) -> None:
+    """Take a norm into the statistics of the regime, and raise no alarm."""
+    mean = state["mean"]
+    steps = state["steps"] = state["steps"] + 1.0
     if steps <= 5.0:
         state["initial"] = max(state["initial"], norm)
     weight = max(1.0 - beta, 1.0 / max(1.0, steps - SETTLE))
     delta = norm - mean
     state["mean"] = mean + weight * delta
     state["variance"] = (1.0 - weight) * (state["variance"] + weight * delta * delta)
-    return Verdict(surprising, None)
 
 
 def decline(state: ThresholdState) -> float:
@@ -109,7 +113,7 @@ def decline(state: ThresholdState) -> float:
 
 def restart(state: ThresholdState) -> None:
     """Begin a regime: forget the statistics, count one consolidation, keep what is reported."""
-    kept = {name: state[name] for name in ("surprise", "threshold", "consolidations")}
+    kept = {name: state[name] for name in ("unit", "surprise", "threshold", "consolidations")}
     state.update(new_threshold())
     state.update(kept)
     state["consolidations"] += 1.0

@@ -122,7 +122,7 @@ def _move_protected(
     if plan.decays:
         _add_quotient(params, params, divisors, [-numbers.decay] * len(params))
     if direction.denominators is not None:
-        torch._foreach_mul_(divisors, direction.denominators)
+        divisors = list(torch._foreach_mul(divisors, direction.denominators))
     _add_quotient(params, direction.numerators, divisors, direction.factors)
     if plan.pulled:
         stability.pull(params, state["anchor"], weights)

@@ -15,7 +15,7 @@ from sal_optim import SALSGD, SALAdam, SALAdamW, SALLion, SALOptimizer
 from sal_optim import optimizer as optimizer_module
 from sal_optim import pieces as pieces_module
 from tests.drive import assert_equal, consolidations, make_params, profile, step_with, stream
-from tests.reference.sal import GATE, Parameter, Reference
+from tests.reference.sal import Parameter, Reference
 
 # rtol, and atol as a part of the largest value.
 TOLERANCE = {torch.float32: (1e-5, 3e-6), torch.float64: (1e-10, 1e-11)}
@@ -139,7 +139,7 @@ def assert_agree(
         if "evidence" in state and state["evidence"].shape == param.shape:
             pairs.append(("pending", state["pending"], expected.read(expected.pending)))
         if "evidence" in state or "evidence_row" in state:
-            c = GATE[reference.base] * expected.settings["protection"]
+            c = expected.settings["protection"]
             omega = expected.read(expected.evidence)
             s = [c * value / (1 + c * value) for value in omega]
             pairs.append(("stability", optimizer.stability(param), s))

@@ -12,12 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # Of the base optimizers: the exponent q of the activity, and whether an update has size 1.
-EXPONENT = {"adam": 1, "sgd": 0, "lion": 2}
+EXPONENT = {"adam": 0, "sgd": 0, "lion": 2}
 UNIT = {"adam": False, "sgd": False, "lion": True}
-# How much firmer the gate is than protection says.
-GATE = {"adam": 1.0, "sgd": 1.0, "lion": 10.0}
-# The most that a regime's evidence is weighted by.
-LARGEST_SURPRISE = {"adam": math.inf, "sgd": math.inf, "lion": 20.0}
+# The most that a regime's evidence is weighted by where updates have size 1.
+LARGEST_WEIGHT = 10.0
 # How much older evidence counts as the anchor moves to the present weights.
 ANCHOR_MEMORY = 0.1
 # Of the threshold.
@@ -66,6 +64,7 @@ class Reference:
     def __init__(self, base: str, params: list[Parameter]) -> None:
         self.base, self.params = base, params
         self.consolidations, self.pending_steps = 0, 0
+        self.unit = 0.0  # the mean norm as the first regime ended
         self.restart()
 
     # ------------------------------------------------------------------ the threshold
@@ -94,14 +93,18 @@ class Reference:
             left = max(0.0, self.suspicion - 1.0)
             self.suspected *= left / self.suspicion
             self.suspicion = left
+        self.record(norm)
+        return not surprising, None
+
+    def record(self, norm: float) -> None:
         self.regime += 1
         if self.regime <= 5:
             self.initial = max(self.initial, norm)
-        weight = max(1.0 - first["stats_beta"], 1.0 / max(1, self.regime - SETTLE))
+        beta = self.params[0].settings["stats_beta"]
+        weight = max(1.0 - beta, 1.0 / max(1, self.regime - SETTLE))
         delta = norm - self.mean
         self.mean += weight * delta
         self.variance = (1.0 - weight) * (self.variance + weight * delta * delta)
-        return not surprising, None
 
     def decline(self) -> float:
         return max(1.0, self.initial / self.mean) if self.mean else 1.0
@@ -112,7 +115,12 @@ class Reference:
         if not self.pending_steps:
             return
         weight = self.decline() if weight is None else weight
-        weight = min(weight, LARGEST_SURPRISE[self.base])
+        if not self.unit:
+            self.unit = self.mean
+        if UNIT[self.base]:
+            weight = min(weight, LARGEST_WEIGHT)
+        else:
+            weight *= self.mean / self.unit
         for param in self.params:
             retention = param.settings["retention"]
             before = [retention * omega for omega in param.read(param.evidence)]
@@ -144,6 +152,8 @@ class Reference:
         rates = [param.settings["lr"] for param in self.params]
         informative = 0.0 < norm < math.inf and (observing or any(rates))
         ordinary = informative
+        if informative and observing:
+            self.record(norm)
         if informative and not observing:
             every = self.params[0].settings["consolidate_every"]
             if every is not None and self.pending_steps >= every:
@@ -178,12 +188,10 @@ class Reference:
             g = -grad[i] if group["maximize"] else grad[i]
             update, denominator = self.update(param, i, g if decoupled else g + decay * value)
             activity = max(abs(grad[i]) / rms, 1e-12)
-            resistance = (
-                1.0 + GATE[self.base] * protection * omega[i] / activity ** EXPONENT[self.base]
-            )
+            resistance = 1.0 + protection * omega[i] / activity ** EXPONENT[self.base]
             new = value - lr * (update + (decay * value if decoupled else 0.0)) / resistance
             if param.anchor is not None and group["pull"] > 0:
-                unit = 1.0 if UNIT[self.base] else self.mean / math.sqrt(size)
+                unit = 1.0 if UNIT[self.base] else self.unit / math.sqrt(size)
                 step = lr * self.gain(group)
                 k = step * protection * group["pull"] * omega[i] * unit / denominator
                 new += k / (1.0 + k) * (param.anchor[i] - new)
@@ -203,7 +211,7 @@ class Reference:
                 update = self.adam(param, i)[0]
             else:
                 update = param.moment("momentum_buffer")[i]
-            gate = 1.0 / (1.0 + GATE[self.base] * group["protection"] * omega[i])
+            gate = 1.0 / (1.0 + group["protection"] * omega[i])
             param.values[i] += group["lr"] * update * gate
 
     def gain(self, group: dict[str, Any]) -> float:

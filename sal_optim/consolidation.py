@@ -1,0 +1,96 @@
+"""What a consolidation does to an optimizer: evidence is settled, the last update taken back.
+
+When to consolidate is for ``threshold.py``; what it makes of one parameter's state is in
+``state.py``.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sal_optim import stability
+from sal_optim.evidence import GRANULARITIES
+from sal_optim.pieces import Work, pieces
+from sal_optim.state import absorb
+from sal_optim.threshold import restart
+
+if TYPE_CHECKING:
+    from sal_optim.optimizer import SALOptimizer
+
+# The pending sums are halved with their step count when they reach this many steps: their mean
+# stays, no sum outgrows the precision of float32, and a regime's distant past fades.
+PENDING_HORIZON = 65536.0
+
+# The most that evidence is weighted by where every update has size 1: such updates do not shrink
+# as a regime settles, so that a pull of any size, once firmer than they are, never lets go.
+LARGEST_WEIGHT = 10.0
+
+
+def count_pending(optimizer: "SALOptimizer") -> None:
+    """One more step has been gathered."""
+    threshold = optimizer._threshold()
+    if threshold["pending_steps"] >= PENDING_HORIZON:
+        threshold["pending_steps"] /= 2.0
+        for state in optimizer.state.values():
+            for name in state:
+                if name.startswith("pending"):
+                    state[name].mul_(0.5)
+    threshold["pending_steps"] += 1.0
+
+
+def consolidate(optimizer: "SALOptimizer", surprise: float) -> None:
+    """Turn pending evidence into evidence, weighted by how large the gradient became.
+
+    Evidence is in units of the gradient norm that the first regime had settled at, so that it is
+    free of the scale of the loss, and that of one regime compares with that of another.
+
+    Args:
+        optimizer: whose ``state`` and ``param_groups`` are changed.
+        surprise: the gradient norm at the change over its mean before, at least 1.
+    """
+    threshold = optimizer._threshold()
+    steps = threshold["pending_steps"]
+    if steps == 0.0:
+        return
+    if threshold["unit"] == 0.0:
+        threshold["unit"] = threshold["mean"]
+    if optimizer._unit_update:
+        weight = min(surprise, LARGEST_WEIGHT)
+    else:
+        weight = surprise * (threshold["mean"] / threshold["unit"] if threshold["unit"] else 1.0)
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            state = optimizer.state.get(param)
+            if not state or "evidence_weight" not in state:
+                continue
+            absorb(param, state, group, weight / steps)
+            state["evidence_weight"] = group["retention"] * state["evidence_weight"] + weight
+            if group["protection"] > 0.0:
+                for name in optimizer._momenta:
+                    if state.get(name) is not None:
+                        state[name].zero_()
+    restart(threshold)
+
+
+def take_back(optimizer: "SALOptimizer", group: dict[str, Any], items: list[Work]) -> None:
+    """Undo the last update, the one by which a change that is now confirmed first did damage.
+
+    The moments still hold it, so that no copy of the weights is needed.
+    """
+    if group["protection"] == 0.0:
+        return
+    moved = [item for item in items if item.step > 1.0 and not item.fresh]
+    lr, granularity = float(group["lr"]), GRANULARITIES[group["granularity"]]
+    for item in moved:
+        item.protected = item.owner["evidence_weight"] > 0.0
+    for piece in pieces(group, moved):
+        numbers = optimizer._numbers(group, -lr, [item.step - 1.0 for item in piece.works])
+        update = optimizer._last_update(optimizer._rule(group, False), piece.state, numbers)
+        if update is None:
+            return
+        divisors = list(update.denominators or [torch.ones_like(p) for p in piece.params])
+        if piece.works[0].protected:
+            evidence = granularity.evidence(piece.state, piece.params)
+            gates = stability.resistance(evidence, group["protection"], activity=[], exponent=0)
+            divisors = list(torch._foreach_mul(divisors, gates))
+        torch._foreach_addcdiv_(piece.params, update.numerators, divisors, numbers[-1])
