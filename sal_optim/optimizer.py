@@ -36,7 +36,7 @@ from sal_optim.threshold import (
 from sal_optim.update import Direction, Number, Numbers, Plan, Rule, Tensors, advance
 
 # The defaults of the family, found by the benchmark: docs/experiments.md.
-PROTECTION, PULL = 0.1, 10.0
+PROTECTION, PULL = 0.1, 5.0
 
 
 class SALOptimizer(Optimizer):

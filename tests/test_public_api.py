@@ -18,7 +18,7 @@ import pytest
 import sal_optim
 
 SHARED = (
-    "protection=0.1, pull=10.0, tau0=1.0, alpha=4.0, stats_beta=0.98, consolidate_every=None, "
+    "protection=0.1, pull=5.0, tau0=1.0, alpha=4.0, stats_beta=0.98, consolidate_every=None, "
     "retention=1.0, granularity='element', state_dtype=None, foreach=None, maximize=False, "
     "capturable=False, differentiable=False, compile=False"
 )
