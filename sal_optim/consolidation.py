@@ -21,13 +21,17 @@ if TYPE_CHECKING:
 # stays, no sum outgrows the precision of float32, and a regime's distant past fades.
 PENDING_HORIZON = 65536.0
 
+# Evidence is gathered, and weights are pulled, on every fourth step: a regime is many steps long,
+# and what these read and write in memory costs a quarter.
+INTERVAL = 4
+
 # The most that evidence is weighted by where every update has size 1: such updates do not shrink
 # as a regime settles, so that a pull of any size, once firmer than they are, never lets go.
 LARGEST_WEIGHT = 10.0
 
 
 def count_pending(optimizer: "SALOptimizer") -> None:
-    """One more step has been gathered."""
+    """One more step is gathered."""
     threshold = optimizer._threshold()
     if threshold["pending_steps"] >= PENDING_HORIZON:
         threshold["pending_steps"] /= 2.0
@@ -91,6 +95,7 @@ def take_back(optimizer: "SALOptimizer", group: dict[str, Any], items: list[Work
         divisors = list(update.denominators or [torch.ones_like(p) for p in piece.params])
         if piece.works[0].protected:
             evidence = granularity.evidence(piece.state, piece.params)
-            gates = stability.resistance(evidence, group["protection"], activity=[], exponent=0)
-            divisors = list(torch._foreach_mul(divisors, gates))
+            divisors = stability.resistance(
+                evidence, group["protection"], sizes=divisors, activity=None
+            )
         torch._foreach_addcdiv_(piece.params, update.numerators, divisors, numbers[-1])

@@ -31,7 +31,7 @@ class SALLion(SALOptimizer):
 
     _moments: ClassVar[tuple[str, ...]] = ("exp_avg",)
     _momenta: ClassVar[tuple[str, ...]] = ("exp_avg",)
-    _activity_exponent: ClassVar[int] = 2
+    _activity: ClassVar[bool] = True
     _unit_update: ClassVar[bool] = True
 
     def __init__(

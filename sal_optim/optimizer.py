@@ -19,7 +19,7 @@ from torch.optim.optimizer import ParamsT
 from sal_optim import checks, stability
 from sal_optim.checkpoint import Checkpoint, check_ready
 from sal_optim.compiled import advance_compiled
-from sal_optim.consolidation import consolidate, count_pending, take_back
+from sal_optim.consolidation import INTERVAL, consolidate, count_pending, take_back
 from sal_optim.diagnostics import Spectrum, diagnose
 from sal_optim.distributed import aligned, refuse_factored, sharding
 from sal_optim.evidence import GRANULARITIES
@@ -54,8 +54,8 @@ class SALOptimizer(Optimizer):
     _moments: ClassVar[tuple[str, ...]] = ()
     # Those that are set to zero when the regime changes: they point where the old data led.
     _momenta: ClassVar[tuple[str, ...]] = ()
-    # q of the stability's activity, see stability.resistance.
-    _activity_exponent: ClassVar[int] = 0
+    # Whether the gate sees how active an element is at present.
+    _activity: ClassVar[bool] = False
     # Whether an update has size 1 whatever the size of the gradient (sign-based optimizers).
     _unit_update: ClassVar[bool] = False
     # Whether the update depends on the step count, so that moments are of no use without it.
@@ -219,7 +219,9 @@ class SALOptimizer(Optimizer):
         moves = any(float(group["lr"]) != 0.0 for group in self.param_groups)
         # A zero gradient, a non-finite one or a zero learning rate tells nothing about the data.
         informative = 0.0 < norm < math.inf and (moves or self._observing)
-        gathers = informative and self._listen(norm, work)
+        ordinary = informative and self._listen(norm, work)
+        due = informative and (self._observing or self._threshold()["steps"] % INTERVAL == 1.0)
+        gathers = ordinary and due
         if gathers:
             count_pending(self)
         scale = math.sqrt(size) / norm if informative else 0.0
@@ -227,7 +229,7 @@ class SALOptimizer(Optimizer):
             for item in items:
                 item.protected = group["protection"] > 0.0 and item.owner["evidence_weight"] > 0.0
             for piece in pieces(group, items):
-                self._advance(piece, gathers, scale, size)
+                self._advance(piece, gathers, due, scale, size)
         return loss
 
     def _collect(self, group: dict[str, Any]) -> list[Work]:
@@ -274,7 +276,7 @@ class SALOptimizer(Optimizer):
             record_norm(threshold, norm, beta=first["stats_beta"])
             return True
         every = first["consolidate_every"]
-        if every is not None and threshold["pending_steps"] >= every:
+        if every is not None and threshold["steps"] >= every:
             consolidate(self, decline(threshold))
         settings = {
             "tau0": first["tau0"],
@@ -290,21 +292,22 @@ class SALOptimizer(Optimizer):
             verdict = observe_norm(threshold, norm, **settings)
         return not verdict.surprising
 
-    def _advance(self, piece: Piece, gathers: bool, scale: float, size: int) -> None:
+    def _advance(self, piece: Piece, gathers: bool, pulls: bool, scale: float, size: int) -> None:
         """One step of one piece: gather evidence, move the parameters."""
         group, work = piece.group, piece.works[0]
         lr, decay, decoupled = float(group["lr"]), group["weight_decay"], self._decoupled(group)
         unit = 1.0 if self._unit_update else self._threshold()["unit"] / math.sqrt(max(size, 1))
+        pull = group["protection"] * group["pull"] * unit * INTERVAL
         plan = Plan(
             direction=self._direction,
             granularity=GRANULARITIES[group["granularity"]],
-            exponent=self._activity_exponent,
+            activity=self._activity,
             maximize=group["maximize"],
             decays=decoupled and decay > 0.0,
             gathers=gathers,
             moves=not self._observing,
             protected=work.protected,
-            pulled=group["pull"] > 0.0,
+            pulled=pulls and group["pull"] > 0.0,
         )
         numbers = Numbers(
             base=self._numbers(group, lr, [item.step for item in piece.works])
@@ -313,7 +316,7 @@ class SALOptimizer(Optimizer):
             decay=lr * decay,
             coupled_decay=0.0 if decoupled else decay,
             protection=group["protection"],
-            stiffness=lr * self._gain(group) * group["protection"] * group["pull"] * unit,
+            stiffness=lr * self._gain(group) * pull,
             scale=scale,
         )
         rule = self._rule(group, work.fresh)

@@ -14,32 +14,34 @@ PROTECTED, VOLATILE = 2 / 3, 1 / 3
 
 
 def resistance(
-    evidence: list[Tensor], protection: Number, *, activity: list[Tensor], exponent: int
+    evidence: list[Tensor],
+    protection: Number,
+    *,
+    sizes: list[Tensor] | None,
+    activity: list[Tensor] | None,
 ) -> list[Tensor]:
-    """What an update is divided by: ``1 / (1 - s) = 1 + c * Omega / a**exponent``.
+    """``size / (1 - s) = size * (1 + c * Omega / a**2)``: what an update is divided by.
 
-    From ``s = 1 / (1 + a**q / (c * Omega))``; 1 exactly where there is no evidence.
+    From ``s = 1 / (1 + a**2 / (c * Omega))``; ``size`` exactly where there is no evidence.
 
     Args:
         evidence: Omega, each broadcastable to its update.
         protection: c, at least 0.
-        activity: gradients over the root of their mean square, in the shapes of the updates;
-            overwritten. Unused where the exponent is 0.
-        exponent: q, 0, 1 or 2.
+        sizes: what the base optimizer itself divides its update by; None: 1.
+        activity: a, gradients over the root of their mean square, in the shapes of the updates;
+            overwritten. None: 1.
     """
-    if exponent == 0:
-        divisors = list(torch._foreach_mul(evidence, protection))
-    else:
-        torch._foreach_abs_(activity)
+    if activity is not None:
+        torch._foreach_mul_(activity, activity)
         # A gradient of exactly 0 stops its element: the divisor is huge, not infinite, so that no
         # evidence over it is 0 and not NaN.
-        torch._foreach_clamp_min_(activity, 1e-12)
-        if exponent == 2:
-            torch._foreach_mul_(activity, activity)
-        divisors = list(torch._foreach_div(evidence, activity))
-        torch._foreach_mul_(divisors, protection)
+        torch._foreach_clamp_min_(activity, 1e-24)
+        evidence = list(torch._foreach_div(evidence, activity))
+    if sizes is not None and not isinstance(protection, Tensor):
+        return list(torch._foreach_addcmul(sizes, sizes, evidence, protection))
+    divisors = torch._foreach_mul(evidence, protection)
     torch._foreach_add_(divisors, 1.0)
-    return divisors
+    return list(divisors if sizes is None else torch._foreach_mul(divisors, sizes))
 
 
 def stability(evidence: Tensor, protection: float) -> Tensor:

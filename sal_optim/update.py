@@ -51,13 +51,13 @@ class Plan:
 
     direction: DirectionRule
     granularity: Granularity
-    exponent: int  # of the activity
+    activity: bool  # in the gate
     maximize: bool
     decays: bool  # decoupled weight decay
     gathers: bool  # pending evidence
     moves: bool  # parameters
     protected: bool
-    pulled: bool
+    pulled: bool  # toward the anchor
 
 
 def advance(
@@ -79,7 +79,7 @@ def advance(
         numbers: see :class:`Numbers`.
     """
     scaled: list[Tensor] = []
-    if plan.gathers or (plan.protected and plan.exponent):
+    if plan.gathers or (plan.protected and plan.activity):
         dtype = plan.granularity.dtype(state)
         wide = [grad if grad.dtype == dtype else grad.to(dtype) for grad in grads]
         # Scaled before it is squared: g * g leaves the range of float32 for |g| < 1e-19.
@@ -116,13 +116,13 @@ def _move_protected(
     if plan.pulled:
         # A spring in units of gradients, seen through the preconditioner like any gradient.
         weights = stability.pull_weights(evidence, numbers.stiffness, direction.denominators)
+    sizes = direction.denominators
     divisors = stability.resistance(
-        evidence, numbers.protection, activity=scaled, exponent=plan.exponent
+        evidence, numbers.protection, sizes=sizes, activity=scaled if plan.activity else None
     )
     if plan.decays:
-        _add_quotient(params, params, divisors, [-numbers.decay] * len(params))
-    if direction.denominators is not None:
-        divisors = list(torch._foreach_mul(divisors, direction.denominators))
+        decaying = params if sizes is None else torch._foreach_mul(params, sizes)
+        _add_quotient(params, decaying, divisors, [-numbers.decay] * len(params))
     _add_quotient(params, direction.numerators, divisors, direction.factors)
     if plan.pulled:
         stability.pull(params, state["anchor"], weights)

@@ -48,10 +48,13 @@ def test_the_change_is_found_in_small_floats(class_row: Row, dtype: torch.dtype)
 
 
 def test_sums_outgrow_small_floats(class_row: Row) -> None:
-    """In bfloat16, 300 ones added one by one make 256; evidence is kept in float32."""
+    """In bfloat16, 300 ones added one by one make 256; evidence is kept in float32.
+
+    It is gathered on every fourth step.
+    """
     param = torch.ones(4, dtype=torch.bfloat16).requires_grad_()
     optimizer = class_row([param], foreach=False)
-    for _ in range(300):
+    for _ in range(1200):
         step_with(optimizer, [param], [torch.ones(4, dtype=torch.bfloat16)])
     assert optimizer.state[param]["pending"].tolist() == [300.0] * 4
     resumed = class_row([clone_params([param])[0]])

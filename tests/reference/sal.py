@@ -20,6 +20,8 @@ LARGEST_WEIGHT = 10.0
 ANCHOR_MEMORY = 0.1
 # Of the threshold.
 WARMUP, SETTLE, CONFIRMATIONS, LARGEST_COUNT = 30, 10, 4.0, 2.5
+# Evidence is gathered, and weights are pulled, on every fourth step of a regime.
+INTERVAL = 4
 
 
 def sign(value: float) -> float:
@@ -156,7 +158,7 @@ class Reference:
             self.record(norm)
         if informative and not observing:
             every = self.params[0].settings["consolidate_every"]
-            if every is not None and self.pending_steps >= every:
+            if every is not None and self.regime >= every:
                 self.consolidate()
             ordinary, change = self.listen(norm)
             if change is not None:
@@ -165,21 +167,24 @@ class Reference:
                         self.take_back(param)
                 self.consolidate(change)
                 ordinary, _ = self.listen(norm)
-        self.pending_steps += ordinary
+        due = informative and (observing or self.regime % INTERVAL == 1)
+        gathers = ordinary and due
+        self.pending_steps += gathers
         root_mean_square = norm / math.sqrt(size) if informative else math.inf
         for param, grad in zip(self.params, grads, strict=True):
             if grad is None:
                 continue
             if param.anchor is None and param.settings["pull"] > 0:
                 param.anchor = list(param.values)
-            if ordinary:
+            if gathers:
                 for i, g in enumerate(grad):
                     param.pending[i] += (g / root_mean_square) ** 2
             if not observing:
                 param.steps += 1
-                self.move(param, grad, root_mean_square, size)
+                self.move(param, grad, root_mean_square, size if due else 0)
 
-    def move(self, param: Parameter, grad: list[float], rms: float, size: int) -> None:
+    def move(self, param: Parameter, grad: list[float], rms: float, pulled: int) -> None:
+        """``pulled``: over how many scalars the norm is taken, where the pull is due; else 0."""
         group = param.settings
         lr, decay, protection = group["lr"], group["weight_decay"], group["protection"]
         decoupled = group.get("decoupled", False)
@@ -190,9 +195,9 @@ class Reference:
             activity = max(abs(grad[i]) / rms, 1e-12)
             resistance = 1.0 + protection * omega[i] / activity ** EXPONENT[self.base]
             new = value - lr * (update + (decay * value if decoupled else 0.0)) / resistance
-            if param.anchor is not None and group["pull"] > 0:
-                unit = 1.0 if UNIT[self.base] else self.unit / math.sqrt(size)
-                step = lr * self.gain(group)
+            if pulled and param.anchor is not None and group["pull"] > 0:
+                unit = 1.0 if UNIT[self.base] else self.unit / math.sqrt(pulled)
+                step = lr * self.gain(group) * INTERVAL
                 k = step * protection * group["pull"] * omega[i] * unit / denominator
                 new += k / (1.0 + k) * (param.anchor[i] - new)
             param.values[i] = new
