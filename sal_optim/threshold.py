@@ -25,8 +25,9 @@ SETTLE = 10
 WARMUP = 30
 # A change of regime lasts, an outlying batch does not: surprising steps that count to this much
 # make a change. A step counts 1 at the threshold and 1 more for each doubling beyond it, up to a
-# bound that no single step can confirm with; an ordinary step takes 1 back.
-CONFIRMATIONS, LARGEST_COUNT = 4.0, 2.5
+# bound that no single step can confirm with; an ordinary step takes 1 back. Until it is decided,
+# steps are held to the norm that aroused suspicion, not to statistics that rise with them.
+CONFIRMATIONS, LARGEST_COUNT = 4.5, 3.0
 
 
 def new_threshold() -> ThresholdState:
@@ -37,6 +38,7 @@ def new_threshold() -> ThresholdState:
         "variance": 0.0,
         "initial": 0.0,  # the norm as the regime began
         "unit": 0.0,  # the mean norm as the first regime ended: evidence is in units of it
+        "held": 0.0,  # the norm that is surprising, while there is suspicion
         "suspicion": 0.0,  # what surprising steps count, less ordinary ones; never below 0
         "suspected": 0.0,  # the sum of their surprises, by count
         "surprise": 1.0,
@@ -73,9 +75,11 @@ def observe_norm(
         threshold += alpha * math.sqrt(state["variance"]) / mean
         state["surprise"], state["threshold"] = surprise, threshold
 
-    surprising = ready and surprise > threshold
+    if state["suspicion"] == 0.0:
+        state["held"] = threshold * mean
+    surprising = ready and norm > state["held"]
     if surprising:
-        count = min(1.0 + math.log2(surprise / threshold), LARGEST_COUNT)
+        count = min(1.0 + math.log2(norm / state["held"]), LARGEST_COUNT)
         state["suspicion"] += count
         state["suspected"] += count * surprise
         if state["suspicion"] >= CONFIRMATIONS:

@@ -19,7 +19,7 @@ LARGEST_WEIGHT = 10.0
 # How much older evidence counts as the anchor moves to the present weights.
 ANCHOR_MEMORY = 0.1
 # Of the threshold.
-WARMUP, SETTLE, CONFIRMATIONS, LARGEST_COUNT = 30, 10, 4.0, 2.5
+WARMUP, SETTLE, CONFIRMATIONS, LARGEST_COUNT = 30, 10, 4.5, 3.0
 # Evidence is gathered, and weights are pulled, on every fourth step of a regime.
 INTERVAL = 4
 
@@ -73,7 +73,7 @@ class Reference:
 
     def restart(self) -> None:
         self.regime, self.mean, self.variance, self.initial = 0, 0.0, 0.0, 0.0
-        self.suspicion, self.suspected = 0.0, 0.0
+        self.suspicion, self.suspected, self.held = 0.0, 0.0, 0.0
 
     def listen(self, norm: float) -> tuple[bool, float | None]:
         """Is the step ordinary; and the weight of a change that it confirms."""
@@ -83,19 +83,20 @@ class Reference:
         if ready:
             threshold = first["tau0"] + first["alpha"] * math.sqrt(self.variance) / self.mean
         surprise = norm / self.mean if self.mean else 1.0
-        surprising = surprise > threshold
+        if not self.suspicion:
+            self.held = threshold * self.mean
+        surprising = ready and norm > self.held
         if surprising:
-            count = min(1.0 + math.log2(surprise / threshold), LARGEST_COUNT)
+            count = min(1.0 + math.log2(norm / self.held), LARGEST_COUNT)
             self.suspicion += count
             self.suspected += count * surprise
             if self.suspicion >= CONFIRMATIONS:
                 return False, self.suspected / self.suspicion
-            norm = threshold * self.mean
         elif self.suspicion:
             left = max(0.0, self.suspicion - 1.0)
             self.suspected *= left / self.suspicion
             self.suspicion = left
-        self.record(norm)
+        self.record(min(norm, threshold * self.mean) if ready else norm)
         return not surprising, None
 
     def record(self, norm: float) -> None:
