@@ -13,7 +13,9 @@ from benchmarks.errors import UserError, require_choice
 # command -> (module, what --help says)
 COMMANDS = {
     "continual": ("benchmarks.continual", "compare forgetting on streams of tasks (make bench)"),
+    "memory": ("benchmarks.cost.memory", "bytes a parameter, kept and at the peak of a step"),
     "ordinary": ("benchmarks.ordinary", "on one distribution, does SAL lose anything?"),
+    "speed": ("benchmarks.cost.speed", "time of a step, beside torch's and other packages'"),
     "tune": ("benchmarks.tune", "choose learning rates and EWC's and SI's strength on a grid"),
 }
 

@@ -89,13 +89,14 @@ def take_back(optimizer: "SALOptimizer", group: dict[str, Any], items: list[Work
         item.protected = item.owner["evidence_weight"] > 0.0
     for piece in pieces(group, moved):
         numbers = optimizer._numbers(group, -lr, [item.step - 1.0 for item in piece.works])
-        update = optimizer._last_update(optimizer._rule(group, False), piece.state, numbers)
-        if update is None:
-            return
-        divisors = list(update.denominators or [torch.ones_like(p) for p in piece.params])
-        if piece.works[0].protected:
-            evidence = granularity.evidence(piece.state, piece.params)
-            divisors = stability.resistance(
-                evidence, group["protection"], sizes=divisors, activity=None
-            )
-        torch._foreach_addcdiv_(piece.params, update.numerators, divisors, numbers[-1])
+        for params, _, state in piece.parts():
+            update = optimizer._last_update(optimizer._rule(group, False), state, numbers)
+            if update is None:
+                return
+            divisors = list(update.denominators or [torch.ones_like(param) for param in params])
+            if piece.works[0].protected:
+                evidence = granularity.evidence(state, params)
+                divisors = stability.resistance(
+                    evidence, group["protection"], sizes=divisors, activity=None
+                )
+            torch._foreach_addcdiv_(params, update.numerators, divisors, numbers[-1])

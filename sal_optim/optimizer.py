@@ -21,7 +21,7 @@ from sal_optim.checkpoint import Checkpoint, check_ready
 from sal_optim.compiled import advance_compiled
 from sal_optim.consolidation import INTERVAL, consolidate, count_pending, take_back
 from sal_optim.diagnostics import Spectrum, diagnose
-from sal_optim.distributed import aligned, refuse_factored, sharding
+from sal_optim.distributed import aligned, is_distributed, refuse_factored, sharding
 from sal_optim.evidence import GRANULARITIES
 from sal_optim.norms import gradient_norm
 from sal_optim.pieces import Piece, Work, pieces, plain
@@ -235,28 +235,31 @@ class SALOptimizer(Optimizer):
     def _collect(self, group: dict[str, Any]) -> list[Work]:
         """The group's parameters that have a gradient, with their state, step counts advanced."""
         items = []
+        moments = self._moment_names(group)
+        sliceable = GRANULARITIES[group["granularity"]].sliceable
         for param in group["params"]:
             if param.grad is None:
                 continue
             state = self.state[param]
-            fresh = prepare(param, state, group, self._moment_names(group))
+            fresh = prepare(param, state, group, moments)
             if not self._observing:
                 state["step"] += 1
+            grad, spread, local = param.grad, is_distributed(param), param
+            tensors = {n: t for n, t in state.items() if isinstance(t, Tensor) and n != "step"}
+            if spread or is_distributed(grad) or param.is_complex():
+                local, grad = plain(param), plain(aligned(grad, param))
+                tensors = {name: plain(value) for name, value in tensors.items()}
             items.append(
                 Work(
-                    param=plain(param),
-                    grad=plain(aligned(param.grad, param)),
-                    state={
-                        name: plain(value)
-                        for name, value in state.items()
-                        if name != "step" and isinstance(value, Tensor)
-                    },
+                    param=local,
+                    grad=grad,
+                    state=tensors,
                     step=float(state["step"]),
                     fresh=fresh,
                     owner=state,
-                    sliceable=GRANULARITIES[group["granularity"]].sliceable,
+                    sliceable=sliceable,
                     total=param.numel() * (2 if param.is_complex() else 1),
-                    sharding=sharding(param),
+                    sharding=sharding(param) if spread else None,
                 )
             )
         return items
@@ -322,7 +325,8 @@ class SALOptimizer(Optimizer):
         rule = self._rule(group, work.fresh)
         if group["compile"] and advance_compiled(plan, rule, work, numbers):
             return
-        advance(plan, rule, piece.params, piece.grads, piece.state, numbers)
+        for params, grads, state in piece.parts():
+            advance(plan, rule, params, grads, state, numbers)
 
     # ---------------------------------------------------------------- what users call
 

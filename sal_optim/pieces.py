@@ -22,9 +22,13 @@ SLICE = 1 << 16
 LIST = 1 << 24
 
 
+# Parameters, gradients and lists of state tensors by name.
+Part = tuple[list[Tensor], list[Tensor], dict[str, list[Tensor]]]
+
+
 @dataclass(slots=True)
 class Work:
-    """One parameter of a step, or a flat slice of one, as plain real local tensors."""
+    """One parameter of a step as plain real local tensors."""
 
     param: Tensor
     grad: Tensor
@@ -37,36 +41,6 @@ class Work:
     sharding: Sharding | None  # where the rest of them is
     protected: bool = False  # by evidence
 
-    def slices(self) -> "Iterator[Work]":
-        """Itself, or flat slices of itself where it is large, contiguous and sliceable."""
-        tensors = (self.param, self.grad, *self.state.values())
-        size = self.param.numel()
-        if size <= SLICE or not self.sliceable or not all(t.is_contiguous() for t in tensors):
-            yield self
-            return
-        columns = [
-            torch.split(tensor.view(-1), SLICE) if tensor.numel() == size else None
-            for tensor in tensors
-        ]
-        names = tuple(self.state)
-        for index in range(-(-size // SLICE)):
-            param, grad, *state = (
-                tensor if column is None else column[index]
-                for tensor, column in zip(tensors, columns, strict=True)
-            )
-            yield Work(
-                param,
-                grad,
-                dict(zip(names, state, strict=True)),
-                self.step,
-                self.fresh,
-                self.owner,
-                self.sliceable,
-                self.total,
-                self.sharding,
-                self.protected,
-            )
-
 
 @dataclass(slots=True)
 class Piece:
@@ -75,25 +49,35 @@ class Piece:
     group: dict[str, Any]
     works: list[Work] = field(default_factory=list)
 
-    @property
-    def params(self) -> list[Tensor]:
-        return [work.param for work in self.works]
-
-    @property
-    def grads(self) -> list[Tensor]:
-        return [work.grad for work in self.works]
-
-    @property
-    def state(self) -> dict[str, list[Tensor]]:
-        """Lists by name, one entry a work."""
-        return {name: [work.state[name] for work in self.works] for name in self.works[0].state}
+    def parts(self) -> Iterator[Part]:
+        """Lists to be updated together: of all works, or slice by slice of a single large one."""
+        work = self.works[0]
+        tensors = (work.param, work.grad, *work.state.values())
+        if (
+            len(self.works) == 1
+            and work.sliceable
+            and work.param.numel() > SLICE
+            and all(tensor.is_contiguous() for tensor in tensors)
+        ):
+            names, size = tuple(work.state), work.param.numel()
+            sizes = [SLICE] * (size // SLICE) + ([size % SLICE] if size % SLICE else [])
+            for param, grad, *state in zip(
+                *(tensor.view(-1).split_with_sizes(sizes) for tensor in tensors), strict=True
+            ):
+                yield [param], [grad], {n: [t] for n, t in zip(names, state, strict=True)}
+            return
+        yield (
+            [work.param for work in self.works],
+            [work.grad for work in self.works],
+            {name: [work.state[name] for work in self.works] for name in work.state},
+        )
 
 
 def pieces(group: dict[str, Any], works: Sequence[Work]) -> Iterator[Piece]:
     """Cut the works of one param group, by its ``foreach`` flag or, where None, by device.
 
-    On a CPU a loop over cache-sized slices is the faster; on an accelerator, where each launch
-    costs, lists are.
+    On an accelerator, where each launch costs, lists are the faster; on a CPU, what fits a cache:
+    slices of large tensors, and lists of small ones that are together no larger.
     """
     lists: dict[tuple[Any, ...], Piece] = {}
     sizes: dict[tuple[Any, ...], int] = {}
@@ -101,12 +85,14 @@ def pieces(group: dict[str, Any], works: Sequence[Work]) -> Iterator[Piece]:
         if group["compile"]:
             yield Piece(group, [work])
             continue
-        foreach = group["foreach"]
-        if foreach is None:
-            foreach = work.param.device.type != "cpu"
-        if not foreach:
-            for part in work.slices():
-                yield Piece(group, [part])
+        listed, size = group["foreach"], work.param.numel()
+        limit = LIST
+        if listed is None and work.param.device.type == "cpu":
+            listed, limit = size < SLICE, SLICE
+        elif listed is None:
+            listed = True
+        if not listed:
+            yield Piece(group, [work])
             continue
         key = (
             work.param.device,
@@ -118,8 +104,8 @@ def pieces(group: dict[str, Any], works: Sequence[Work]) -> Iterator[Piece]:
         )
         piece = lists.setdefault(key, Piece(group))
         piece.works.append(work)
-        sizes[key] = sizes.get(key, 0) + work.param.numel()
-        if sizes[key] >= LIST:
+        sizes[key] = sizes.get(key, 0) + size
+        if sizes[key] >= limit:
             yield lists.pop(key)
             del sizes[key]
     yield from lists.values()

@@ -272,15 +272,14 @@ def test_slices_of_a_large_tensor_change_nothing(name: str, extra: int) -> None:
     assert math.isfinite(float(one[0].detach().sum()))
 
 
-def _counted(patch: pytest.MonkeyPatch) -> list[Any]:
-    """Note each piece that a step is cut into."""
-    cuts: list[Any] = []
-    real = optimizer_module.pieces
+def _counted(patch: pytest.MonkeyPatch) -> list[None]:
+    """Note each part that a step is cut into."""
+    cuts: list[None] = []
+    real = optimizer_module.advance
 
-    def noted(*args: Any) -> Any:
-        for piece in real(*args):
-            cuts.append(piece)
-            yield piece
+    def noted(*args: Any) -> None:
+        cuts.append(None)
+        real(*args)
 
-    patch.setattr(optimizer_module, "pieces", noted)
+    patch.setattr(optimizer_module, "advance", noted)
     return cuts

@@ -1,0 +1,146 @@
+"""The optimizers whose cost is compared: torch's, this package's, and other packages'.
+
+A contestant makes an optimizer over given parameters. Those of other packages are left out where
+the package is not installed, and said to be.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+import sal_optim
+from benchmarks.baselines.published_sal import PublishedSAL
+from benchmarks.streams import Batch
+
+LR = 1e-4
+
+
+class Steps(Protocol):
+    """All that is timed of an optimizer."""
+
+    def step(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way to take a step. ``passes``: 4-byte reads and writes an element, where known."""
+
+    name: str
+    family: str  # "adam" or "lion"
+    make: Callable[[list[Tensor]], Steps]
+    package: str | None = None
+    passes: float | None = None
+
+    def installed(self) -> bool:
+        return self.package is None or importlib.util.find_spec(self.package) is not None
+
+
+def _torch(name: str, **options: Any) -> Callable[[list[Tensor]], Steps]:
+    return lambda params: getattr(torch.optim, name)(params, lr=LR, **options)
+
+
+def _sal(name: str, **options: Any) -> Callable[[list[Tensor]], Steps]:
+    """In the state that costs most: after a consolidation, all weights protected."""
+
+    def make(params: list[Tensor]) -> Steps:
+        optimizer = getattr(sal_optim, name)(params, lr=LR, **options)
+        for _ in range(8):
+            optimizer.step()
+        optimizer.consolidate()
+        for _ in range(8):
+            optimizer.step()
+        return optimizer  # type: ignore[no-any-return]
+
+    return make
+
+
+def _foreign(package: str, name: str, **options: Any) -> Callable[[list[Tensor]], Steps]:
+    return lambda params: getattr(importlib.import_module(package), name)(params, lr=LR, **options)
+
+
+class _Published:
+    """The published rule around AdamW, as a benchmark method takes its steps."""
+
+    def __init__(self, params: list[Tensor]) -> None:
+        model = nn.ParameterList(params)
+        self.method = PublishedSAL(model, torch.optim.AdamW(model.parameters(), lr=LR))
+        nothing = torch.zeros(0)
+        self.batch = Batch(nothing, nothing, None)
+
+    def step(self) -> None:
+        self.method.before_step(self.batch)
+        self.method.optimizer.step()
+        self.method.after_step(self.batch)
+
+
+# Passes. AdamW: reads p, g, m, v and writes p, m, v. SAL reads the evidence as well, and the
+# gradient once more for its norm; a fourth of its steps read and write pending evidence and read
+# the anchor. Lion: reads p, g, m and writes p, m.
+REFERENCES = [
+    Contestant("torch AdamW loop", "adam", _torch("AdamW", foreach=False), passes=7),
+    Contestant("torch AdamW foreach", "adam", _torch("AdamW", foreach=True), passes=7),
+    Contestant("torch AdamW fused", "adam", _torch("AdamW", fused=True), passes=7),
+]
+LEAN: dict[str, Any] = {"pull": 0.0, "granularity": "factored"}
+SMALL: dict[str, Any] = {"state_dtype": torch.bfloat16}
+CONTESTANTS = [
+    *REFERENCES,
+    Contestant("SALAdamW", "adam", _sal("SALAdamW"), passes=9.75),
+    Contestant("SALAdamW bf16", "adam", _sal("SALAdamW", **SMALL), passes=8.9),
+    Contestant("SALAdamW factored, no pull", "adam", _sal("SALAdamW", **LEAN), passes=8),
+    Contestant("SALAdamW compiled", "adam", _sal("SALAdamW", compile=True), passes=9.75),
+    Contestant(
+        "SALAdamW compiled bf16", "adam", _sal("SALAdamW", compile=True, **SMALL), passes=8.9
+    ),
+    Contestant(
+        "SALAdamW compiled bf16, no pull",
+        "adam",
+        _sal("SALAdamW", compile=True, pull=0.0, **SMALL),
+        passes=8.75,
+    ),
+    Contestant(
+        "SALAdamW compiled factored, no pull",
+        "adam",
+        _sal("SALAdamW", compile=True, **LEAN),
+        passes=8,
+    ),
+    Contestant("published SAL on AdamW", "adam", _Published),
+    Contestant("optimi AdamW", "adam", _foreign("optimi", "AdamW"), "optimi", 7),
+    Contestant("HeavyBall AdamW", "adam", _foreign("heavyball", "ForeachAdamW"), "heavyball", 7),
+    Contestant(
+        "torch-optimizer Yogi", "adam", _foreign("torch_optimizer", "Yogi"), "torch_optimizer"
+    ),
+    Contestant("SALLion", "lion", _sal("SALLion"), passes=7.75),
+    Contestant("SALLion compiled", "lion", _sal("SALLion", compile=True), passes=7.75),
+    Contestant("lion-pytorch Lion", "lion", _foreign("lion_pytorch", "Lion"), "lion_pytorch", 5),
+    Contestant(
+        "pytorch_optimizer Lion",
+        "lion",
+        _foreign("pytorch_optimizer", "Lion"),
+        "pytorch_optimizer",
+        5,
+    ),
+    Contestant("optimi Lion", "lion", _foreign("optimi", "Lion"), "optimi", 5),
+]
+
+
+def parameters(total: int, tensors: int, *, seed: int = 0) -> list[Tensor]:
+    """``tensors`` parameters of together about ``total`` elements, each with a gradient.
+
+    Matrices where that can be, so that factored state applies.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    size = max(1, total // tensors)
+    rows = max(1, int(size**0.5))
+    made: list[Tensor] = []
+    for _ in range(tensors):
+        param = nn.Parameter(torch.randn(rows, max(1, size // rows), generator=generator))
+        param.grad = torch.randn(param.shape, generator=generator)
+        made.append(param)
+    return made

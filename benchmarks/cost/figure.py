@@ -1,0 +1,49 @@
+"""The picture of `python -m benchmarks speed`: nanoseconds an element against size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib import pyplot
+
+SHOWN = {
+    "torch AdamW loop": ("#888888", "-"),
+    "torch AdamW foreach": ("#888888", "--"),
+    "torch AdamW fused": ("black", "-"),
+    "SALAdamW": ("#d62728", "-"),
+    "SALAdamW compiled": ("#1f77b4", "-"),
+    "SALAdamW compiled factored, no pull": ("#1f77b4", "--"),
+    "published SAL on AdamW": ("#ff7f0e", "-"),
+}
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """One panel a number of tensors; the floor is seven passes at the bandwidth of a copy."""
+    layouts = sorted({row["tensors"] for row in rows})
+    if not layouts:
+        return
+    matplotlib.use("Agg")
+    figure, panels = pyplot.subplots(
+        1, len(layouts), figsize=(5.5 * len(layouts), 4.2), sharey=True, squeeze=False
+    )
+    for panel, tensors in zip(panels[0], layouts, strict=True):
+        here = [row for row in rows if row["tensors"] == tensors]
+        for name, (color, style) in SHOWN.items():
+            line = [(r["elements"], r["ns an element"]) for r in here if r["optimizer"] == name]
+            if line:
+                panel.plot(
+                    *zip(*line, strict=True), style, color=color, marker="o", ms=3, label=name
+                )
+        floor = {row["elements"]: row["floor ns"] for row in here}
+        panel.plot(list(floor), list(floor.values()), ":", color="green", label="AdamW's floor")
+        panel.set(xscale="log", yscale="log", xlabel="elements", title=f"in {tensors} tensors")
+        panel.grid(alpha=0.3)
+    panels[0][0].set_ylabel("ns an element and step")
+    panels[0][-1].legend(fontsize=8, frameon=False)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

@@ -1,0 +1,66 @@
+"""Timing two things in turns, so that both see the same machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median, quantiles
+
+import torch
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Seconds a call of both, and their ratio: medians, and the ratio's quartiles."""
+
+    seconds: float
+    reference: float
+    ratio: float
+    low: float
+    high: float
+
+
+def clock(call: Callable[[], object], count: int) -> float:
+    """Seconds a call, over ``count`` calls."""
+    begun = time.perf_counter()
+    for _ in range(count):
+        call()
+    return (time.perf_counter() - begun) / count
+
+
+def paired(
+    call: Callable[[], object],
+    reference: Callable[[], object],
+    *,
+    repeats: int,
+    least: float = 0.01,
+    multiple: int = 4,
+) -> Paired:
+    """Time ``call`` and ``reference`` in turns.
+
+    Args:
+        call, reference: what is timed.
+        repeats: turns.
+        least: seconds that a turn of each lasts at the least.
+        multiple: calls of a turn are a multiple of this: SAL's steps differ in turns of four.
+    """
+    counts = []
+    for one in (call, reference):
+        clock(one, multiple)
+        counts.append(multiple * max(1, round(least / (multiple * clock(one, multiple)))))
+    mine, theirs = [], []
+    for _ in range(repeats):
+        mine.append(clock(call, counts[0]))
+        theirs.append(clock(reference, counts[1]))
+    ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
+    low, _, high = quantiles(ratios, n=4) if repeats > 1 else (ratios[0],) * 3
+    return Paired(median(mine), median(theirs), median(ratios), low, high)
+
+
+def copy_bandwidth(elements: int, repeats: int = 15) -> float:
+    """Bytes a second that a copy of ``elements`` float32 values reads and writes."""
+    source, target = torch.randn(elements), torch.empty(elements)
+    count = max(1, 4_000_000 // elements)
+    seconds = median(clock(lambda: target.copy_(source), count) for _ in range(repeats))
+    return 8 * elements / seconds

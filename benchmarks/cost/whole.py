@@ -1,0 +1,121 @@
+"""Whole training steps of three networks, and the parts of a step that are not the update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+
+import sal_optim
+from benchmarks.cost.contestants import LEAN, LR, parameters
+from benchmarks.cost.timing import clock, paired
+from benchmarks.networks import mlp
+from benchmarks.ordinary import CONTEXT, GPT, VOCABULARY
+from sal_optim.threshold import new_threshold, observe_norm
+
+Maker = Callable[[nn.Module], Optimizer]
+
+
+def _mlp() -> tuple[nn.Module, Tensor, Tensor]:
+    return mlp(784, (256, 256), 10, seed=0), torch.randn(128, 784), torch.randint(10, (128,))
+
+
+def _conv() -> tuple[nn.Module, Tensor, Tensor]:
+    layers = [nn.Conv2d(1, 32, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1600, 10))
+    return model, torch.randn(64, 1, 28, 28), torch.randint(10, (64,))
+
+
+def _gpt() -> tuple[nn.Module, Tensor, Tensor]:
+    text = torch.randint(VOCABULARY, (8, CONTEXT))
+    return GPT(width=384, layers=6, heads=6), text, text.roll(-1, 1)
+
+
+NETWORKS = {"MLP 784-256-256-10": _mlp, "conv net": _conv, "GPT, 10 million": _gpt}
+
+PAIRS: list[tuple[str, Maker, str, Maker]] = [
+    (
+        "SALAdam",
+        lambda model: sal_optim.SALAdam(model.parameters(), lr=LR),
+        "torch Adam",
+        lambda model: torch.optim.Adam(model.parameters(), lr=LR),
+    ),
+    (
+        "SALAdam, no pull",
+        lambda model: sal_optim.SALAdam(model.parameters(), lr=LR, pull=0.0),
+        "torch Adam",
+        lambda model: torch.optim.Adam(model.parameters(), lr=LR),
+    ),
+    (
+        "SALAdamW",
+        lambda model: sal_optim.SALAdamW(model.parameters(), lr=LR),
+        "torch AdamW fused",
+        lambda model: torch.optim.AdamW(model.parameters(), lr=LR, fused=True),
+    ),
+    (
+        "SALAdamW compiled",
+        lambda model: sal_optim.SALAdamW(model.parameters(), lr=LR, compile=True),
+        "torch AdamW fused",
+        lambda model: torch.optim.AdamW(model.parameters(), lr=LR, fused=True),
+    ),
+    (
+        "SALAdamW compiled, factored, no pull",
+        lambda model: sal_optim.SALAdamW(model.parameters(), lr=LR, compile=True, **LEAN),
+        "torch AdamW fused",
+        lambda model: torch.optim.AdamW(model.parameters(), lr=LR, fused=True),
+    ),
+]
+
+
+def _training(make: Callable[[], tuple[nn.Module, Tensor, Tensor]], optimize: Maker) -> Any:
+    """A function that takes one training step; SAL's after a consolidation."""
+    torch.manual_seed(0)
+    model, inputs, targets = make()
+    optimizer = optimize(model)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        logits = model(inputs)
+        loss = functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    for _ in range(8):
+        step()
+    if isinstance(optimizer, sal_optim.SALAdam):
+        optimizer.consolidate()
+        for _ in range(8):
+            step()
+    return step
+
+
+def whole_steps(repeats: int) -> list[dict[str, Any]]:
+    """Each SAL optimizer beside its peer on each network."""
+    rows = []
+    for network, make in NETWORKS.items():
+        for name, mine, beside, theirs in PAIRS:
+            found = paired(_training(make, mine), _training(make, theirs), repeats=repeats)
+            row = {"network": network, "optimizer": name, "beside": beside, **asdict(found)}
+            rows.append(row)
+    return rows
+
+
+def overhead(size: int, repeats: int) -> dict[str, float]:
+    """What the threshold's arithmetic and ``diagnostics()`` take, as parts of SALAdamW's step."""
+    optimizer = sal_optim.SALAdamW(parameters(size, 4), lr=LR)
+    for _ in range(8):
+        optimizer.step()
+    optimizer.consolidate()
+    step = min(clock(optimizer.step, 4) for _ in range(repeats))
+    shown = min(clock(optimizer.diagnostics, 4) for _ in range(repeats))
+    state = new_threshold()
+    heard = min(
+        clock(lambda: observe_norm(state, 1.0, tau0=1.0, alpha=4.0, beta=0.98), 100)
+        for _ in range(repeats)
+    )
+    return {"elements": size, "threshold": heard / step, "diagnostics": shown / step}
