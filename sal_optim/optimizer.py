@@ -25,6 +25,7 @@ from sal_optim.distributed import aligned, refuse_factored, sharding
 from sal_optim.evidence import GRANULARITIES
 from sal_optim.norms import gradient_norm
 from sal_optim.pieces import Piece, Work, pieces, plain
+from sal_optim.rounding import dither
 from sal_optim.state import lists, prepare
 from sal_optim.threshold import (
     ThresholdState,
@@ -274,7 +275,7 @@ class SALOptimizer(Optimizer):
             record_norm(threshold, norm, beta=first["stats_beta"])
             return True
         every = first["consolidate_every"]
-        if every is not None and threshold["pending_steps"] >= every:
+        if every is not None and threshold["steps"] >= every:
             consolidate(self, decline(threshold))
         settings = {
             "tau0": first["tau0"],
@@ -315,6 +316,7 @@ class SALOptimizer(Optimizer):
             protection=group["protection"],
             stiffness=lr * self._gain(group) * group["protection"] * group["pull"] * unit,
             scale=scale,
+            rounding=dither(self._threshold()["pending_steps"]),
         )
         rule = self._rule(group, work.fresh)
         if group["compile"] and advance_compiled(plan, rule, work, numbers):

@@ -156,7 +156,7 @@ class Reference:
             self.record(norm)
         if informative and not observing:
             every = self.params[0].settings["consolidate_every"]
-            if every is not None and self.pending_steps >= every:
+            if every is not None and self.regime >= every:
                 self.consolidate()
             ordinary, change = self.listen(norm)
             if change is not None:
