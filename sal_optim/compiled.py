@@ -83,7 +83,8 @@ def _prepared(work: Work) -> tuple[Tensor, Tensor, dict[str, Tensor]] | None:
     flat = [_flat(tensor) for tensor in alike]
     if any(vector is None for vector in flat):
         return None
-    vectors = [vector for vector in flat if vector is not None]
+    # As data, a vector doesn't know whose view it is: the compiler would ask for that one's shape.
+    vectors = [vector.data for vector in flat if vector is not None]
     return vectors[0], vectors[1], dict(zip(state, vectors[2:], strict=True))
 
 

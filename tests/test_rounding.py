@@ -1,4 +1,4 @@
-"""Evidence in bfloat16, and over tens of thousands of steps: sums that neither stop nor overflow."""
+"""Evidence in bfloat16, and over ten thousands of steps: sums neither stop nor overflow."""
 
 from __future__ import annotations
 
