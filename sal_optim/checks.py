@@ -110,9 +110,10 @@ def floating_dtype(name: str, value: Any) -> str | None:
         return None
     text = str(value).removeprefix("torch.")
     dtype = getattr(torch, text, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
+    # Sums of squares leave the range of float16.
+    if dtype not in (torch.bfloat16, torch.float32, torch.float64):
         raise ValueError(
-            f"Invalid {name} value: {value!r}; {name} must be None or a floating dtype of 2 bytes "
-            "or more, such as torch.float32 or torch.bfloat16"
+            f"Invalid {name} value: {value!r}; {name} must be None, torch.bfloat16, torch.float32 "
+            "or torch.float64"
         )
     return text

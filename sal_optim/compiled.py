@@ -2,7 +2,8 @@
 
 A tensor and its state are handed over as flat vectors of dynamic length, and the numbers of the
 step as one small tensor. So a new parameter, another learning rate or another step compiles
-nothing; a first step and a first protected step each compile once.
+nothing. What a step does is compiled once each: with evidence gathered or, as the step is
+surprising, not; with protection or, before the first consolidation, without.
 """
 
 import warnings
@@ -21,15 +22,23 @@ Kernel = Callable[[Tensor, Tensor, dict[str, Tensor], Tensor], None]
 
 # Set when no kernel could be built on this machine: everything then runs eagerly.
 _unavailable = False
+# Kernels of one plan that differ in their constants: beyond it a schedule changes these in each
+# step, as a cycle of betas does, and building kernels would never end.
+LARGEST_NUMBER = 8
 
 
 @cache
+def _kernels(plan: Plan) -> dict[Any, Kernel]:
+    """The compiled updates of a plan, by the constants that are built in."""
+    return {}
+
+
 def _kernel(plan: Plan, rule: tuple[tuple[str, Any], ...], coupled_decay: float) -> Kernel:
-    """The compiled update; rebuilt for another plan or other constants only."""
+    """A compiled update."""
     constants = dict(rule)
 
     def run(param: Tensor, grad: Tensor, state: dict[str, Tensor], numbers: Tensor) -> None:
-        decay, protection, stiffness, scale, *base = numbers.unbind()
+        decay, protection, stiffness, scale, rounding, *base = numbers.unbind()
         advance(
             plan,
             constants,
@@ -43,6 +52,7 @@ def _kernel(plan: Plan, rule: tuple[tuple[str, Any], ...], coupled_decay: float)
                 protection=protection,
                 stiffness=stiffness,
                 scale=scale,
+                rounding=rounding,
             ),
         )
 
@@ -73,7 +83,8 @@ def _prepared(work: Work) -> tuple[Tensor, Tensor, dict[str, Tensor]] | None:
     flat = [_flat(tensor) for tensor in alike]
     if any(vector is None for vector in flat):
         return None
-    vectors = [vector for vector in flat if vector is not None]
+    # As data, a vector doesn't know whose view it is: the compiler would ask for that one's shape.
+    vectors = [vector.data for vector in flat if vector is not None]
     return vectors[0], vectors[1], dict(zip(state, vectors[2:], strict=True))
 
 
@@ -85,12 +96,21 @@ def advance_compiled(plan: Plan, rule: dict[str, Any], work: Work, numbers: Numb
     prepared = _prepared(work)
     if prepared is None:
         return False
-    values = [numbers.decay, numbers.protection, numbers.stiffness, numbers.scale]
-    values += [column[0] for column in numbers.base]
+    values = [
+        *(numbers.decay, numbers.protection, numbers.stiffness, numbers.scale, numbers.rounding),
+        *(column[0] for column in numbers.base),
+    ]
     param, grad, state = prepared
     vector = torch.tensor(values, dtype=torch.float64, device=param.device)
+    constants = (tuple(rule.items()), numbers.coupled_decay)
+    kernels = _kernels(plan)
+    if constants not in kernels:
+        if len(kernels) >= LARGEST_NUMBER:
+            _warn_of_many()
+            return False
+        kernels[constants] = _kernel(plan, *constants)
     try:
-        _kernel(plan, tuple(rule.items()), numbers.coupled_decay)(param, grad, state, vector)
+        kernels[constants](param, grad, state, vector)
     except Exception as error:  # a kernel is built before it runs: nothing has changed yet
         if not _is_compile_failure(error):
             raise
@@ -103,6 +123,17 @@ def advance_compiled(plan: Plan, rule: dict[str, Any], work: Work, numbers: Numb
         )
         return False
     return True
+
+
+@cache
+def _warn_of_many() -> None:
+    """Once a process."""
+    warnings.warn(
+        f"compile=True: {LARGEST_NUMBER} kernels were built for as many values of betas, momentum, "
+        "eps or a weight decay that acts through the gradient; other values run eagerly",
+        RuntimeWarning,
+        stacklevel=4,
+    )
 
 
 def _is_compile_failure(error: Exception) -> bool:

@@ -67,7 +67,7 @@ def consolidate(optimizer: "SALOptimizer", surprise: float) -> None:
             state = optimizer.state.get(param)
             if not state or "evidence_weight" not in state:
                 continue
-            absorb(param, state, group, weight / steps)
+            absorb(param, state, group, weight / steps, threshold["consolidations"])
             state["evidence_weight"] = group["retention"] * state["evidence_weight"] + weight
             if group["protection"] > 0.0:
                 for name in optimizer._momenta:

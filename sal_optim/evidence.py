@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sal_optim.rounding import Number, add
+
 Tensors = dict[str, list[Tensor]]
 
 
@@ -26,8 +28,8 @@ class Granularity(Protocol):
     def shapes(self, param: Tensor) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the state tensors of one real parameter."""
 
-    def gather(self, state: Tensors, scaled: list[Tensor]) -> None:
-        """Add the squares of scaled gradients to the pending evidence, in place."""
+    def gather(self, state: Tensors, scaled: list[Tensor], at: Number) -> None:
+        """Add the squares of scaled gradients to the pending evidence, rounded at ``at``."""
 
     def evidence(self, state: Tensors, params: list[Tensor]) -> list[Tensor]:
         """Omega, each broadcastable to its parameter."""
@@ -45,8 +47,13 @@ class Element:
         shape = tuple(param.shape)
         return {"pending": shape, "evidence": shape}
 
-    def gather(self, state: Tensors, scaled: list[Tensor]) -> None:
-        torch._foreach_addcmul_(state["pending"], scaled, scaled)
+    def gather(self, state: Tensors, scaled: list[Tensor], at: Number) -> None:
+        sums = state["pending"]
+        if sums[0].dtype == scaled[0].dtype:
+            torch._foreach_addcmul_(sums, scaled, scaled)
+        else:
+            for pending, square in zip(sums, torch._foreach_mul(scaled, scaled), strict=True):
+                add(pending, square, at)
 
     def evidence(self, state: Tensors, params: list[Tensor]) -> list[Tensor]:
         return state["evidence"]
@@ -76,16 +83,16 @@ class Factored:
             "evidence_column": (columns,),
         }
 
-    def gather(self, state: Tensors, scaled: list[Tensor]) -> None:
+    def gather(self, state: Tensors, scaled: list[Tensor], at: Number) -> None:
         if "pending" in state:
-            return self._element.gather(state, scaled)
+            return self._element.gather(state, scaled, at)
         for row, column, grad in zip(
             state["pending_row"], state["pending_column"], scaled, strict=True
         ):
             if grad.numel():
                 squares = grad.reshape(grad.shape[0], -1).square()
-                row.add_(squares.mean(1))
-                column.add_(squares.mean(0))
+                add(row, squares.mean(1), at)
+                add(column, squares.mean(0), at)
         return None
 
     def evidence(self, state: Tensors, params: list[Tensor]) -> list[Tensor]:
@@ -112,11 +119,11 @@ class PerTensor:
     def shapes(self, param: Tensor) -> dict[str, tuple[int, ...]]:
         return {"pending": (), "evidence": ()}
 
-    def gather(self, state: Tensors, scaled: list[Tensor]) -> None:
+    def gather(self, state: Tensors, scaled: list[Tensor], at: Number) -> None:
         for pending, grad in zip(state["pending"], scaled, strict=True):
             if grad.numel():
                 norm = torch.linalg.vector_norm(grad) / math.sqrt(grad.numel())
-                pending.add_(norm.square_())
+                add(pending, norm.square_(), at)
 
     def evidence(self, state: Tensors, params: list[Tensor]) -> list[Tensor]:
         return state["evidence"]

@@ -25,6 +25,7 @@ from sal_optim.distributed import aligned, is_distributed, refuse_factored, shar
 from sal_optim.evidence import GRANULARITIES
 from sal_optim.norms import gradient_norm
 from sal_optim.pieces import Piece, Work, pieces, plain
+from sal_optim.rounding import dither
 from sal_optim.state import lists, prepare
 from sal_optim.threshold import (
     ThresholdState,
@@ -321,6 +322,7 @@ class SALOptimizer(Optimizer):
             protection=group["protection"],
             stiffness=lr * self._gain(group) * pull,
             scale=scale,
+            rounding=dither(self._threshold()["pending_steps"]),
         )
         rule = self._rule(group, work.fresh)
         if group["compile"] and advance_compiled(plan, rule, work, numbers):

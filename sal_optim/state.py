@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sal_optim.evidence import GRANULARITIES
 from sal_optim.pieces import plain
+from sal_optim.rounding import add, dither
 from sal_optim.update import Tensors
 
 State = dict[str, Any]
@@ -57,10 +58,11 @@ def _dtype(param: Tensor, group: dict[str, Any]) -> torch.dtype:
     return torch.float64 if param.dtype in (torch.float64, torch.complex128) else torch.float32
 
 
-def absorb(param: Tensor, state: State, group: dict[str, Any], weight: float) -> None:
+def absorb(param: Tensor, state: State, group: dict[str, Any], weight: float, count: float) -> None:
     """Add ``weight`` times the pending evidence of one parameter, and move its anchor.
 
     The anchor is a mean of the weights at all consolidations, weighted by their evidence.
+    ``count``: of consolidations, by which low-precision evidence is rounded.
     """
     granularity, retention = GRANULARITIES[group["granularity"]], group["retention"]
     local = lists(state)
@@ -69,7 +71,7 @@ def absorb(param: Tensor, state: State, group: dict[str, Any], weight: float) ->
         before = granularity.evidence(local, [values])[0] * retention
     for name in [name for name in local if name.startswith("pending")]:
         pending, evidence = local[name][0], local[name.replace("pending", "evidence")][0]
-        evidence.mul_(retention).add_(pending, alpha=weight)
+        add(evidence, pending, dither(count), keep=retention, weight=weight)
         pending.zero_()
     if "anchor" in local:
         # Evidence of low rank does not add exactly.

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from sal_optim import stability
 from sal_optim.evidence import Granularity
+from sal_optim.rounding import Number, wide
 
-Number = float | Tensor
 Rule = dict[str, Any]
 Tensors = dict[str, list[Tensor]]
 
@@ -43,6 +43,7 @@ class Numbers:
     protection: Number
     stiffness: Number  # of the pull, before evidence and preconditioner
     scale: Number  # 1 / rms of all gradients
+    rounding: Number  # where sums in bfloat16 are rounded, see rounding.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +81,12 @@ def advance(
     """
     scaled: list[Tensor] = []
     if plan.gathers or (plan.protected and plan.activity):
-        dtype = plan.granularity.dtype(state)
-        wide = [grad if grad.dtype == dtype else grad.to(dtype) for grad in grads]
+        dtype = wide(plan.granularity.dtype(state))
+        exact = [grad if grad.dtype == dtype else grad.to(dtype) for grad in grads]
         # Scaled before it is squared: g * g leaves the range of float32 for |g| < 1e-19.
-        scaled = list(torch._foreach_mul(wide, numbers.scale))
+        scaled = list(torch._foreach_mul(exact, numbers.scale))
     if plan.gathers:
-        plan.granularity.gather(state, scaled)
+        plan.granularity.gather(state, scaled, numbers.rounding)
     if not plan.moves:
         return
     if plan.maximize:

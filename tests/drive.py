@@ -169,6 +169,10 @@ def assert_equal(one: Sequence[Tensor], other: Sequence[Tensor], what: str = "")
         )
 
 
+def assert_names(error: Exception, words: Sequence[str]) -> None:
+    assert any(word in str(error) for word in words), f"{error!r} names none of {words}"
+
+
 def assert_near(
     one: Sequence[Tensor], other: Sequence[Tensor], rtol: float = 1e-6, atol: float = 1e-7
 ) -> None:

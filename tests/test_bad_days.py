@@ -13,7 +13,7 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch import Tensor
 from sal_optim import SALOptimizer
 from tests.drive import (
     assert_equal,
+    assert_names,
     assert_same_state,
     clone_params,
     consolidations,
@@ -213,10 +214,6 @@ def test_an_older_checkpoint(row: Row, mode: Mode) -> None:
     for now in stream(params, profile(5)):
         step_with(resumed, new, now)
     assert all(bool(torch.isfinite(param).all()) for param in new)
-
-
-def assert_names(error: Exception, words: Sequence[str]) -> None:
-    assert any(word in str(error) for word in words), f"{error!r} names none of {words}"
 
 
 def _trained(optimizer: Any, params: list[Tensor], steps: int = 40) -> dict[str, Any]:

@@ -36,7 +36,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "consolidate_every": (0, -5, 1.5, NAN, INF),
     "retention": (-0.1, 1.1, NAN),
     "granularity": ("elements", "", 3),
-    "state_dtype": ("int8", torch.int32, "nonsense"),
+    "state_dtype": ("int8", torch.int32, torch.float16, "nonsense"),
     "maximize": ("yes", 2, None),
     "foreach": ("yes", 2),
     "capturable": (True,),

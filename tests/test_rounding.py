@@ -1,0 +1,151 @@
+"""Evidence in bfloat16, and over ten thousands of steps: sums neither stop nor overflow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from sal_optim import SALAdam
+from sal_optim.consolidation import PENDING_HORIZON
+from sal_optim.rounding import add, dither
+from tests.drive import (
+    assert_same_state,
+    clone_params,
+    consolidations,
+    drive,
+    make_params,
+    profile,
+    seeded,
+    snapshot,
+    step_with,
+    stream,
+)
+from tests.rows import Row
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e6])
+def test_a_sum_in_bfloat16_goes_on_growing(size: float) -> None:
+    generator = seeded(2)
+    values = size * torch.randn(3000, 64, generator=generator).square()
+    total, nearest = torch.zeros(64, dtype=torch.bfloat16), torch.zeros(64, dtype=torch.bfloat16)
+    for count, value in enumerate(values):
+        add(total, value, dither(count))
+        nearest.add_(value.bfloat16())
+    exact = values.sum(0)
+    ratio = total.float() / exact
+    assert float(nearest.float().div(exact).max()) < 0.7, "the fault that this is for"
+    assert 0.97 < float(ratio.mean()) < 1.03
+    assert 0.75 < float(ratio.min()) <= float(ratio.max()) < 1.25
+
+
+def test_a_constant_far_below_the_last_place_is_counted_exactly() -> None:
+    total = torch.full((3,), 256.0, dtype=torch.bfloat16)
+    for count in range(2000):
+        add(total, torch.full((3,), 0.01), dither(count))
+    # 20 in all; one place of bfloat16 is 2 here.
+    assert all(abs(value - 276.0) <= 2.0 for value in total.tolist())
+
+
+def test_what_is_kept_in_bfloat16_decays() -> None:
+    """At a retention of 0.999 rounding to the nearest keeps everything for ever."""
+    total = torch.full((4,), 100.0, dtype=torch.bfloat16)
+    for count in range(1000):
+        add(total, torch.zeros(4), dither(count), keep=0.999)
+    assert all(abs(value - 36.8) < 4 for value in total.tolist()), total
+
+
+def test_wider_sums_are_plain_sums() -> None:
+    for dtype in (torch.float32, torch.float64):
+        total, other = torch.full((5,), 0.1, dtype=dtype), torch.full((5,), 0.1, dtype=dtype)
+        value = torch.randn(5, generator=seeded(1), dtype=dtype)
+        add(total, value, 0.7, keep=0.5, weight=3.0)
+        assert torch.equal(total, other.mul_(0.5).add_(value, alpha=3.0))
+
+
+@pytest.mark.parametrize("granularity", ["element", "factored", "tensor"])
+def test_evidence_in_bfloat16_is_that_of_float32(granularity: str) -> None:
+    """Over 1,500 steps of one regime, five times those after which plain sums would stop."""
+    params, twins = make_params([(8, 12), (40,)]), make_params([(8, 12), (40,)])
+    kwargs: dict[str, Any] = {"granularity": granularity, "protection": 0.3}
+    small, full = SALAdam(params, state_dtype="bfloat16", **kwargs), SALAdam(twins, **kwargs)
+    for _ in range(15):
+        for now in stream(params, profile(100)):
+            step_with(small, params, now)
+            step_with(full, twins, now)
+    small.consolidate()
+    full.consolidate()
+    assert consolidations(small) == consolidations(full) == 1
+    ratios = []
+    for param, twin in zip(params, twins, strict=True):
+        for name, value in full.state[twin].items():
+            if name.startswith("evidence") and name != "evidence_weight":
+                kept = small.state[param][name]
+                assert kept.dtype is torch.bfloat16
+                ratios.append((kept.float() / value).flatten())
+    ratio = torch.cat(ratios)
+    assert 0.95 < float(ratio.mean()) < 1.05
+    assert 0.7 < float(ratio.min()) <= float(ratio.max()) < 1.3
+
+
+@pytest.mark.parametrize("mode", [{"foreach": False}, {"foreach": True}], ids=["loop", "foreach"])
+def test_rounding_is_the_same_on_all_paths_and_after_a_resume(
+    class_row: Row, mode: dict[str, Any]
+) -> None:
+    params = make_params()
+    optimizer = class_row(params, state_dtype="bfloat16", **mode)
+    grads = stream(params, profile(90, (60,)))
+    assert len(drive(optimizer, params, grads[:75])) == 1
+    twins = clone_params(params)
+    resumed = class_row(twins)
+    resumed.load_state_dict(optimizer.state_dict())
+    resumed.param_groups[0]["foreach"] = not mode["foreach"]
+    drive(optimizer, params, grads[75:])
+    drive(resumed, twins, grads[75:])
+    resumed.param_groups[0]["foreach"] = mode["foreach"]
+    assert_same_state(snapshot(optimizer), snapshot(resumed))
+
+
+# --------------------------------------------------------------------------- the pending horizon
+
+
+def aged(optimizer: SALAdam, steps: float) -> None:
+    """As after so many steps like those before."""
+    threshold = optimizer.param_groups[0]["threshold"]
+    factor = steps / threshold["pending_steps"]
+    for state in optimizer.state.values():
+        state["pending"].mul_(factor)
+    threshold["pending_steps"] = threshold["steps"] = steps
+
+
+def test_the_pending_horizon() -> None:
+    """At 65,536 steps sum and count are halved: their mean stays, and goes on moving."""
+    params = make_params()
+    optimizer = SALAdam(params)
+    grads = stream(params, profile(70))
+    drive(optimizer, params, grads[:40])
+    aged(optimizer, PENDING_HORIZON - 5)
+    means = [optimizer.state[p]["pending"] / (PENDING_HORIZON - 5) for p in params]
+    for index, now in enumerate(grads[40:]):
+        step_with(optimizer, params, now)
+        steps = optimizer.param_groups[0]["threshold"]["pending_steps"]
+        passed = index + 1 - 5
+        assert steps == (PENDING_HORIZON + passed if passed <= 0 else 32768 + passed)
+    for param, mean in zip(params, means, strict=True):
+        pending = optimizer.state[param]["pending"]
+        torch.testing.assert_close(pending / steps, mean, rtol=0.02, atol=0.02)
+    optimizer.consolidate()
+    # One regime, however long it was: a mean of 1 over all scalars.
+    total = sum(float(optimizer.state[p]["evidence"].sum()) for p in params)
+    assert 0.9 < total / sum(p.numel() for p in params) < 1.6
+
+
+def test_consolidate_every_more_steps_than_the_horizon() -> None:
+    params = make_params()
+    optimizer = SALAdam(params, consolidate_every=70_000)
+    grads = stream(params, profile(50))
+    drive(optimizer, params, grads[:40])
+    aged(optimizer, PENDING_HORIZON - 1)
+    optimizer.param_groups[0]["threshold"]["steps"] = 69_998.0
+    assert drive(optimizer, params, grads[40:]) == [2]
