@@ -84,10 +84,10 @@ def test_the_eager_result_without_new_kernels(row: Row) -> None:
         assert consolidations(fast) == consolidations(slow)
     assert consolidations(fast) == 1
     assert counts[0] >= 1, "something was compiled"
-    assert counts[19] == counts[2], "lr, step, protection, pull, weight decay: no new kernel"
+    assert counts[19] == counts[5], "lr, step, protection, pull, weight decay: no new kernel"
     assert counts[CHANGE - 1] - counts[19] <= 1, "a late parameter: one at most"
-    # A surprising step, and a protected one.
-    assert counts[CHANGE + 5] - counts[CHANGE - 1] <= 2
+    # Protected steps, with and without evidence gathered and weights pulled.
+    assert counts[CHANGE + 5] - counts[CHANGE - 1] <= 3
     assert counts[-1] == counts[CHANGE + 5]
     pairs = zip(
         [p for group in fast.param_groups for p in group["params"]],
@@ -174,6 +174,6 @@ def test_constants_that_change_in_each_step() -> None:
             for optimizer, mine in ((fast, params), (slow, twins)):
                 optimizer.param_groups[0]["betas"] = (0.8 + 0.01 * step, 0.99)
                 step_with(optimizer, mine, now)
-    assert graphs() == 2
+    assert graphs() == 4, "two for steps that gather evidence, two for the others"
     assert len([w for w in caught if "eagerly" in str(w.message)]) == 1
     assert_near(params, twins, rtol=1e-5, atol=1e-6)
