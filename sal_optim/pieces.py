@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sal_optim.distributed import Sharding, local
+from sal_optim.distributed import Sharding, aligned, local, sharding
+from sal_optim.evidence import GRANULARITIES
 
 # Elements of a slice: float32 slices of a parameter, its gradient, state and temporaries stay
 # within a few megabytes. A multiple of every vector width, so that slicing rounds nothing anew.
@@ -129,3 +130,25 @@ def plain(tensor: Tensor) -> Tensor:
     """The real tensor behind a complex one, and this process's part of a distributed one."""
     tensor = local(tensor)
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def work_on(
+    param: Tensor, state: dict[str, Any], group: dict[str, Any], *, step: float, fresh: bool
+) -> Work:
+    """One parameter that has a gradient, with the tensors of its state."""
+    assert param.grad is not None
+    return Work(
+        param=plain(param),
+        grad=plain(aligned(param.grad, param)),
+        state={
+            name: plain(value)
+            for name, value in state.items()
+            if name != "step" and isinstance(value, Tensor)
+        },
+        step=step,
+        fresh=fresh,
+        owner=state,
+        sliceable=GRANULARITIES[group["granularity"]].sliceable,
+        total=param.numel() * (2 if param.is_complex() else 1),
+        sharding=sharding(param),
+    )
