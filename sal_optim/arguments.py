@@ -1,8 +1,12 @@
-"""What the four optimizers' constructors share: collecting arguments, and documenting them."""
+"""The arguments that all of the family share: collecting, checking and documenting them."""
 
 from typing import Any
 
-SHARED = """
+from sal_optim import checks
+from sal_optim.evidence import GRANULARITIES
+
+# What the constructors of the family and of the layer document alike.
+PROTECTION_ARGUMENTS = """
         protection: how firmly what was learned is held, at least 0; 0 is the base optimizer. Read
             in each step, from ``param_groups``, like ``lr`` and ``weight_decay``.
         pull: how much firmer the pull toward the anchor is than the gate; 0 keeps no anchor and
@@ -16,7 +20,11 @@ SHARED = """
         granularity: of the evidence: ``"element"``, ``"factored"`` (row and column means) or
             ``"tensor"``.
         state_dtype: floating dtype of evidence and anchor, such as ``torch.bfloat16``. Default:
-            float32 for evidence (float64 beside float64), the parameter's for the anchor.
+            float32 for evidence (float64 beside float64), the parameter's for the anchor."""
+
+SHARED = (
+    PROTECTION_ARGUMENTS
+    + """
         foreach: update lists of tensors at once. Default: lists on an accelerator, slices that
             fit a cache on a CPU.
         maximize: go up the gradient.
@@ -29,8 +37,27 @@ SHARED = """
 
     Source of the protection: ``docs/mechanism.md``.
     """
+)
 
 
 def given(scope: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a constructor, from its ``locals()``."""
     return {k: v for k, v in scope.items() if k not in ("self", "params", "__class__")}
+
+
+def check_shared(group: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the protection, converted and checked; raises ValueError or TypeError."""
+    every = group["consolidate_every"]
+    return {
+        "protection": checks.number("protection", group["protection"]),
+        "pull": checks.number("pull", group["pull"]),
+        "tau0": checks.number("tau0", group["tau0"], low=1.0),
+        "alpha": checks.number("alpha", group["alpha"]),
+        "stats_beta": checks.number("stats_beta", group["stats_beta"], high=1.0),
+        "consolidate_every": None
+        if every is None
+        else checks.whole("consolidate_every", every, low=1),
+        "retention": checks.number("retention", group["retention"], high=1.0, high_open=False),
+        "granularity": checks.choice("granularity", group["granularity"], list(GRANULARITIES)),
+        "state_dtype": checks.floating_dtype("state_dtype", group["state_dtype"]),
+    }

@@ -16,6 +16,7 @@ from sal_optim.threshold import restart
 
 if TYPE_CHECKING:
     from sal_optim.optimizer import SALOptimizer
+    from sal_optim.protection import Protection
 
 # The pending sums are halved with their step count when they reach this many steps: their mean
 # stays, no sum outgrows the precision of float32, and a regime's distant past fades.
@@ -30,47 +31,49 @@ INTERVAL = 4
 LARGEST_WEIGHT = 10.0
 
 
-def count_pending(optimizer: "SALOptimizer") -> None:
+def count_pending(protection: "Protection") -> None:
     """One more step is gathered."""
-    threshold = optimizer._threshold()
+    threshold = protection._threshold()
     if threshold["pending_steps"] >= PENDING_HORIZON:
         threshold["pending_steps"] /= 2.0
-        for state in optimizer.state.values():
-            for name in state:
-                if name.startswith("pending"):
-                    state[name].mul_(0.5)
+        for group in protection._groups():
+            for param in group["params"]:
+                state = protection._state_of(param)
+                for name in state:
+                    if name.startswith("pending"):
+                        state[name].mul_(0.5)
     threshold["pending_steps"] += 1.0
 
 
-def consolidate(optimizer: "SALOptimizer", surprise: float) -> None:
+def consolidate(protection: "Protection", surprise: float) -> None:
     """Turn pending evidence into evidence, weighted by how large the gradient became.
 
     Evidence is in units of the gradient norm that the first regime had settled at, so that it is
     free of the scale of the loss, and that of one regime compares with that of another.
 
     Args:
-        optimizer: whose ``state`` and ``param_groups`` are changed.
+        protection: whose state is changed.
         surprise: the gradient norm at the change over its mean before, at least 1.
     """
-    threshold = optimizer._threshold()
+    threshold = protection._threshold()
     steps = threshold["pending_steps"]
     if steps == 0.0:
         return
     if threshold["unit"] == 0.0:
         threshold["unit"] = threshold["mean"]
-    if optimizer._unit_update:
+    if protection._unit_update:
         weight = min(surprise, LARGEST_WEIGHT)
     else:
         weight = surprise * (threshold["mean"] / threshold["unit"] if threshold["unit"] else 1.0)
-    for group in optimizer.param_groups:
+    for group in protection._groups():
         for param in group["params"]:
-            state = optimizer.state.get(param)
-            if not state or "evidence_weight" not in state:
+            state = protection._state_of(param)
+            if "evidence_weight" not in state:
                 continue
             absorb(param, state, group, weight / steps, threshold["consolidations"])
             state["evidence_weight"] = group["retention"] * state["evidence_weight"] + weight
             if group["protection"] > 0.0:
-                for name in optimizer._momenta:
+                for name in protection._momenta:
                     if state.get(name) is not None:
                         state[name].zero_()
     restart(threshold)

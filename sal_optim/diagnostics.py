@@ -1,6 +1,6 @@
 """What SAL does, as numbers for a logger: fractions of scalars, threshold, surprise, drift.
 
-Reads the optimizer, never changes it, and speaks to no other process: on sharded parameters the
+Reads the protection, never changes it, and speaks to no other process: on sharded parameters the
 fractions and the drift are those of the local part.
 """
 
@@ -15,7 +15,7 @@ from sal_optim.pieces import plain
 from sal_optim.stability import PROTECTED, VOLATILE
 
 if TYPE_CHECKING:
-    from sal_optim.optimizer import SALOptimizer
+    from sal_optim.protection import Protection
 
 
 # Elements of a tensor from which its drift is told: reading all would take a tenth of a step.
@@ -32,8 +32,8 @@ class Spectrum:
     mean_gate: float = 1.0
 
 
-def diagnose(optimizer: "SALOptimizer") -> dict[str, float]:
-    """The flat dict that :meth:`SALOptimizer.diagnostics` returns.
+def diagnose(protection: "Protection") -> dict[str, float]:
+    """The flat dict that :meth:`Protection.diagnostics` returns.
 
     - ``protected``, ``neutral``, ``volatile``: fractions of scalars whose stability s, at mean
       activity, is above 2/3, between, and below 1/3; they sum to 1.
@@ -44,8 +44,8 @@ def diagnose(optimizer: "SALOptimizer") -> dict[str, float]:
       mean of the consolidated weights, relative to its size; 0 before the first consolidation and
       where no anchor is kept (``pull=0``). Of large tensors a sample is taken.
     """
-    threshold = optimizer._threshold()
-    spectrum = _spectrum(optimizer, threshold["consolidations"])
+    threshold = protection._threshold()
+    spectrum = _spectrum(protection, threshold["consolidations"])
     return {
         "protected": spectrum.protected,
         "neutral": max(0.0, 1.0 - spectrum.protected - spectrum.volatile),
@@ -54,31 +54,32 @@ def diagnose(optimizer: "SALOptimizer") -> dict[str, float]:
         "threshold": threshold["threshold"],
         "surprise": threshold["surprise"],
         "consolidations": threshold["consolidations"],
-        "drift": _drift(optimizer),
+        "drift": _drift(protection),
     }
 
 
-def _spectrum(optimizer: "SALOptimizer", consolidations: float) -> Spectrum:
-    counts = [len(group["params"]) for group in optimizer.param_groups]
-    protections = [group["protection"] for group in optimizer.param_groups]
+def _spectrum(protection: "Protection", consolidations: float) -> Spectrum:
+    groups = protection._groups()
+    counts = [len(group["params"]) for group in groups]
+    protections = [group["protection"] for group in groups]
     key = (consolidations, *counts, *protections)
-    if optimizer._spectrum is None or optimizer._spectrum.key != key:
-        optimizer._spectrum = _measure(optimizer, Spectrum(key))
-    return optimizer._spectrum
+    if protection._spectrum is None or protection._spectrum.key != key:
+        protection._spectrum = _measure(protection, Spectrum(key))
+    return protection._spectrum
 
 
-def _measure(optimizer: "SALOptimizer", spectrum: Spectrum) -> Spectrum:
+def _measure(protection: "Protection", spectrum: Spectrum) -> Spectrum:
     size = protected = volatile = 0
     gate = 0.0
-    for group in optimizer.param_groups:
+    for group in protection._groups():
         for param in group["params"]:
             count = plain(param.detach()).numel()
             size += count
-            if optimizer.state.get(param, {}).get("evidence_weight", 0.0) == 0.0:
+            if protection._state_of(param).get("evidence_weight", 0.0) == 0.0:
                 volatile += count
                 gate += count
                 continue
-            s = optimizer.stability(param)
+            s = protection.stability(param)
             protected += int((s > PROTECTED).sum())
             volatile += int((s < VOLATILE).sum())
             gate += float((1.0 - s).sum())
@@ -88,9 +89,10 @@ def _measure(optimizer: "SALOptimizer", spectrum: Spectrum) -> Spectrum:
     return spectrum
 
 
-def _drift(optimizer: "SALOptimizer") -> float:
+def _drift(protection: "Protection") -> float:
     moved, anchors = [], []
-    for param, state in optimizer.state.items():
+    for param in (param for group in protection._groups() for param in group["params"]):
+        state = protection._state_of(param)
         if "anchor" in state and state["evidence_weight"] > 0.0 and param.numel():
             weights, anchor = _sample(plain(param.detach())), _sample(plain(state["anchor"]))
             # A sample of a large tensor stands for the whole of it.

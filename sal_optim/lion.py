@@ -32,8 +32,8 @@ class SALLion(SALOptimizer):
 
     _moments: ClassVar[tuple[str, ...]] = ("exp_avg",)
     _momenta: ClassVar[tuple[str, ...]] = ("exp_avg",)
-    _activity: ClassVar[bool] = True
-    _unit_update: ClassVar[bool] = True
+    _activity = True
+    _unit_update = True
 
     def __init__(
         self,

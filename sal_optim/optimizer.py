@@ -1,14 +1,13 @@
 """SALOptimizer: the one ``step()`` of the family, and what callers may ask of it.
 
 A base optimizer (``adam.py``, ``sgd.py``, ``lion.py``) supplies its update direction; everything
-else happens here: gathering parameters, the shared threshold, consolidation, gate and pull,
-checkpoints. The mathematics is in ``stability.py``, ``evidence.py`` and ``threshold.py``; cutting
-the work into cache-sized pieces is in ``pieces.py``.
+else happens here: gathering parameters, moving them, checkpoints. Watching gradients and
+consolidating is in ``protection.py``, the mathematics in ``stability.py``, ``evidence.py`` and
+``threshold.py``; cutting the work into cache-sized pieces is in ``pieces.py``.
 """
 
-import contextlib
-import math
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, overload
 
 import torch
@@ -16,31 +15,26 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from sal_optim import checks, stability
+from sal_optim import checks
+from sal_optim.arguments import check_shared
 from sal_optim.checkpoint import Checkpoint, check_ready
 from sal_optim.compiled import advance_compiled
-from sal_optim.consolidation import INTERVAL, consolidate, count_pending, take_back
-from sal_optim.diagnostics import Spectrum, diagnose
-from sal_optim.distributed import aligned, is_distributed, refuse_factored, sharding
+from sal_optim.consolidation import INTERVAL, take_back
+from sal_optim.distributed import refuse_factored
 from sal_optim.evidence import GRANULARITIES
-from sal_optim.norms import gradient_norm
-from sal_optim.pieces import Piece, Work, pieces, plain
+from sal_optim.fitting import fitted
+from sal_optim.pieces import Piece, Work, pieces, work_on
+from sal_optim.protection import GroupedWork, Protection, Survey
 from sal_optim.rounding import Number, dither
-from sal_optim.state import lists, prepare
-from sal_optim.threshold import (
-    ThresholdState,
-    decline,
-    new_threshold,
-    observe_norm,
-    record_norm,
-)
+from sal_optim.state import State, prepare
+from sal_optim.threshold import new_threshold
 from sal_optim.update import Direction, Numbers, Plan, Rule, Tensors, advance
 
 # The defaults of the family, found by the benchmark: docs/experiments.md.
 PROTECTION, PULL = 0.1, 5.0
 
 
-class SALOptimizer(Optimizer):
+class SALOptimizer(Protection, Optimizer):
     """Base of the family: any update direction, protected by evidence.
 
     A subclass names its state in ``_moments`` and returns its update from :meth:`_direction`;
@@ -53,19 +47,8 @@ class SALOptimizer(Optimizer):
 
     # State tensors of the base optimizer, shaped and typed like the parameter.
     _moments: ClassVar[tuple[str, ...]] = ()
-    # Those that are set to zero when the regime changes: they point where the old data led.
-    _momenta: ClassVar[tuple[str, ...]] = ()
-    # Whether the gate sees how active an element is at present.
-    _activity: ClassVar[bool] = False
-    # Whether an update has size 1 whatever the size of the gradient (sign-based optimizers).
-    _unit_update: ClassVar[bool] = False
     # Whether the update depends on the step count, so that moments are of no use without it.
     _bias_correction: ClassVar[bool] = False
-
-    # Never stored on an instance for longer than a call or a ``with`` block: pickling, deepcopy
-    # and checkpoints keep ``state``, ``param_groups`` and ``defaults`` alone.
-    _observing: bool = False
-    _spectrum: Spectrum | None = None
 
     def __init__(
         self,
@@ -137,17 +120,7 @@ class SALOptimizer(Optimizer):
         checked = {
             "lr": checks.learning_rate(group["lr"], foreach=foreach),
             "weight_decay": checks.number("weight_decay", group["weight_decay"]),
-            "protection": checks.number("protection", group["protection"]),
-            "pull": checks.number("pull", group["pull"]),
-            "tau0": checks.number("tau0", group["tau0"], low=1.0),
-            "alpha": checks.number("alpha", group["alpha"]),
-            "stats_beta": checks.number("stats_beta", group["stats_beta"], high=1.0),
-            "consolidate_every": None
-            if group["consolidate_every"] is None
-            else checks.whole("consolidate_every", group["consolidate_every"], low=1),
-            "retention": checks.number("retention", group["retention"], high=1.0, high_open=False),
-            "granularity": checks.choice("granularity", group["granularity"], list(GRANULARITIES)),
-            "state_dtype": checks.floating_dtype("state_dtype", group["state_dtype"]),
+            **check_shared(group),
             "maximize": checks.flag("maximize", group["maximize"]),
             "foreach": None if foreach is None else checks.flag("foreach", foreach),
             "compile": checks.flag("compile", group["compile"]),
@@ -188,7 +161,7 @@ class SALOptimizer(Optimizer):
         """
         if not isinstance(state_dict, dict):
             raise TypeError(f"state_dict is a {type(state_dict).__name__}; it must be a dict")
-        with Checkpoint(self).captured():
+        with Checkpoint(self, functools.partial(fitted, self)).captured():
             super().load_state_dict(state_dict)
 
     # ---------------------------------------------------------------- the step
@@ -216,28 +189,18 @@ class SALOptimizer(Optimizer):
                 if param.grad is not None:
                     check_ready(self, group, param)
         work = [(group, self._collect(group)) for group in self.param_groups]
-        norm, size = gradient_norm([item for _, items in work for item in items])
         moves = any(float(group["lr"]) != 0.0 for group in self.param_groups)
-        # A zero gradient, a non-finite one or a zero learning rate tells nothing about the data.
-        informative = 0.0 < norm < math.inf and (moves or self._observing)
-        ordinary = informative and self._listen(norm, work)
-        due = informative and (self._observing or self._threshold()["steps"] % INTERVAL == 1.0)
-        gathers = ordinary and due
-        if gathers:
-            count_pending(self)
-        scale = math.sqrt(size) / norm if informative else 0.0
+        survey = self._survey(work, moves=moves)
         for group, items in work:
             for item in items:
                 item.protected = group["protection"] > 0.0 and item.owner["evidence_weight"] > 0.0
             for piece in pieces(group, items):
-                self._advance(piece, gathers, due, scale, size)
+                self._advance(piece, survey)
         return loss
 
     def _collect(self, group: dict[str, Any]) -> list[Work]:
         """The group's parameters that have a gradient, with their state, step counts advanced."""
-        items = []
-        moments = self._moment_names(group)
-        sliceable = GRANULARITIES[group["granularity"]].sliceable
+        items, moments = [], self._moment_names(group)
         for param in group["params"]:
             if param.grad is None:
                 continue
@@ -245,73 +208,41 @@ class SALOptimizer(Optimizer):
             fresh = prepare(param, state, group, moments)
             if not self._observing:
                 state["step"] += 1
-            grad, spread, local = param.grad, is_distributed(param), param
-            tensors = {n: t for n, t in state.items() if isinstance(t, Tensor) and n != "step"}
-            if spread or is_distributed(grad) or param.is_complex():
-                local, grad = plain(param), plain(aligned(grad, param))
-                tensors = {name: plain(value) for name, value in tensors.items()}
-            items.append(
-                Work(
-                    param=local,
-                    grad=grad,
-                    state=tensors,
-                    step=float(state["step"]),
-                    fresh=fresh,
-                    owner=state,
-                    sliceable=sliceable,
-                    total=param.numel() * (2 if param.is_complex() else 1),
-                    sharding=sharding(param) if spread else None,
-                )
-            )
+            items.append(work_on(param, state, group, step=float(state["step"]), fresh=fresh))
         return items
 
     def _moment_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         return self._moments
 
-    def _threshold(self) -> ThresholdState:
-        """The state that belongs to the optimizer as a whole; it lives in the first group."""
-        state: ThresholdState = self.param_groups[0].setdefault("threshold", new_threshold())
+    def _groups(self) -> list[dict[str, Any]]:
+        return self.param_groups
+
+    def _state_of(self, param: Tensor) -> State:
+        state: State = self.state.get(param, {})
         return state
 
-    def _listen(self, norm: float, work: list[tuple[dict[str, Any], list[Work]]]) -> bool:
-        """Pass the norm to the threshold, consolidate if it says so; is the step ordinary?"""
-        first, threshold = self.param_groups[0], self._threshold()
-        if self._observing:
-            record_norm(threshold, norm, beta=first["stats_beta"])
-            return True
-        every = first["consolidate_every"]
-        if every is not None and threshold["steps"] >= every:
-            consolidate(self, decline(threshold))
-        settings = {
-            "tau0": first["tau0"],
-            "alpha": first["alpha"],
-            "beta": first["stats_beta"],
-        }
-        verdict = observe_norm(threshold, norm, **settings)
-        if verdict.change is not None:
-            for group, items in work:
-                take_back(self, group, items)
-            consolidate(self, verdict.change)
-            # The first norm of the new regime opens its statistics.
-            verdict = observe_norm(threshold, norm, **settings)
-        return not verdict.surprising
+    def _threshold_owner(self) -> dict[str, Any]:
+        return self.param_groups[0]
 
-    def _advance(self, piece: Piece, gathers: bool, pulls: bool, scale: float, size: int) -> None:
+    def _take_back(self, work: GroupedWork) -> None:
+        for group, items in work:
+            take_back(self, group, items)
+
+    def _advance(self, piece: Piece, survey: Survey) -> None:
         """One step of one piece: gather evidence, move the parameters."""
         group, work = piece.group, piece.works[0]
         lr, decay, decoupled = float(group["lr"]), group["weight_decay"], self._decoupled(group)
-        unit = 1.0 if self._unit_update else self._threshold()["unit"] / math.sqrt(max(size, 1))
-        pull = group["protection"] * group["pull"] * unit * INTERVAL
+        pull = group["protection"] * group["pull"] * self._gradient_unit(survey.size) * INTERVAL
         plan = Plan(
             direction=self._direction,
             granularity=GRANULARITIES[group["granularity"]],
             activity=self._activity,
             maximize=group["maximize"],
             decays=decoupled and decay > 0.0,
-            gathers=gathers,
+            gathers=survey.gathers,
             moves=not self._observing,
             protected=work.protected,
-            pulled=pulls and group["pull"] > 0.0,
+            pulled=survey.pulls and group["pull"] > 0.0,
         )
         numbers = Numbers(
             base=self._numbers(group, lr, [item.step for item in piece.works])
@@ -321,7 +252,7 @@ class SALOptimizer(Optimizer):
             coupled_decay=0.0 if decoupled else decay,
             protection=group["protection"],
             stiffness=lr * self._gain(group) * pull,
-            scale=scale,
+            scale=survey.scale,
             rounding=dither(self._threshold()["pending_steps"]),
         )
         rule = self._rule(group, work.fresh)
@@ -329,55 +260,3 @@ class SALOptimizer(Optimizer):
             return
         for params, grads, state in piece.parts():
             advance(plan, rule, params, grads, state, numbers)
-
-    # ---------------------------------------------------------------- what users call
-
-    @torch.no_grad()
-    def consolidate(self) -> None:
-        """Declare that a regime ends here: what was learned is protected from now on.
-
-        Harmless before any step, and when there is nothing new to consolidate.
-        """
-        consolidate(self, decline(self._threshold()))
-
-    @contextlib.contextmanager
-    def observe(self) -> Iterator[None]:
-        """A context in which ``step()`` gathers evidence and changes no parameter.
-
-        For a model that arrives trained: run a few batches of what it should keep, with backward
-        and ``step()``, then call :meth:`consolidate`.
-        """
-        self._observing = True
-        try:
-            yield
-        finally:
-            self._observing = False
-
-    def stability(self, param: Tensor) -> Tensor:
-        """The stability s of each element of a parameter at mean activity, in [0, 1).
-
-        Args:
-            param: a parameter of this optimizer.
-
-        Returns:
-            A new tensor of the shape of ``param``; 0 is free to move, near 1 is held.
-        """
-        for group in self.param_groups:
-            if any(param is candidate for candidate in group["params"]):
-                state = self.state.get(param, {})
-                real = plain(param.detach())
-                if state.get("evidence_weight", 0.0) == 0.0:
-                    return torch.zeros_like(real)
-                local = lists(state)
-                evidence = GRANULARITIES[group["granularity"]].evidence(local, [real])[0]
-                s = stability.stability(evidence, group["protection"])
-                return s.expand_as(real).clone()
-        raise ValueError(
-            f"Invalid param value: a tensor of shape {tuple(param.shape)}; param must be one of "
-            "this optimizer's parameters"
-        )
-
-    @torch.no_grad()
-    def diagnostics(self) -> dict[str, float]:
-        """What SAL does, as finite floats for any logger; see :mod:`sal_optim.diagnostics`."""
-        return diagnose(self)

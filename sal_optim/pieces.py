@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sal_optim.distributed import Sharding, local
+from sal_optim.distributed import Sharding, aligned, is_distributed, local, sharding
+from sal_optim.evidence import GRANULARITIES
 
 # Elements of a slice: float32 slices of a parameter, its gradient, state and temporaries stay
 # within a few megabytes. A multiple of every vector width, so that slicing rounds nothing anew.
@@ -115,3 +116,28 @@ def plain(tensor: Tensor) -> Tensor:
     """The real tensor behind a complex one, and this process's part of a distributed one."""
     tensor = local(tensor)
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def work_on(
+    param: Tensor, state: dict[str, Any], group: dict[str, Any], *, step: float, fresh: bool
+) -> Work:
+    """One parameter that has a gradient, with the tensors of its state."""
+    grad = param.grad
+    assert grad is not None
+    tensors = {n: t for n, t in state.items() if isinstance(t, Tensor) and n != "step"}
+    spread, real = is_distributed(param), param
+    # Most are neither; looking at each of their tensors takes longer than small ones' updates.
+    if spread or is_distributed(grad) or param.is_complex():
+        real, grad = plain(param), plain(aligned(grad, param))
+        tensors = {name: plain(tensor) for name, tensor in tensors.items()}
+    return Work(
+        param=real,
+        grad=grad,
+        state=tensors,
+        step=step,
+        fresh=fresh,
+        owner=state,
+        sliceable=GRANULARITIES[group["granularity"]].sliceable,
+        total=param.numel() * (2 if param.is_complex() else 1),
+        sharding=sharding(param) if spread else None,
+    )

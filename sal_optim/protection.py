@@ -1,0 +1,177 @@
+"""Protection: what the family of optimizers and the layer around any optimizer have in common.
+
+It watches gradients, decides by the shared threshold when to consolidate, and answers what a user
+asks of it. Where parameters, settings and state are kept, and how parameters are moved, is for
+``optimizer.py`` and ``communication.py``.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sal_optim import stability
+from sal_optim.consolidation import INTERVAL, consolidate, count_pending
+from sal_optim.diagnostics import Spectrum, diagnose
+from sal_optim.evidence import GRANULARITIES
+from sal_optim.norms import gradient_norm
+from sal_optim.pieces import Work, plain
+from sal_optim.state import State, lists
+from sal_optim.threshold import ThresholdState, decline, new_threshold, observe_norm, record_norm
+
+Group = dict[str, Any]
+# The parameters of each group that have a gradient.
+GroupedWork = list[tuple[Group, list[Work]]]
+
+
+class Survey(NamedTuple):
+    """What the gradients of one step say."""
+
+    gathers: bool  # evidence is gathered from them
+    pulls: bool  # the pull is due
+    scale: float  # 1 / rms of all gradients
+    size: int  # scalars of all gradients
+
+
+class Protection:
+    """Evidence, threshold and consolidation over groups of parameters."""
+
+    # State tensors that are set to zero when the regime changes.
+    _momenta: ClassVar[tuple[str, ...]] = ()
+    # Whether the gate sees how active an element is at present.
+    _activity: bool = False
+    # Whether an update has size 1 whatever the size of the gradient (sign-based optimizers).
+    _unit_update: bool = False
+
+    # Never stored on an instance for longer than a call or a ``with`` block: pickling, deepcopy
+    # and checkpoints keep ``state``, ``param_groups`` and ``defaults`` alone.
+    _observing: bool = False
+    _spectrum: Spectrum | None = None
+
+    # ---------------------------------------------------------------- what a subclass supplies
+
+    def _groups(self) -> list[Group]:
+        """Groups of parameters with the settings of the protection; the first's hold for all."""
+        raise NotImplementedError
+
+    def _state_of(self, param: Tensor) -> State:
+        """The state of a parameter; empty where there is none. Looking creates nothing."""
+        raise NotImplementedError
+
+    def _threshold_owner(self) -> Group:
+        """The dict that keeps the threshold's state through checkpoints."""
+        raise NotImplementedError
+
+    def _moment_names(self, group: Group) -> tuple[str, ...]:
+        """State tensors of the base optimizer, shaped and typed like the parameter."""
+        return ()
+
+    def _take_back(self, work: GroupedWork) -> None:
+        """Undo the last update, by which a change that is now confirmed first did damage."""
+        raise NotImplementedError
+
+    # ---------------------------------------------------------------- a step's gradients
+
+    def _threshold(self) -> ThresholdState:
+        """The state that belongs to all groups together; it lives in the first."""
+        state: ThresholdState = self._threshold_owner().setdefault("threshold", new_threshold())
+        return state
+
+    def _survey(self, work: GroupedWork, *, moves: bool, loss_scale: float = 1.0) -> Survey:
+        """Pass the norm of all gradients to the threshold; consolidate if it says so.
+
+        Args:
+            work: what is to be stepped.
+            moves: whether any learning rate is above 0.
+            loss_scale: factor that the gradients still carry, as with a fused GradScaler.
+        """
+        norm, size = gradient_norm([item for _, items in work for item in items])
+        # A zero gradient, a non-finite one or a zero learning rate tells nothing about the data.
+        informative = 0.0 < norm < math.inf and (moves or self._observing)
+        ordinary = informative and self._listen(norm / loss_scale, work)
+        due = informative and (self._observing or self._threshold()["steps"] % INTERVAL == 1.0)
+        gathers = ordinary and due
+        if gathers:
+            count_pending(self)
+        return Survey(gathers, due, math.sqrt(size) / norm if informative else 0.0, size)
+
+    def _listen(self, norm: float, work: GroupedWork) -> bool:
+        """Pass the norm to the threshold, consolidate if it says so; is the step ordinary?"""
+        first, threshold = self._groups()[0], self._threshold()
+        if self._observing:
+            record_norm(threshold, norm, beta=first["stats_beta"])
+            return True
+        every = first["consolidate_every"]
+        if every is not None and threshold["steps"] >= every:
+            consolidate(self, decline(threshold))
+        settings = {
+            "tau0": first["tau0"],
+            "alpha": first["alpha"],
+            "beta": first["stats_beta"],
+        }
+        verdict = observe_norm(threshold, norm, **settings)
+        if verdict.change is not None:
+            self._take_back(work)
+            consolidate(self, verdict.change)
+            # The first norm of the new regime opens its statistics.
+            verdict = observe_norm(threshold, norm, **settings)
+        return not verdict.surprising
+
+    def _gradient_unit(self, size: int) -> float:
+        """The typical size of one scalar's gradient, in which the pull is measured."""
+        return 1.0 if self._unit_update else self._threshold()["unit"] / math.sqrt(max(size, 1))
+
+    # ---------------------------------------------------------------- what users call
+
+    @torch.no_grad()
+    def consolidate(self) -> None:
+        """Declare that a regime ends here: what was learned is protected from now on.
+
+        Harmless before any step, and when there is nothing new to consolidate.
+        """
+        consolidate(self, decline(self._threshold()))
+
+    @contextlib.contextmanager
+    def observe(self) -> Iterator[None]:
+        """A context in which ``step()`` gathers evidence and changes no parameter.
+
+        For a model that arrives trained: run a few batches of what it should keep, with backward
+        and ``step()``, then call :meth:`consolidate`.
+        """
+        self._observing = True
+        try:
+            yield
+        finally:
+            self._observing = False
+
+    def stability(self, param: Tensor) -> Tensor:
+        """The stability s of each element of a parameter at mean activity, in [0, 1).
+
+        Args:
+            param: a parameter of this optimizer.
+
+        Returns:
+            A new tensor of the shape of ``param``; 0 is free to move, near 1 is held.
+        """
+        for group in self._groups():
+            if any(param is candidate for candidate in group["params"]):
+                state = self._state_of(param)
+                real = plain(param.detach())
+                if state.get("evidence_weight", 0.0) == 0.0:
+                    return torch.zeros_like(real)
+                local = lists(state)
+                evidence = GRANULARITIES[group["granularity"]].evidence(local, [real])[0]
+                s = stability.stability(evidence, group["protection"])
+                return s.expand_as(real).clone()
+        raise ValueError(
+            f"Invalid param value: a tensor of shape {tuple(param.shape)}; param must be one of "
+            "this optimizer's parameters"
+        )
+
+    @torch.no_grad()
+    def diagnostics(self) -> dict[str, float]:
+        """What SAL does, as finite floats for any logger; see :mod:`sal_optim.diagnostics`."""
+        return diagnose(self)
