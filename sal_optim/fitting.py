@@ -54,15 +54,23 @@ def fitted(optimizer: "SALOptimizer", state_dict: StateDict) -> StateDict:
     return {**frame, "state": state}
 
 
+def _check_copyable(where: str, saved: dict[str, Any]) -> None:
+    """Refuse what torch will fail to copy; the error names it, down to the field of a field."""
+    for name, value in saved.items():
+        if isinstance(value, dict):
+            _check_copyable(f"{where}[{name!r}]", value)
+            continue
+        try:
+            copy.deepcopy(value)
+        except Exception as error:
+            raise TypeError(f"{where}[{name!r}] cannot be copied: {error}") from error
+
+
 def _fitted_group(
     optimizer: "SALOptimizer", index: int, own: dict[str, Any], saved: dict[str, Any]
 ) -> dict[str, Any]:
     where = f"state_dict['param_groups'][{index}]"
-    for name, value in saved.items():
-        try:
-            copy.deepcopy(value)  # as torch will
-        except Exception as error:
-            raise TypeError(f"{where}[{name!r}] cannot be copied: {error}") from error
+    _check_copyable(where, saved)
     group = {**{name: own.get(name, optimizer.defaults[name]) for name in optimizer.defaults}}
     # What the optimizer can't do, or is by its class, no checkpoint of another one turns on.
     fixed = ("capturable", "differentiable", "decoupled_weight_decay")
