@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from benchmarks.baselines import METHODS
+from benchmarks.baselines import row_of
 
 Results = Sequence[dict[str, Any]]
 COLORS = matplotlib.colormaps["viridis"]
@@ -86,10 +86,10 @@ def curves(title: str, by_method: Mapping[str, Results], path: Path) -> None:
             panel.axvline(last, color="0.6", lw=0.7, ls=":", zorder=0)
             if first != last:
                 panel.axvspan(first, last, color="0.93", zorder=-1)
-        told = "told" if METHODS[method].told else "untold"
+        told = "told" if row_of(method).told else "untold"
         panel.set_title(f"{method} ({told})", fontsize=9)
         top = 104.0
-        if METHODS[method].is_sal:
+        if row_of(method).is_sal:
             # One row of ticks a seed, above the curves.
             for row, result in enumerate(results):
                 height = top + 2.5 * row
@@ -105,7 +105,7 @@ def curves(title: str, by_method: Mapping[str, Results], path: Path) -> None:
         if tasks <= 10:
             panel.set_xticks([*starts, steps[-1]])
     figure.supxlabel("training step", fontsize=9)
-    _legend(figure, tasks, any(METHODS[method].is_sal for method in by_method))
+    _legend(figure, tasks, any(row_of(method).is_sal for method in by_method))
     _save(figure, path)
 
 
@@ -123,7 +123,8 @@ def surprise(title: str, by_method: Mapping[str, Results], path: Path) -> bool:
                 [np.nan if value is None else value for value in result["trace"][name]], dtype=float
             )
             values[values <= 0] = np.nan
-            panel.plot(values, color=color, lw=0.9, label=name)
+            places = np.arange(len(values)) * result["trace_stride"]
+            panel.plot(places, values, color=color, lw=0.9, label=name)
         for _, last in result["changes"]:
             panel.axvline(last, color="0.6", lw=0.7, ls=":", zorder=0)
         at = result["consolidations"]
@@ -140,7 +141,7 @@ def surprise(title: str, by_method: Mapping[str, Results], path: Path) -> bool:
         panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         panel.yaxis.set_minor_formatter(NullFormatter())
-        end = len(result["trace"]["surprise"])
+        end = result["curve_steps"][-1]
         panel.set_xlim(0, end)
         if len(result["changes"]) < 10:
             panel.set_xticks([0, *[last for _, last in result["changes"]], end])
