@@ -14,7 +14,10 @@ from benchmarks.errors import UserError, require_choice
 COMMANDS = {
     "continual": ("benchmarks.continual", "compare forgetting on streams of tasks (make bench)"),
     "ordinary": ("benchmarks.ordinary", "on one distribution, does SAL lose anything?"),
-    "tune": ("benchmarks.tune", "choose learning rates and EWC's and SI's strength on a grid"),
+    "tune": (
+        "benchmarks.tune",
+        "choose learning rates and options, the same trials for each method",
+    ),
 }
 
 

@@ -24,6 +24,7 @@ from benchmarks.options import (
     add_common,
     assignments,
     check_common,
+    method_names,
     names,
     parser,
 )
@@ -123,11 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _available(given: Sequence[str] | None, messages: Console) -> list[str]:
     """The methods to run. Without sal_optim the default goes on with the baselines alone."""
-    groups = {"all": list(METHODS), **{g: [row.name for row in rows] for g, rows in GROUPS.items()}}
-    chosen = names("--methods", given, ["quick"], [*groups, *METHODS])
-    methods = [method for name in chosen for method in groups.get(name, [name])]
     kept = []
-    for method in dict.fromkeys(methods):
+    for method in method_names(given):
         if METHODS[method].uses_sal:
             try:
                 sal.optimizer_class(METHODS[method].base)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks.baselines import METHODS, Row
+from benchmarks.baselines import GROUPS, METHODS, Row
 from benchmarks.data import SOURCES, Dataset
 from benchmarks.errors import UserError, require_choice, require_range
 from benchmarks.networks import NETWORKS, default_hidden
@@ -73,7 +73,7 @@ def check_common(args: argparse.Namespace) -> Preset | None:
     args.data = args.data or "digits"
     args.net = args.net or "mlp"
     require_choice("--net", args.net, NETWORKS)
-    for name in ("tasks", "steps", "batch", "jobs", "seeds"):
+    for name in ("tasks", "steps", "batch", "jobs", "seeds", "trials"):
         value = getattr(args, name, None)
         if value is not None:
             require_range(f"--{name}", value, 1)
@@ -109,6 +109,14 @@ def names(argument: str, given: Sequence[str] | None, default: Sequence[str],
     for name in chosen:
         require_choice(argument, name, allowed)
     return list(dict.fromkeys(chosen))
+
+
+def method_names(given: Sequence[str] | None) -> list[str]:
+    """Names of methods and of groups of them (`all` too), each method once; `quick` if none."""
+    groups = {group: [row.name for row in rows] for group, rows in GROUPS.items()}
+    groups["all"] = list(METHODS)
+    chosen = names("--methods", given, ["quick"], [*METHODS, *groups])
+    return list(dict.fromkeys(method for name in chosen for method in groups.get(name, [name])))
 
 
 def widths(text: str | None, data: Dataset, net: str = "mlp") -> tuple[int, ...]:

@@ -8,7 +8,8 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from benchmarks.baselines import row_of
-from benchmarks.metrics import Spread, Summary
+from benchmarks.metrics import Summary
+from benchmarks.spread import Spread
 
 # Scores in the order of their columns.
 SCORES = {

@@ -16,8 +16,7 @@ from benchmarks.data import Dataset
 from benchmarks.errors import UserError, require_choice
 from benchmarks.options import literal, settings_for
 from benchmarks.settings import NO_FILE, Settings
-
-RATE = "lr"
+from benchmarks.spaces import RATE
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class Muon(Optimizer):
 
 
 def _torch(name: str, **settings: Any) -> Callable[[Any, float], Optimizer]:
-    kind: type[Optimizer] = getattr(torch.optim, name)
+    kind: Callable[..., Optimizer] = getattr(torch.optim, name)
 
     def make(params: Any, lr: float) -> Optimizer:
         return kind(params, lr=lr, **settings)

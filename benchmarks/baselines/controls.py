@@ -14,6 +14,7 @@ SAL's distribution, tensor by tensor.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from benchmarks.networks import masked
 from benchmarks.streams import Batch
 
 
-def distance(now: list[Tensor], before: list[Tensor]) -> float:
+def distance(now: Sequence[Tensor], before: Sequence[Tensor]) -> float:
     """‖now - before‖ over all tensors."""
     return float(sum((a - b).square().sum() for a, b in zip(now, before, strict=True)) ** 0.5)
 

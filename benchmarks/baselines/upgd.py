@@ -10,6 +10,7 @@ authors' code.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ class UPGD(Optimizer):
             p.sub_((self._direction(group, p, state) + noise) * free, alpha=group["lr"])
         return loss
 
-    def _direction(self, group: dict[str, object], p: Tensor, state: dict[str, Tensor]) -> Tensor:
+    def _direction(self, group: dict[str, Any], p: Tensor, state: dict[str, Any]) -> Tensor:
         assert p.grad is not None
         return p.grad
 
@@ -72,11 +73,12 @@ class UPGD(Optimizer):
 class AdaUPGD(UPGD):
     """UPGD along Adam's direction."""
 
-    def _direction(self, group: dict[str, object], p: Tensor, state: dict[str, Tensor]) -> Tensor:
+    def _direction(self, group: dict[str, Any], p: Tensor, state: dict[str, Any]) -> Tensor:
         assert p.grad is not None
-        (beta1, beta2), eps, step = group["betas"], group["eps"], state["step"]  # type: ignore[misc]
-        mean = state.setdefault("exp_avg", torch.zeros_like(p))
-        square = state.setdefault("exp_avg_sq", torch.zeros_like(p))
+        (beta1, beta2), step = group["betas"], state["step"]
+        mean: Tensor = state.setdefault("exp_avg", torch.zeros_like(p))
+        square: Tensor = state.setdefault("exp_avg_sq", torch.zeros_like(p))
         mean.lerp_(p.grad, 1 - beta1)
         square.lerp_(p.grad.square(), 1 - beta2)
-        return mean / (1 - beta1**step) / ((square / (1 - beta2**step)).sqrt() + eps)
+        root = (square / (1 - beta2**step)).sqrt() + group["eps"]
+        return mean / (1 - beta1**step) / root

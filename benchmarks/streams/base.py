@@ -104,7 +104,7 @@ class Stream(ABC):
         source = generator("joint", self.seed, task, step)
         which = torch.randint(task + 1, (self.batch_size,), generator=source)
         parts = []
-        for earlier in which.unique().tolist():
+        for earlier in sorted(set(which.tolist())):
             members = self.members("train", earlier)
             count = int((which == earlier).sum())
             rows = members[torch.randint(len(members), (count,), generator=source)]

@@ -200,17 +200,3 @@ def test_a_preset_has_the_published_strengths(digits: Dataset) -> None:
     assert (made.options["strength"], made.lr, made.order) == (1e10, 1e-3, "natural")
     asked = settings_for(METHODS["si"], "split-task", 0, digits, args, options={"strength": 3.0})
     assert asked.options["strength"] == 3.0
-
-
-def test_tune_writes_what_continual_reads(tmp_path: Path) -> None:
-    target = tmp_path / "tuned.json"
-    for methods in (["si"], ["sgd"]):
-        status = main(["tune", *TINY, "--seeds", "1", "--methods", *methods, "--out",
-                       str(tmp_path), "--write", str(target)])  # fmt: skip
-        assert status == 0
-    written = json.loads(target.read_text())
-    assert written["options"]["digits"]["permuted"]["si"]["strength"] > 0
-    assert written["lr"]["digits"]["sgd"] > 0
-    assert len(written["made_by"]) == 2
-    assert "--steps 6" in written["made_by"][0]
-    assert not list((tmp_path / "records").rglob("*seed0*"))
