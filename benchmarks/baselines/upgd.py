@@ -80,5 +80,6 @@ class AdaUPGD(UPGD):
         square: Tensor = state.setdefault("exp_avg_sq", torch.zeros_like(p))
         mean.lerp_(p.grad, 1 - beta1)
         square.lerp_(p.grad.square(), 1 - beta2)
-        root = (square / (1 - beta2**step)).sqrt() + group["eps"]
-        return mean / (1 - beta1**step) / root
+        root: Tensor = (square / (1 - beta2**step)).sqrt() + group["eps"]
+        direction: Tensor = mean / (1 - beta1**step) / root
+        return direction
