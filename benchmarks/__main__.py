@@ -14,6 +14,7 @@ from benchmarks.errors import UserError, require_choice
 COMMANDS = {
     "continual": ("benchmarks.continual", "compare forgetting on streams of tasks (make bench)"),
     "ordinary": ("benchmarks.ordinary", "on one distribution, does SAL lose anything?"),
+    "report": ("benchmarks.report", "one HTML page of all results, with figures and intervals"),
     "tune": (
         "benchmarks.tune",
         "choose learning rates and options, the same trials for each method",
