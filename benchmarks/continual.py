@@ -175,16 +175,15 @@ def _report(
     """One stream: its table, its figures, and its part of the suite's manifest."""
     shape = plan[stream, rows[0].label, 0]
     name = Path(args.data).name
-    title = (
-        f"{name}, {stream}: {shape.tasks} tasks x {shape.steps} steps "
-        f"of {shape.batch}, {args.seeds} seed{'s' * (args.seeds > 1)}"
-    )
+    # A manifest's rows may come from several commands, each with its own number of seeds.
+    what = f"{name}, {stream}: {shape.tasks} tasks x {shape.steps} steps of {shape.batch}"
+    title = f"{what}, {args.seeds} seed{'s' * (args.seeds > 1)}"
     seeds = range(args.seeds)
     grouped = {row.label: [results[stream, row.label, seed] for seed in seeds] for row in rows}
     summaries = [summarize(label, found) for label, found in grouped.items()]
     output.print(terminal(title, summaries, output.width))
     settings = {row.label: [plan[stream, row.label, seed] for seed in seeds] for row in rows}
-    write_manifest(args.out, title, settings)
+    write_manifest(args.out, what, settings)
     write_atomically(_part(args, stream, ".md"), markdown(title, summaries))
     plain = {row.label: {**asdict(row), "settings": settings[row.label][0].plain()}
              for row in summaries}  # fmt: skip

@@ -53,7 +53,8 @@ def spectrum(title: str, by_label: Mapping[str, Results], path: Path) -> bool:
     sal = {label: results for label, results in by_label.items() if results[0]["spectrum"]}
     if not sal:
         return False
-    figure, panels = panels_of(len(sal), width=4.3, height=2.4, title=title, across=2)
+    width = 4.3 if len(sal) > 1 else 8.4
+    figure, panels = panels_of(len(sal), width=width, height=2.4, title=title, across=2)
     for panel, (label, results) in zip(panels, sal.items(), strict=True):
         steps = results[0]["curve_steps"]
         shares = {
@@ -84,7 +85,8 @@ def suppressed(title: str, by_label: Mapping[str, Results], path: Path) -> bool:
         return False
     names = list(next(iter(sal.values()))[0]["suppressed"][0])
     height = 0.9 + 0.24 * len(names)
-    figure, panels = panels_of(len(sal), width=3.1, height=height, title=title, across=3)
+    width = 3.1 if len(sal) > 1 else 5.0
+    figure, panels = panels_of(len(sal), width=width, height=height, title=title, across=3)
     shown = None
     for place, (panel, (label, results)) in enumerate(zip(panels, sal.items(), strict=True)):
         values = 100 * np.mean(

@@ -12,7 +12,7 @@ from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 from benchmarks.baselines import row_of
 from benchmarks.drawing import KINDS, SAL, Results, kind_color, mean_of, panels_of, save
@@ -43,7 +43,9 @@ def tradeoff(title: str, summaries: Sequence[Summary], path: Path) -> None:
         main = row.label == row_of(row.label).name
         panel.scatter(x, y, s=46 if main else 15, color=kind_color(row.label),
                       alpha=0.95 if main else 0.45, lw=0, zorder=3 if main else 2)  # fmt: skip
-    front = pareto(points)
+    # Joint training sees the old data: it bounds the methods and is none.
+    own = [index for index, row in enumerate(summaries) if not row_of(row.label).kind.joint]
+    front = [own[place] for place in pareto([points[index] for index in own])]
     panel.plot([points[i][0] for i in front], [points[i][1] for i in front],
                color="0.2", lw=0.9, ls="--", zorder=1)  # fmt: skip
     named = set(front) | {
@@ -69,7 +71,7 @@ def _names(panel: Axes, labels: Sequence[tuple[str, float, float]]) -> None:
     (x0, x1), (y0, y1) = panel.get_xlim(), panel.get_ylim()
     line, taken = (y1 - y0) / 38, list[tuple[float, float, float]]()
     for label, x, y in sorted(labels, key=lambda item: -item[2]):
-        width = (x1 - x0) * 0.0115 * len(label)
+        width = (x1 - x0) * 0.0088 * len(label)
         left = x + (x1 - x0) * 0.012
         if left + width > x1:
             left = x - width - (x1 - x0) * 0.012
@@ -190,9 +192,10 @@ def online(title: str, by_label: Mapping[str, Results], path: Path) -> None:
     for number, (label, results) in enumerate(by_label.items()):
         values = 100 * mean_of(results, "online")
         marker = MARKERS[number % len(MARKERS)] if len(values) <= 20 else ""
-        style = {"color": f"C{number % 10}", "ls": "-" if number < 10 else "--"}
-        tasks = range(1, len(values) + 1)
-        panel.plot(tasks, values, marker=marker, ms=4, lw=1.2, label=label, **style)
+        color, ls, tasks = f"C{number % 10}", "-" if number < 10 else "--", len(values)
+        panel.plot(range(1, tasks + 1), values, marker=marker, ms=4, lw=1.2, color=color, ls=ls,
+                   label=label)  # fmt: skip
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_xlabel("task")
     panel.set_ylabel("online accuracy (%)")
     panel.grid(color="0.93", lw=0.6)

@@ -107,11 +107,14 @@ def _section(anchor: str, section: Section) -> str:
 
 
 def _table(section: Section) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in COLUMNS)
-    body = "".join(
-        _row(row.label, [f"<td>{escape(cell)}</td>" for cell in cells(row)])
-        for row in section.summaries
-    )
+    first, *others = COLUMNS
+    head = "".join(f"<th>{escape(name)}</th>" for name in (first, "seeds", *others))
+    rows = []
+    for summary in section.summaries:
+        label, *figures = cells(summary)
+        made = [f"<td>{escape(cell)}</td>" for cell in (label, str(summary.seeds), *figures)]
+        rows.append(_row(summary.label, made))
+    body = "".join(rows)
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 

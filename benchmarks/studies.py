@@ -112,5 +112,6 @@ class Study:
 
     @property
     def first(self) -> FrozenTrial:
-        """The trial of the defaults."""
-        return self.finished[0]
+        """The trial of the defaults; it is not number 0 if that was killed."""
+        start = {name: span.start for name, span in self.ranges.items()}
+        return next((t for t in self.finished if t.params == start), self.finished[0])

@@ -12,16 +12,19 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.figures_tradeoff import axes_of_grid, pareto
 from benchmarks.manifest import manifests
+from benchmarks.records import Store
 from benchmarks.report import Comparison, equal_learning
 
 TINY = ["--tasks", "3", "--steps", "40", "--batch", "16", "--hidden", "8", "--jobs", "1",
-        "--seeds", "2", "--no-figures", "--stream", "split-domain"]  # fmt: skip
+        "--seeds", "2", "--no-figures", "--stream", "split-domain", "--set",
+        "consolidate_every=30"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    main(["continual", *TINY, "--methods", "adam", "ewc", "sal-adam", "--out", str(folder)])
+    assert main(["continual", *TINY, "--methods", "adam", "ewc", "sal-adam",
+                 "--out", str(folder)]) == 0  # fmt: skip
     main(["continual", *TINY, "--methods", "sal-adam", "--grid", "protection=0.1,1.0", "--grid",
           "lr=1e-3,1e-2", "--out", str(folder)])  # fmt: skip
     assert main(["report", "--out", str(folder)]) == 0
@@ -39,6 +42,12 @@ def test_the_page_is_whole_and_needs_nothing_else(out: Path) -> None:
     for source in sources:
         tree = ElementTree.fromstring(base64.b64decode(source.split(",", 1)[1]))
         assert tree.tag.endswith("svg")
+    # What SAL holds back is there to be drawn.
+    (manifest,) = manifests(out)
+    result = Store(out / "records").read(manifest.rows["sal-adam"][0])
+    assert result is not None
+    assert min(result["spectrum"]["mean_gate"]) < 1
+    assert max(result["suppressed"][-1].values()) > 0
     names = {path.name for path in (out / "figures" / "report").iterdir()}
     for name in ("tradeoff", "matrix", "curves", "zoom", "sensitivity", "spectrum", "suppressed",
                  "drift", "online"):  # fmt: skip

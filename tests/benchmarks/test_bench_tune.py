@@ -88,6 +88,16 @@ def test_a_trial_that_was_killed_is_made_again(tmp_path: Path, settings: Any) ->
     assert again.ask()[1] == pytest.approx(under_way)
 
 
+def test_the_default_is_found_though_its_trial_was_killed(tmp_path: Path, settings: Any) -> None:
+    study(tmp_path, settings(method="si")).ask()
+    ours = study(tmp_path, settings(method="si"))
+    for value in (0.5, 0.7, 0.6):
+        number, _ = ours.ask()
+        ours.tell(number, value)
+    assert ours.first.params == pytest.approx({"lr": 1e-3, "strength": 1.0})
+    assert ours.first.value == 0.5
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "qmc", "random"])
 def test_samplers_stay_in_range(tmp_path: Path, settings: Any, sampler: str) -> None:
     row = METHODS["streaming-ewc"]
