@@ -15,8 +15,12 @@ COMMANDS = {
     "continual": ("benchmarks.continual", "compare forgetting on streams of tasks (make bench)"),
     "memory": ("benchmarks.cost.memory", "bytes a parameter, kept and at the peak of a step"),
     "ordinary": ("benchmarks.ordinary", "on one distribution, does SAL lose anything?"),
+    "report": ("benchmarks.report", "one HTML page of all results, with figures and intervals"),
     "speed": ("benchmarks.cost.speed", "time of a step, beside torch's and other packages'"),
-    "tune": ("benchmarks.tune", "choose learning rates and EWC's and SI's strength on a grid"),
+    "tune": (
+        "benchmarks.tune",
+        "choose learning rates and options, the same trials for each method",
+    ),
 }
 
 

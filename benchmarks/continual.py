@@ -15,25 +15,28 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.baselines import METHODS, sal
-from benchmarks.data import SOURCES, Dataset, load
+from benchmarks.baselines import GROUPS, METHODS, sal
+from benchmarks.data import SOURCES, load
 from benchmarks.errors import UserError, require_range
-from benchmarks.metrics import Summary, summarize
+from benchmarks.manifest import write_manifest
+from benchmarks.metrics import summarize
 from benchmarks.options import (
     add_common,
     assignments,
     check_common,
+    method_names,
     names,
     parser,
-    settings_for,
 )
+from benchmarks.presets import PRESETS
 from benchmarks.records import write_atomically
 from benchmarks.settings import Settings
 from benchmarks.streams import STREAMS
 from benchmarks.suite import complete, default_jobs
 from benchmarks.tables import CAPTION, markdown, terminal
+from benchmarks.variants import Variant, variants
 
-DEFAULT_STREAMS = ("permuted", "split-domain", "split-task")
+DEFAULT_STREAMS, DEFAULT_SEEDS = ("permuted", "split-domain", "split-task"), 5
 EXAMPLES = """\
 examples:
   python -m benchmarks continual                       digits, three streams, five seeds
@@ -42,6 +45,9 @@ examples:
   python -m benchmarks continual --stream rotated --stream fuzzy --methods adam ewc si sal-adam
   python -m benchmarks continual --methods sal-adam --protection 1.0 --out results/strong
   python -m benchmarks continual --data fashion-mnist --stream permuted --steps 600 --jobs 2
+  python -m benchmarks continual --preset vandeven-split --data-dir ~/Downloads
+  python -m benchmarks continual --methods all --seeds 10 --also-default
+  python -m benchmarks continual --methods sal-adam --grid protection=0.1,1 --grid lr=3e-4,1e-3
 """
 
 
@@ -54,8 +60,13 @@ def arguments() -> argparse.ArgumentParser:
     add_common(made)
     add = made.add_argument
     add("--stream", action="append", metavar="NAME", help=f"repeatable; {', '.join(STREAMS)}")
-    add("--methods", nargs="+", metavar="NAME", help="default: all (see --list)")
-    add("--seeds", type=int, default=5, help="seeds 0 … N-1 are run (default: 5)")
+    add(
+        "--methods",
+        nargs="+",
+        metavar="NAME",
+        help=f"methods, or groups of them: all, {', '.join(GROUPS)} (default: quick; see --list)",
+    )
+    add("--seeds", type=int, help=f"seeds 0 … N-1 are run (default: {DEFAULT_SEEDS})")
     add("--protection", type=float, help="protection of the SAL methods (default: the package's)")
     add(
         "--set",
@@ -64,8 +75,16 @@ def arguments() -> argparse.ArgumentParser:
         metavar="[METHOD.]NAME=VALUE",
         help="an option of one method, or of every method that has it; repeatable",
     )
+    add(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="[METHOD.]NAME=V,V",
+        help="run every point of a grid of options or lr, each a row; repeatable",
+    )
+    add("--also-default", action="store_true", help="a row for each method without what was tuned")
     add("--no-figures", action="store_true", help="tables only")
-    add("--list", action="store_true", help="list data, streams and methods, and stop")
+    add("--list", action="store_true", help="list data, streams, methods, presets, and stop")
     return made
 
 
@@ -76,35 +95,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         _list(output)
         return 0
     check_common(args)
+    args.seeds = args.seeds or DEFAULT_SEEDS
     if args.protection is not None:
         require_range("--protection", args.protection, 0)
     streams = names("--stream", args.stream, DEFAULT_STREAMS, list(STREAMS))
     methods = _available(args.methods, messages)
-    options = _options(methods, args)
+    rows = variants(methods, _options(methods, args), args.grid, args.also_default)
     data = load(args.data, args.data_dir)
-    plan = [
-        settings_for(METHODS[method], stream, seed, data, args, options=options[method])
+    plan = {
+        (stream, row.label, seed): row.settings(stream, seed, data, args)
         for stream in streams
-        for method in methods
+        for row in rows
         for seed in range(args.seeds)
-    ]
-    results = complete(
-        plan,
+    }
+    found = complete(
+        list(plan.values()),
         args.out / "records",
         data_dir=args.data_dir,
         jobs=args.jobs or default_jobs(),
         console=messages,
     )
-    _report(args, data, streams, methods, plan, results, output)
+    results = dict(zip(plan, found, strict=True))
+    for stream in streams:
+        _report(args, stream, rows, plan, results, output)
+    _finish(args, streams, output)
     return 0
 
 
 def _available(given: Sequence[str] | None, messages: Console) -> list[str]:
     """The methods to run. Without sal_optim the default goes on with the baselines alone."""
-    methods = names("--methods", given, list(METHODS), list(METHODS))
     kept = []
-    for method in methods:
-        if METHODS[method].is_sal:
+    for method in method_names(given):
+        if METHODS[method].uses_sal:
             try:
                 sal.optimizer_class(METHODS[method].base)
             except UserError as error:
@@ -121,7 +143,7 @@ def _options(methods: Sequence[str], args: argparse.Namespace) -> dict[str, dict
     chosen: dict[str, dict[str, Any]] = {method: {} for method in methods}
     if args.protection is not None:
         for method in methods:
-            if METHODS[method].is_sal:
+            if METHODS[method].uses_sal:
                 chosen[method]["protection"] = args.protection
     for only, name, value in assignments(args.set):
         takers = [
@@ -139,37 +161,51 @@ def _options(methods: Sequence[str], args: argparse.Namespace) -> dict[str, dict
     return chosen
 
 
+Key = tuple[str, str, int]
+
+
 def _report(
     args: argparse.Namespace,
-    data: Dataset,
-    streams: Sequence[str],
-    methods: Sequence[str],
-    plan: Sequence[Settings],
-    results: Sequence[dict[str, Any]],
+    stream: str,
+    rows: Sequence[Variant],
+    plan: dict[Key, Settings],
+    results: dict[Key, dict[str, Any]],
     output: Console,
 ) -> None:
-    sections, summaries = [], {}
-    for stream in streams:
-        grouped: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
-        shape = next(settings for settings in plan if settings.stream == stream)
-        for settings, result in zip(plan, results, strict=True):
-            if settings.stream == stream:
-                grouped[settings.method].append(result)
-        title = (
-            f"{Path(args.data).name}, {stream}: {shape.tasks} tasks x {shape.steps} steps "
-            f"of {shape.batch}, {args.seeds} seed{'s' * (args.seeds > 1)}"
-        )
-        rows = [summarize(method, found) for method, found in grouped.items()]
-        output.print(terminal(title, rows, output.width))
-        sections.append(markdown(title, rows))
-        summaries[stream] = {row.method: _plain(row, plan, stream) for row in rows}
-        if not args.no_figures:
-            _draw(title, grouped, args.out / "figures", f"{Path(args.data).name}-{stream}")
+    """One stream: its table, its figures, and its part of the suite's manifest."""
+    shape = plan[stream, rows[0].label, 0]
+    name = Path(args.data).name
+    # A manifest's rows may come from several commands, each with its own number of seeds.
+    what = f"{name}, {stream}: {shape.tasks} tasks x {shape.steps} steps of {shape.batch}"
+    title = f"{what}, {args.seeds} seed{'s' * (args.seeds > 1)}"
+    seeds = range(args.seeds)
+    grouped = {row.label: [results[stream, row.label, seed] for seed in seeds] for row in rows}
+    summaries = [summarize(label, found) for label, found in grouped.items()]
+    output.print(terminal(title, summaries, output.width))
+    settings = {row.label: [plan[stream, row.label, seed] for seed in seeds] for row in rows}
+    write_manifest(args.out, what, settings)
+    write_atomically(_part(args, stream, ".md"), markdown(title, summaries))
+    plain = {row.label: {**asdict(row), "settings": settings[row.label][0].plain()}
+             for row in summaries}  # fmt: skip
+    write_atomically(_part(args, stream, ".json"), json.dumps(plain, indent=1))
+    if not args.no_figures:
+        _draw(title, grouped, args.out / "figures", f"{name}-{stream}")
+
+
+def _part(args: argparse.Namespace, stream: str, suffix: str) -> Path:
+    folder: Path = args.out / "tables"
+    return folder / f"{Path(args.data).name}-{stream}{suffix}"
+
+
+def _finish(args: argparse.Namespace, streams: Sequence[str], output: Console) -> None:
+    """All streams of the command in one document each, and where everything is."""
     output.print(CAPTION, style="dim")
     stem = f"continual-{Path(args.data).name}"
+    sections = [_part(args, stream, ".md").read_text() for stream in streams]
     text = "# Forgetting\n\n" + "\n".join(sections) + f"\n{CAPTION}\n"
     write_atomically(args.out / f"{stem}.md", text)
-    write_atomically(args.out / f"{stem}.json", json.dumps(summaries, indent=1))
+    plain = {stream: json.loads(_part(args, stream, ".json").read_text()) for stream in streams}
+    write_atomically(args.out / f"{stem}.json", json.dumps(plain, indent=1))
     output.print(f"written: {args.out}/{stem}.md, .json, figures/, records/", highlight=False)
 
 
@@ -191,12 +227,6 @@ def _draw(title: str, grouped: dict[str, Any], folder: Path, stem: str) -> None:
     )
 
 
-def _plain(row: Summary, plan: Sequence[Settings], stream: str) -> dict[str, Any]:
-    """A summary for JSON, with the settings it was made with."""
-    first = next(s for s in plan if s.stream == stream and s.method == row.method)
-    return {**asdict(row), "settings": first.plain()}
-
-
 def _list(output: Console) -> None:
     output.print("[bold]data[/bold] (--data)")
     for name, summary in SOURCES.items():
@@ -204,12 +234,16 @@ def _list(output: Console) -> None:
     output.print("[bold]streams[/bold] (--stream)")
     for name, stream in STREAMS.items():
         output.print(f"  {name:<20} {stream.summary}", highlight=False)
-    output.print("[bold]methods[/bold] (--methods)")
-    for name, row in METHODS.items():
-        told = "told boundaries" if row.told else "untold"
-        options = ", ".join(row.options or ())
-        suffix = f"; --set {options}" if options else ""
-        output.print(f"  {name:<20} {told:<16} {row.summary}{suffix}", highlight=False)
+    for group, rows in GROUPS.items():
+        output.print(f"[bold]methods[/bold], {group} (--methods)")
+        for row in rows:
+            told = "told boundaries" if row.told else "untold"
+            options = ", ".join(row.options or ())
+            suffix = f"; --set {options}" if options else ""
+            output.print(f"  {row.name:<20} {told:<16} {row.summary}{suffix}", highlight=False)
+    output.print("[bold]presets[/bold] (--preset)")
+    for name, preset in PRESETS.items():
+        output.print(f"  {name:<20} {preset.summary}", highlight=False)
 
 
 def _consoles() -> tuple[Console, Console]:

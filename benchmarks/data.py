@@ -10,7 +10,7 @@ import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import ceil, isqrt
 from pathlib import Path
 
@@ -71,6 +71,10 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """A checksum of the contents, so that a record is not reused for other data."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         check = 0
         for tensor in (self.train_x, self.train_y, self.test_x, self.test_y):
             check = zlib.crc32(tensor.contiguous().numpy().tobytes(), check)

@@ -10,24 +10,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from benchmarks.baselines import METHODS
-
-Results = Sequence[dict[str, Any]]
-COLORS = matplotlib.colormaps["viridis"]
-ACROSS = 4  # panels a row
-CONSOLIDATION = "#d62728"
+from benchmarks.baselines import row_of
+from benchmarks.drawing import ACROSS, COLORS, CONSOLIDATION, Results, mean_of, panels_of, save
 
 
 def matrices(title: str, by_method: Mapping[str, Results], path: Path) -> None:
     """A heat map of R[t][j] for each method, all on one scale."""
-    figure, panels = _grid(len(by_method), width=2.9, height=2.75, title=title)
+    figure, panels = panels_of(len(by_method), width=2.9, height=2.75, title=title)
     means = {
         method: 100 * np.mean([result["matrix"] for result in results], axis=0)
         for method, results in by_method.items()
@@ -60,19 +54,19 @@ def matrices(title: str, by_method: Mapping[str, Results], path: Path) -> None:
         bar = figure.colorbar(shown, ax=panels, shrink=0.6, pad=0.015, aspect=30)
         bar.set_label("accuracy (%)", fontsize=8)
         bar.ax.tick_params(labelsize=7)
-    _save(figure, path)
+    save(figure, path)
 
 
 def curves(title: str, by_method: Mapping[str, Results], path: Path) -> None:
     """Accuracy on every task over steps, with the changes of task and SAL's consolidations."""
     across = min(2, len(by_method))
-    figure, panels = _grid(
+    figure, panels = panels_of(
         len(by_method), width=11.2 / across, height=2.1, title=title, across=across
     )
-    lowest = min(float(np.min(_mean(results, "curves"))) for results in by_method.values())
+    lowest = min(float(np.min(mean_of(results, "curves"))) for results in by_method.values())
     for place, (panel, (method, results)) in enumerate(zip(panels, by_method.items(), strict=True)):
         steps = results[0]["curve_steps"]
-        mean = 100 * _mean(results, "curves")
+        mean = 100 * mean_of(results, "curves")
         tasks = mean.shape[1]
         changes = results[0]["changes"]
         starts = [0, *[last for _, last in changes]]
@@ -86,10 +80,10 @@ def curves(title: str, by_method: Mapping[str, Results], path: Path) -> None:
             panel.axvline(last, color="0.6", lw=0.7, ls=":", zorder=0)
             if first != last:
                 panel.axvspan(first, last, color="0.93", zorder=-1)
-        told = "told" if METHODS[method].told else "untold"
+        told = "told" if row_of(method).told else "untold"
         panel.set_title(f"{method} ({told})", fontsize=9)
         top = 104.0
-        if METHODS[method].is_sal:
+        if row_of(method).is_sal:
             # One row of ticks a seed, above the curves.
             for row, result in enumerate(results):
                 height = top + 2.5 * row
@@ -105,8 +99,8 @@ def curves(title: str, by_method: Mapping[str, Results], path: Path) -> None:
         if tasks <= 10:
             panel.set_xticks([*starts, steps[-1]])
     figure.supxlabel("training step", fontsize=9)
-    _legend(figure, tasks, any(METHODS[method].is_sal for method in by_method))
-    _save(figure, path)
+    _legend(figure, tasks, any(row_of(method).is_sal for method in by_method))
+    save(figure, path)
 
 
 def surprise(title: str, by_method: Mapping[str, Results], path: Path) -> bool:
@@ -116,14 +110,15 @@ def surprise(title: str, by_method: Mapping[str, Results], path: Path) -> bool:
     }
     if not traced:
         return False
-    figure, panels = _grid(len(traced), width=10, height=1.9, title=title, across=1)
+    figure, panels = panels_of(len(traced), width=10, height=1.9, title=title, across=1)
     for panel, (method, result) in zip(panels, traced.items(), strict=True):
         for name, color in (("threshold", "0.45"), ("surprise", "#1f77b4")):
             values = np.array(
                 [np.nan if value is None else value for value in result["trace"][name]], dtype=float
             )
             values[values <= 0] = np.nan
-            panel.plot(values, color=color, lw=0.9, label=name)
+            places = np.arange(len(values)) * result["trace_stride"]
+            panel.plot(places, values, color=color, lw=0.9, label=name)
         for _, last in result["changes"]:
             panel.axvline(last, color="0.6", lw=0.7, ls=":", zorder=0)
         at = result["consolidations"]
@@ -140,7 +135,7 @@ def surprise(title: str, by_method: Mapping[str, Results], path: Path) -> bool:
         panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         panel.yaxis.set_minor_formatter(NullFormatter())
-        end = len(result["trace"]["surprise"])
+        end = result["curve_steps"][-1]
         panel.set_xlim(0, end)
         if len(result["changes"]) < 10:
             panel.set_xticks([0, *[last for _, last in result["changes"]], end])
@@ -150,7 +145,7 @@ def surprise(title: str, by_method: Mapping[str, Results], path: Path) -> bool:
     panels[-1].set_xlabel("training step (dotted: change of task)", fontsize=8)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=3,
                   fontsize=8, frameon=False)  # fmt: skip
-    _save(figure, path)
+    save(figure, path)
     return True
 
 
@@ -160,25 +155,6 @@ def _seen(mean: Any, steps: Sequence[int], starts: Sequence[int]) -> list[float]
         float(np.mean([mean[index, task] for task, start in enumerate(starts) if step >= start]))
         for index, step in enumerate(steps)
     ]
-
-
-def _mean(results: Results, name: str) -> Any:
-    return np.mean([result[name] for result in results], axis=0)
-
-
-def _grid(
-    count: int, *, width: float, height: float, title: str, across: int = ACROSS
-) -> tuple[Figure, list[Axes]]:
-    across = min(across, count)
-    rows = -(-count // across)
-    # A Figure of its own, not pyplot's: no window system and no global state.
-    size = (max(5.0, width * across + 0.6), height * rows + 0.6)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(rows, across, squeeze=False).flatten()
-    for spare in axes[count:]:
-        spare.set_visible(False)
-    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-    return figure, list(axes[:count])
 
 
 def _legend(figure: Figure, tasks: int, consolidations: bool) -> None:
@@ -197,8 +173,3 @@ def _legend(figure: Figure, tasks: int, consolidations: bool) -> None:
     figure.legend(
         handles=handles, loc="outside upper right", ncols=len(handles), fontsize=8, frameon=False
     )
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=140)

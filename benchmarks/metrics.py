@@ -1,32 +1,24 @@
-"""From accuracy matrices to the figures of a table.
+"""From the results of runs to the figures of a table.
 
 R[t][j] is the accuracy on task j after training task t, both from 0. All figures are fractions;
-tables print them in percent. Statistics over seeds are the mean and the sample SD.
+tables print them in percent. Statistics over seeds are in spread.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
+from benchmarks.spread import Spread
+
 Matrix = Sequence[Sequence[float]]
+Result = Mapping[str, Any]
 
 # A change counts as found if a consolidation comes within so many steps after it.
 TOLERANCE = 20
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and sample standard deviation over seeds (SD 0 for one seed)."""
-
-    mean: float
-    sd: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        return cls(fmean(values), stdev(values) if len(values) > 1 else 0.0)
 
 
 def average(matrix: Matrix) -> float:
@@ -58,6 +50,77 @@ def backward_transfer(matrix: Matrix) -> float:
     return fmean(gains) if gains else 0.0
 
 
+def forward_transfer(matrix: Matrix, initial: Sequence[float]) -> float:
+    """Mean of a task's accuracy just before it is trained, less the untrained network's.
+
+    Lopez-Paz and Ranzato 2017 (arXiv 1706.08840), section 2; 0 for one task.
+    """
+    gains = [matrix[j - 1][j] - initial[j] for j in range(1, len(matrix))]
+    return fmean(gains) if gains else 0.0
+
+
+@dataclass(frozen=True)
+class Gap:
+    """What the looks after switches show: `lowest` accuracy, and the `area` that is made good."""
+
+    lowest: float
+    area: float
+
+
+def stability_gap(result: Result) -> Gap:
+    """The transient fall of old tasks after switches (De Lange et al. 2023, arXiv 2205.13452).
+
+    `lowest` is their min-ACC: the mean over tasks, but the last, of the lowest accuracy seen since
+    the task ended. `area`: at each switch, by how much the mean accuracy on the tasks before it lay
+    below both where it was and where it came to at the end of the new task, averaged over the
+    steps of that task; then the mean over switches. A fall that lasts is no gap: it is forgetting.
+    """
+    steps, curves = result["curve_steps"], result["curves"]
+    ends = [*[last for _, last in result["changes"]], steps[-1]]
+    lows, areas = [], []
+    for task, end in enumerate(ends[:-1]):
+        lows.append(min(row[task] for step, row in zip(steps, curves, strict=True) if step >= end))
+        until = ends[task + 1]
+        seen = [
+            (step, fmean(row[: task + 1]))
+            for step, row in zip(steps, curves, strict=True)
+            if end <= step <= until
+        ]
+        level = min(seen[0][1], seen[-1][1])
+        below = [(step, max(0.0, level - value)) for step, value in seen]
+        area = sum((b - a) * (x + y) / 2 for (a, x), (b, y) in itertools.pairwise(below))
+        areas.append(area / (until - end))
+    if not lows:
+        return Gap(curves[-1][0], 0.0)
+    return Gap(fmean(lows), fmean(areas))
+
+
+def capacity(matrix: Matrix, chance: float) -> float:
+    """Tasks' worth held at the end: Σ (accuracy - chance) / (1 - chance), each at least 0."""
+    return sum(max(0.0, accuracy - chance) / (1 - chance) for accuracy in matrix[-1])
+
+
+def late_online(online: Sequence[float]) -> float:
+    """Online accuracy over the last tenth of the tasks less that over the first tenth."""
+    tenth = max(1, len(online) // 10)
+    return fmean(online[-tenth:]) - fmean(online[:tenth])
+
+
+METRICS: dict[str, Callable[[Result], float]] = {
+    "average": lambda result: average(result["matrix"]),
+    "worst": lambda result: worst(result["matrix"]),
+    "learned": lambda result: learned(result["matrix"]),
+    "forgetting": lambda result: forgetting(result["matrix"]),
+    "bwt": lambda result: backward_transfer(result["matrix"]),
+    "fwt": lambda result: forward_transfer(result["matrix"], result["initial"]),
+    "lowest": lambda result: stability_gap(result).lowest,
+    "gap": lambda result: stability_gap(result).area,
+    "online": lambda result: fmean(result["online"]),
+    "late": lambda result: late_online(result["online"]),
+    "capacity": lambda result: capacity(result["matrix"], result["chance"]),
+}
+
+
 @dataclass(frozen=True)
 class Detection:
     """How consolidations meet the true changes of task, in one run."""
@@ -77,42 +140,35 @@ def detection(
     return Detection(len(windows), found, false)
 
 
-METRICS = {
-    "average": average,
-    "worst": worst,
-    "learned": learned,
-    "forgetting": forgetting,
-    "bwt": backward_transfer,
-}
-
-
 @dataclass(frozen=True)
 class Summary:
-    """One method on one stream, over seeds."""
+    """One row of a table: a method as it was set, on one stream, over seeds."""
 
-    method: str
+    label: str
     seeds: int
     scores: dict[str, Spread]
     ms_optimizer: Spread
     ms_training: Spread
+    bytes_per_parameter: float
     changes: float
     found: float
     false_alarms: float
     consolidations: float
 
 
-def summarize(method: str, results: Sequence[dict[str, Any]]) -> Summary:
+def summarize(label: str, results: Sequence[Result]) -> Summary:
     """The figures of a table row from the results of all seeds."""
     hits = [detection(result["consolidations"], result["changes"]) for result in results]
     return Summary(
-        method=method,
+        label=label,
         seeds=len(results),
         scores={
-            name: Spread.of([score(result["matrix"]) for result in results])
+            name: Spread.of([score(result) for result in results])
             for name, score in METRICS.items()
         },
         ms_optimizer=Spread.of([result["ms_optimizer"] for result in results]),
         ms_training=Spread.of([result["ms_training"] for result in results]),
+        bytes_per_parameter=fmean(result["bytes_per_parameter"] for result in results),
         changes=fmean(hit.changes for hit in hits),
         found=fmean(hit.found for hit in hits),
         false_alarms=fmean(hit.false_alarms for hit in hits),

@@ -12,14 +12,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks.baselines import METHODS, Row
+from benchmarks.baselines import GROUPS, METHODS, Row
 from benchmarks.data import SOURCES, Dataset
 from benchmarks.errors import UserError, require_choice, require_range
-from benchmarks.networks import default_hidden
-from benchmarks.settings import Settings, Split, default_lr, scale, tuned_options
+from benchmarks.networks import NETWORKS, default_hidden
+from benchmarks.presets import PRESETS, Preset
+from benchmarks.settings import (
+    NO_FILE,
+    TUNED,
+    Settings,
+    Split,
+    default_lr,
+    scale,
+    tuned,
+    tuned_options,
+)
 from benchmarks.streams import ORDERS, STREAMS
 
-CURVE_POINTS = 20  # looks at the accuracies per task
+CURVE_POINTS, LONG_CURVE_POINTS = 20, 2  # looks at the accuracies per task
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,20 +52,28 @@ def parser(prog: str, summary: str, examples: str) -> Parser:
 def add_common(parser: argparse.ArgumentParser) -> None:
     """What a run is made of."""
     add = parser.add_argument
-    add("--data", default="digits", help=f"{', '.join(SOURCES)}, or a folder of IDX files")
+    add("--preset", metavar="NAME", help=f"a published setting: {', '.join(PRESETS)}")
+    add("--data", help=f"{', '.join(SOURCES)}, or a folder of IDX files (default: digits)")
     add("--data-dir", help="where to look for the data first (then $SAL_OPTIM_DATA, ./data, …)")
     add("--tasks", type=int, help="tasks a stream (default: 10, digits and rotated 5, split all)")
     add("--steps", type=int, help="steps a task (default: digits 200, mnist 300, fashion 600)")
     add("--batch", type=int, help="examples a step (default: digits 64, others 128)")
     add("--lr", type=float, help="one learning rate for all methods (default: by base optimizer)")
     add("--hidden", help="widths of the hidden layers, as 256-256 (default: by image size)")
+    add("--net", help=f"{' or '.join(NETWORKS)} (default: mlp); conv has --hidden after it")
     add("--order", choices=ORDERS, help="order of classes or angles (default: by stream)")
+    add("--tuned", default=str(TUNED), help="file of tuned settings, or none for the defaults")
     add("--jobs", type=int, help="runs at a time (default: all cores)")
     add("--out", type=Path, default=Path("results"), help="folder for results (default: results)")
 
 
-def check_common(args: argparse.Namespace) -> None:
-    for name in ("tasks", "steps", "batch", "jobs", "seeds"):
+def check_common(args: argparse.Namespace) -> Preset | None:
+    """Check what was given, fill in what the preset says, and return the preset."""
+    preset = _preset(args)
+    args.data = args.data or "digits"
+    args.net = args.net or "mlp"
+    require_choice("--net", args.net, NETWORKS)
+    for name in ("tasks", "steps", "batch", "jobs", "seeds", "trials"):
         value = getattr(args, name, None)
         if value is not None:
             require_range(f"--{name}", value, 1)
@@ -65,6 +83,21 @@ def check_common(args: argparse.Namespace) -> None:
         raise UserError(f"--out: {str(args.out)!r} is a file; allowed: a folder, made if missing")
     if args.data_dir is not None and not Path(args.data_dir).expanduser().exists():
         raise UserError(f"--data-dir: {args.data_dir!r} does not exist; allowed: a folder or .tgz")
+    if args.tuned != NO_FILE:
+        tuned(args.tuned)
+    return preset
+
+
+def _preset(args: argparse.Namespace) -> Preset | None:
+    """What the command line leaves open is the preset's; what it says goes before."""
+    if args.preset is None:
+        return None
+    require_choice("--preset", args.preset, PRESETS)
+    preset = PRESETS[args.preset]
+    for name, value in preset.arguments.items():
+        if hasattr(args, name) and getattr(args, name) is None:
+            setattr(args, name, value)
+    return preset
 
 
 def names(argument: str, given: Sequence[str] | None, default: Sequence[str],
@@ -78,10 +111,18 @@ def names(argument: str, given: Sequence[str] | None, default: Sequence[str],
     return list(dict.fromkeys(chosen))
 
 
-def widths(text: str | None, data: Dataset) -> tuple[int, ...]:
+def method_names(given: Sequence[str] | None) -> list[str]:
+    """Names of methods and of groups of them (`all` too), each method once; `quick` if none."""
+    groups = {group: [row.name for row in rows] for group, rows in GROUPS.items()}
+    groups["all"] = list(METHODS)
+    chosen = names("--methods", given, ["quick"], [*METHODS, *groups])
+    return list(dict.fromkeys(method for name in chosen for method in groups.get(name, [name])))
+
+
+def widths(text: str | None, data: Dataset, net: str = "mlp") -> tuple[int, ...]:
     """`256-256` as (256, 256); `0` or `linear` is a network without hidden layers."""
     if text is None:
-        return default_hidden(data.features)
+        return default_hidden(data.features, net)
     if text in ("0", "linear"):
         return ()
     parts = text.replace(",", "-").split("-")
@@ -103,7 +144,7 @@ def assignments(given: Sequence[str]) -> list[tuple[str | None, str, Any]]:
             if name not in METHODS[method].allowed():
                 allowed = ", ".join(METHODS[method].allowed()) or "none"
                 raise UserError(f"--set: {method} has no option {name!r}; allowed: {allowed}")
-        found.append((method or None, name, _literal(value)))
+        found.append((method or None, name, literal(value)))
     return found
 
 
@@ -117,11 +158,25 @@ def settings_for(
     options: dict[str, Any],
     split: Split = "test",
 ) -> Settings:
-    """The settings of one run: what was asked for, and the documented defaults for the rest."""
+    """The settings of one run: what was asked for, and the documented defaults for the rest.
+
+    `options` may hold `lr`. They go before the preset's, and these before what was tuned.
+    """
     defaults = scale(args.data)
     steps = args.steps or defaults.steps
-    tasks = args.tasks or min(STREAMS[stream].default_tasks, defaults.most_tasks)
+    own = STREAMS[stream].default_tasks
+    tasks = args.tasks or (own if STREAMS[stream].long else min(own, defaults.most_tasks))
     kind = STREAMS[stream](data, seed=seed, tasks=tasks, order=args.order)
+    preset = PRESETS[args.preset] if args.preset else None
+    batch = args.batch or defaults.batch
+    if args.steps is None and preset is not None and preset.epochs:
+        steps = max(1, round(preset.epochs * len(kind.members("train", 0)) / batch))
+    chosen = {
+        **tuned_options(args.data, stream, row.name, args.tuned),
+        **(preset.options(stream, row.name) if preset else {}),
+        **options,
+    }
+    lr = chosen.pop("lr", default_lr(args.data, row.base, args.tuned))
     return Settings(
         data=args.data,
         fingerprint=data.fingerprint(),
@@ -130,17 +185,19 @@ def settings_for(
         seed=seed,
         tasks=kind.tasks,
         steps=steps,
-        batch=args.batch or defaults.batch,
-        hidden=widths(args.hidden, data),
-        lr=args.lr or default_lr(args.data, row.base),
+        batch=batch,
+        hidden=widths(args.hidden, data, args.net),
+        lr=float(options.get("lr", args.lr or lr)),
         order=kind.order,
-        every=max(1, steps // CURVE_POINTS),
+        every=max(1, steps // (LONG_CURVE_POINTS if kind.long else CURVE_POINTS)),
+        net=args.net,
         split=split,
-        options={**tuned_options(args.data, stream, row.name), **options},
+        options=chosen,
     )
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
+    """A Python literal, or the text itself."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -22,13 +22,14 @@ from typing import Any
 import torch
 
 from benchmarks.baselines import METHODS
+from benchmarks.baselines.bases import BASES
 from benchmarks.settings import Settings
 from benchmarks.streams import STREAMS
 
 ROOT = Path(__file__).resolve().parent
 
 # What decides the result of every run. Tables, figures and the command line do not.
-CORE = ("data.py", "readers.py", "networks.py", "runner.py", "baselines/plain.py")
+CORE = ("data.py", "readers.py", "networks.py", "probe.py", "runner.py")
 
 
 class Store:
@@ -107,16 +108,36 @@ def code_version(settings: Settings) -> str:
     """Hash of the sources that this run depends on: its method's and stream's, not others'."""
     row = METHODS[settings.method]
     files = [ROOT / name for name in CORE]
-    files += _class_sources(row.kind) + _class_sources(STREAMS[settings.stream])
-    if row.is_sal:
+    for kind in (row.kind, BASES[row.base].make, STREAMS[settings.stream]):
+        files += _sources(kind)
+    if row.uses_sal:
         files += _package_sources()
     return _hash(*[_source_hash(path) for path in files])
 
 
-def _class_sources(kind: type) -> list[Path]:
-    """The files of a class and of those it inherits from, as far as they belong to benchmarks."""
-    ours = [base for base in kind.__mro__ if base.__module__.startswith("benchmarks.")]
-    return sorted({Path(inspect.getfile(base)) for base in ours})
+def _sources(kind: Any) -> list[Path]:
+    """The file of a class or function, and what it imports from benchmarks, on and on.
+
+    Packages' own files, which only list names, and the core are not followed.
+    """
+    found: set[Path] = set()
+    ahead = {Path(inspect.getfile(kind))}
+    while ahead:
+        path = ahead.pop()
+        if path.name == "__init__.py" or path in found or not path.is_relative_to(ROOT):
+            continue
+        found.add(path)
+        ahead |= _imports(path)
+    return sorted(found - {ROOT / name for name in CORE})
+
+
+@lru_cache
+def _imports(path: Path) -> frozenset[Path]:
+    """Files of benchmarks that a file imports names from."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    modules = [n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module]
+    ours = [ROOT.parent / (name.replace(".", "/") + ".py") for name in modules]
+    return frozenset(file for file in ours if file.is_relative_to(ROOT) and file.is_file())
 
 
 def _package_sources() -> list[Path]:

@@ -11,19 +11,22 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.baselines import METHODS, Method
 from benchmarks.data import Dataset
-from benchmarks.networks import masked, mlp
+from benchmarks.networks import build, masked
+from benchmarks.probe import LONG, Probe
 from benchmarks.settings import Settings
 from benchmarks.streams import STREAMS, Stream
 
-# The accuracy matrix uses whole test sets; the curves, taken often, the first examples of each:
-# looking would otherwise take longer than training.
-CURVE_EXAMPLES = 250
 TRACED = ("surprise", "threshold")
+SPECTRUM = ("protected", "neutral", "volatile", "mean_gate")
+# Steps after a switch at which the curves look besides their regular looks: the stability gap.
+SWITCH_LOOKS = (1, 2, 3, 5, 8, 12, 20)
+# Traces keep so many points; of a longer run each is the largest of its stretch.
+TRACE_POINTS = 20_000
 
 
 def run(settings: Settings, data: Dataset) -> dict[str, Any]:
@@ -38,32 +41,93 @@ def run(settings: Settings, data: Dataset) -> dict[str, Any]:
         batch=settings.batch,
         order=settings.order,
     )
-    model = mlp(data.features, settings.hidden, stream.outputs, seed=settings.seed)
+    model = build(settings.net, data.features, settings.hidden, stream.outputs, seed=settings.seed)
     # Whatever a method draws by itself is the same in every run of these settings.
     torch.manual_seed(settings.seed)
     method = METHODS[settings.method].build(model, settings.lr, settings.options)
     return _train(model, method, stream, settings)
 
 
-def _train(model: nn.Module, method: Method, stream: Stream, settings: Settings) -> dict[str, Any]:
-    probe = Probe(model, stream)
-    trace: dict[str, list[float | None]] = {name: [] for name in TRACED}
-    matrix: list[list[float]] = []
-    steps: list[int] = []
-    curves: list[list[float]] = []
-    consolidations: list[int] = []
-    seen, optimizer_s, training_s = 0, 0.0, 0.0
+class Watch:
+    """What is seen of one run on the way: looks, traces, consolidations."""
 
-    def look(step: int) -> None:
-        steps.append(step)
-        curves.append(probe.accuracies())
+    def __init__(self, model: nn.Module, method: Method, stream: Stream) -> None:
+        self.model, self.method, self.probe = model, method, Probe(model, stream)
+        self.steps: list[int] = []
+        self.curves: list[list[float]] = []
+        self.spectrum: dict[str, list[float | None]] = {}
+        self.drift: list[float | None] = []
+        self.first: list[torch.Tensor] | None = None
+        self.stride = max(1, stream.tasks * stream.steps // TRACE_POINTS)
+        self.trace: dict[str, list[float | None]] = {}
+        self.consolidations: list[int] = []
+        self.seen = 0
+
+    def look(self, step: int) -> None:
+        """Accuracies, the spectrum of stability, and the way since the end of the first task."""
+        self.steps.append(step)
+        self.curves.append(self.probe.quick())
+        figures = self.method.diagnostics()
+        for name in SPECTRUM:
+            if name in figures:
+                self.spectrum.setdefault(name, []).append(_finite(figures[name]))
+        self.drift.append(self._drift())
+
+    @torch.no_grad()
+    def _drift(self) -> float | None:
+        if self.first is None:
+            return 0.0
+        pairs = list(zip(self.model.parameters(), self.first, strict=True))
+        moved = sum(float((p - old).square().sum()) for p, old in pairs)
+        size = sum(float(old.square().sum()) for _, old in pairs)
+        return _finite(math.sqrt(moved / size))
+
+    def after_step(self, step: int) -> None:
+        figures = self.method.diagnostics()
+        if not figures:
+            return
+        for name in TRACED:
+            values, value = self.trace.setdefault(name, []), _finite(figures[name])
+            if step % self.stride == 0:
+                values.append(value)
+            elif value is not None and (values[-1] is None or value > values[-1]):
+                values[-1] = value
+        if figures["consolidations"] > self.seen:
+            self.seen = int(figures["consolidations"])
+            self.consolidations.append(step)
+
+    def after_task(self) -> None:
+        if self.first is None:
+            self.first = [p.detach().clone() for p in self.model.parameters()]
+
+    def result(self) -> dict[str, Any]:
+        return {
+            "curve_steps": self.steps,
+            "curves": self.curves,
+            "spectrum": self.spectrum,
+            "drift": self.drift,
+            "consolidations": self.consolidations,
+            "trace": self.trace,
+            "trace_stride": self.stride,
+        }
+
+
+def _train(model: nn.Module, method: Method, stream: Stream, settings: Settings) -> dict[str, Any]:
+    watch = Watch(model, method, stream)
+    initial = watch.probe.row(None)
+    matrix: list[list[float]] = []
+    online: list[float] = []
+    suppressed: list[dict[str, float]] = []
+    optimizer_s, training_s = 0.0, 0.0
+    switch_looks = SWITCH_LOOKS if stream.tasks <= LONG else ()
 
     for task in range(stream.tasks):
+        hits = 0
         for step in range(stream.steps):
             here = task * stream.steps + step
-            if step % settings.every == 0:
-                look(here)
-            batch = stream.batch(task, step)
+            if step % settings.every == 0 or (task and step in switch_looks):
+                watch.look(here)
+            batch = (stream.joint if method.joint else stream.batch)(task, step)
             begun = perf_counter()
             logits = model(batch.x)
             loss = cross_entropy(masked(logits, batch.mask), batch.y)
@@ -78,60 +142,33 @@ def _train(model: nn.Module, method: Method, stream: Stream, settings: Settings)
             optimizer_s += ended - stepping
             training_s += ended - begun
 
-            figures = method.diagnostics()
-            if figures:
-                for name in TRACED:
-                    trace[name].append(_finite(figures[name]))
-                if figures["consolidations"] > seen:
-                    seen = int(figures["consolidations"])
-                    consolidations.append(here)
-        matrix.append([_accuracy(model, stream, j) for j in range(stream.tasks)])
+            # Predictions that were made before the step that learned from their labels.
+            hits += int((masked(logits.detach(), batch.mask).argmax(1) == batch.y).sum())
+            watch.after_step(here)
+        matrix.append(watch.probe.row(task))
+        online.append(hits / (stream.steps * stream.batch_size))
+        suppressed.append(method.suppressed())
+        watch.after_task()
         if method.told:
             method.boundary(stream.train(task))
-    look(stream.tasks * stream.steps)
+    watch.look(stream.tasks * stream.steps)
 
     total = stream.tasks * stream.steps
+    parameters = sum(p.numel() for p in model.parameters())
     return {
         "matrix": matrix,
-        "curve_steps": steps,
-        "curves": curves,
-        "consolidations": consolidations,
-        "trace": {name: values for name, values in trace.items() if values},
+        "initial": initial,
+        "online": online,
+        "chance": watch.probe.chance,
+        **watch.result(),
+        "suppressed": [layer for layer in suppressed if layer],
         "diagnostics": {name: _finite(value) for name, value in method.diagnostics().items()},
         "changes": [list(change) for change in stream.changes()],
         "ms_optimizer": 1e3 * optimizer_s / total,
         "ms_training": 1e3 * training_s / total,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": parameters,
+        "bytes_per_parameter": method.state_bytes() / parameters,
     }
-
-
-class Probe:
-    """Quick accuracies on all tasks at once, on the first CURVE_EXAMPLES of each test set."""
-
-    def __init__(self, model: nn.Module, stream: Stream) -> None:
-        tests = [stream.test(task) for task in range(stream.tasks)]
-        self.model = model
-        self.sizes = [min(CURVE_EXAMPLES, len(test.y)) for test in tests]
-        self.x = torch.cat([test.x[:CURVE_EXAMPLES] for test in tests])
-        self.y = torch.cat([test.y[:CURVE_EXAMPLES] for test in tests])
-        self.mask: Tensor | None = None
-        masks = [test.mask for test in tests if test.mask is not None]
-        if masks:
-            self.mask = torch.cat(
-                [mask.expand(size, -1) for mask, size in zip(masks, self.sizes, strict=True)]
-            )
-
-    @torch.no_grad()
-    def accuracies(self) -> list[float]:
-        hits = masked(self.model(self.x), self.mask).argmax(1) == self.y
-        return [round(float(part.float().mean()), 5) for part in torch.split(hits, self.sizes)]
-
-
-@torch.no_grad()
-def _accuracy(model: nn.Module, stream: Stream, task: int) -> float:
-    test = stream.test(task)
-    hits = masked(model(test.x), test.mask).argmax(1) == test.y
-    return float(hits.double().mean())
 
 
 def _finite(value: float) -> float | None:

@@ -1,8 +1,8 @@
 """The settings of one run, and where their defaults come from.
 
 A Settings object names everything that decides a run's result, in plain values: it is what a
-record is keyed by. Learning rates and the tuned strengths of EWC and SI are read from tuned.json,
-which says how it was made.
+record is keyed by. What was tuned is read from tuned.json, or from another file
+of its form, which says how it was made.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.baselines.bases import BASES
+from benchmarks.errors import UserError
 from benchmarks.streams import Order
 
 TUNED = Path(__file__).parent / "tuned.json"
@@ -20,9 +22,6 @@ TUNED = Path(__file__).parent / "tuned.json"
 # Reports use the seeds 0 … N-1, tuning uses 1000 … 1000+N-1 and only validation data cut from
 # train: nothing that is chosen has seen a seed or a test example that is reported.
 TUNING_SEED = 1000
-
-# Where tuned.json has no entry. EWC's and SI's own defaults stand in baselines/.
-FALLBACK_LR = {"adam": 1e-3, "sgd": 0.05, "lion": 3e-4}
 
 Split = Literal["test", "validation"]
 
@@ -58,6 +57,7 @@ class Settings:
     lr: float
     order: Order
     every: int
+    net: str = "mlp"
     split: Split = "test"
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -65,22 +65,41 @@ class Settings:
         """As JSON has it."""
         return {**asdict(self), "hidden": list(self.hidden)}
 
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Settings:
+        """Back from JSON."""
+        return cls(**{**plain, "hidden": tuple(plain["hidden"])})
+
+
+NO_FILE = "none"
+
 
 @lru_cache
-def tuned() -> dict[str, Any]:
-    """The contents of tuned.json; empty where there is no such file."""
-    found: dict[str, Any] = json.loads(TUNED.read_text()) if TUNED.is_file() else {}
+def tuned(path: str = str(TUNED)) -> dict[str, Any]:
+    """The contents of a file of tuned settings; empty for `none`, and where the own one is gone."""
+    if path == NO_FILE or (path == str(TUNED) and not TUNED.is_file()):
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(Path(path).read_text())
+        if not all(isinstance(found.get(name, {}), dict) for name in ("lr", "options")):
+            raise ValueError("lr and options must be objects")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"--tuned: {path!r} cannot be used ({error}); allowed: none, or a file that "
+            "`python -m benchmarks tune` wrote"
+        ) from error
     return found
 
 
-def default_lr(data: str, base: str) -> float:
+def default_lr(data: str, base: str, path: str = str(TUNED)) -> float:
     """Learning rate of a base optimizer on a data set."""
-    return float(tuned().get("lr", {}).get(data, {}).get(base, FALLBACK_LR[base]))
+    return float(tuned(path).get("lr", {}).get(data, {}).get(base, BASES[base].lr))
 
 
-def tuned_options(data: str, stream: str, method: str) -> dict[str, Any]:
-    """Options chosen by tuning for this method here; empty where it was not tuned."""
-    entry: dict[str, Any] = tuned().get("options", {}).get(data, {}).get(stream, {}).get(method, {})
+def tuned_options(data: str, stream: str, method: str, path: str = str(TUNED)) -> dict[str, Any]:
+    """What tuning chose for this method here, `lr` included where it did; else empty."""
+    options: dict[str, Any] = tuned(path).get("options", {})
+    entry: dict[str, Any] = options.get(data, {}).get(stream, {}).get(method, {})
     return dict(entry)
 
 

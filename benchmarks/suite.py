@@ -8,32 +8,20 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from joblib import Parallel, delayed
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from benchmarks.data import load
 from benchmarks.errors import UserError
+from benchmarks.progress import shown
 from benchmarks.records import Store, key
 from benchmarks.runner import run
 from benchmarks.settings import Settings
-
-
-class Tick(Protocol):
-    def __call__(self, what: str) -> None: ...
 
 
 def default_jobs() -> int:
@@ -58,32 +46,33 @@ def complete(
             "allowed: a folder, made if missing"
         ) from error
     store = Store(folder, warn)
-    results = {index: store.read(settings) for index, settings in enumerate(plan)}
-    missing = [index for index, result in results.items() if result is None]
+    keys = [key(settings) for settings in plan]
+    # Two rows may ask for one run, as a method does whose tuned settings are its defaults.
+    runs = dict(zip(keys, plan, strict=True))
+    results = {run_key: store.read(settings) for run_key, settings in runs.items()}
+    missing = [run_key for run_key, result in results.items() if result is None]
     console.print(
-        f"{len(plan)} runs: {len(plan) - len(missing)} on record, {len(missing)} to compute",
+        f"{len(runs)} runs: {len(runs) - len(missing)} on record, {len(missing)} to compute",
         highlight=False,
     )
     if missing:
         # Long runs first, so that no core waits long for the last one.
-        missing.sort(key=lambda index: -plan[index].tasks * plan[index].steps)
+        missing.sort(key=lambda run_key: -runs[run_key].tasks * runs[run_key].steps)
         jobs = min(jobs, len(missing))
         workers = Parallel(n_jobs=jobs, return_as="generator_unordered", backend="loky")
-        tasks = (
-            delayed(compute)(index, plan[index], key(plan[index]), folder, data_dir)
-            for index in missing
-        )
-        with _progress(len(missing), console) as tick, warnings.catch_warnings():
+        tasks = (delayed(compute)(runs[run_key], run_key, folder, data_dir) for run_key in missing)
+        done = [result is not None for result in results.values()]
+        with shown(list(runs.values()), done, jobs, console) as tick, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
-            for index, result in workers(tasks):
-                results[index] = result
-                tick(f"{plan[index].stream} {plan[index].method} seed {plan[index].seed}")
-    return [result for _, result in sorted(results.items()) if result is not None]
+            for run_key, result in workers(tasks):
+                results[run_key] = result
+                tick(runs[run_key], result)
+    return [result for run_key in keys if (result := results[run_key]) is not None]
 
 
 def compute(
-    index: int, settings: Settings, expected: str, folder: Path, data_dir: str | None
-) -> tuple[int, dict[str, Any]]:
+    settings: Settings, expected: str, folder: Path, data_dir: str | None
+) -> tuple[str, dict[str, Any]]:
     """One run, in a worker: compute and record it under the key that the suite expects."""
     if key(settings) != expected:
         # A worker starts after the suite and would import what was edited in between.
@@ -91,30 +80,4 @@ def compute(
     torch.set_num_threads(1)
     result = run(settings, load(settings.data, data_dir))
     Store(folder).write(settings, result)
-    return index, result
-
-
-@contextmanager
-def _progress(total: int, console: Console) -> Iterator[Tick]:
-    """A bar on a terminal; elsewhere a line for every tenth of the work."""
-    if console.is_terminal:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task("starting workers", total=total)
-            yield lambda what: bar.update(task, advance=1, description=f"{what:<38.38}")
-        return
-    done = 0
-
-    def line(what: str) -> None:
-        nonlocal done
-        done += 1
-        if done == total or done * 10 // total > (done - 1) * 10 // total:
-            console.print(f"{done}/{total} runs", highlight=False)
-
-    yield line
+    return expected, result

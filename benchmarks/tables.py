@@ -7,47 +7,82 @@ from collections.abc import Sequence
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 
-from benchmarks.baselines import METHODS
-from benchmarks.metrics import Spread, Summary
+from benchmarks.baselines import row_of
+from benchmarks.metrics import Summary
+from benchmarks.spread import Spread
 
+# Scores in the order of their columns.
+SCORES = {
+    "average": "average",
+    "worst": "worst task",
+    "learned": "learned",
+    "forgetting": "forgetting",
+    "bwt": "BWT",
+    "fwt": "FWT",
+    "lowest": "lowest",
+    "gap": "gap",
+    "online": "online",
+    "late": "late",
+}
 COLUMNS = (
     "method",
     "told",
-    "average",
-    "worst task",
-    "learned",
-    "forgetting",
-    "BWT",
+    *SCORES.values(),
+    "capacity",
+    "SEM",
     "found",
     "false",
     "ms opt",
     "ms step",
+    "bytes",
 )
 # Left out of a narrow terminal, in this order; the Markdown has them all.
-EXPENDABLE = ("ms step", "BWT", "told", "false", "forgetting", "found")
+EXPENDABLE = (
+    "late",
+    "capacity",
+    "FWT",
+    "SEM",
+    "gap",
+    "bytes",
+    "ms step",
+    "BWT",
+    "lowest",
+    "told",
+    "false",
+    "online",
+    "forgetting",
+    "found",
+)
 CAPTION = (
-    "Mean ± SD over seeds, accuracies in %. average, worst task: at the end. learned: each task "
-    "just after it was trained. forgetting: fall from a task's best. BWT: change since just "
-    "learned. told: whether the method is told the boundaries. found, false: changes of task that "
+    "Mean ± SD over seeds, accuracies in %; SEM: the standard error of the average. average, "
+    "worst task: at the end. learned: each task just after it was trained. forgetting: fall from "
+    "a task's best. BWT: change since just learned. FWT: a task just before it is trained, less "
+    "an untrained network. lowest: of each task since it ended. gap: area of the falls after "
+    "switches that are made good, averaged over steps. online: of each batch before it is trained "
+    "on; late: its last tenth of tasks less its first. capacity: tasks' worth above chance held at "
+    "the end. told: whether the method is told the boundaries. found, false: changes of task that "
     "SAL consolidated at, and consolidations elsewhere, per run. ms opt, ms step: time of the "
-    "optimizer's part and of a training step, one thread a run, beside other runs."
+    "optimizer's part and of a training step, one thread a run, beside other runs. bytes: kept per "
+    "parameter beyond weight and gradient."
 )
 
 
 def cells(summary: Summary) -> list[str]:
     """The row of a method."""
     many = summary.seeds > 1
-    scores = [_percent(spread, many) for spread in summary.scores.values()]
-    row = METHODS[summary.method]
+    row, capacity = row_of(summary.label), summary.scores["capacity"]
     found = f"{summary.found:.3g}/{summary.changes:g}" if row.is_sal else ""
     return [
-        summary.method,
+        summary.label,
         "yes" if row.told else "no",
-        *scores,
+        *[percent(summary.scores[name], many) for name in SCORES],
+        f"{capacity.mean:.1f} ± {capacity.sd:.1f}" if many else f"{capacity.mean:.1f}",
+        f"{100 * summary.scores['average'].sem:.2f}" if many else "",
         found,
         f"{summary.false_alarms:.3g}" if row.is_sal else "",
         f"{summary.ms_optimizer.mean:.2f}",
         f"{summary.ms_training.mean:.2f}",
+        f"{summary.bytes_per_parameter:.1f}",
     ]
 
 
@@ -96,6 +131,7 @@ def _line(parts: Sequence[str]) -> str:
     return "| " + " | ".join(parts) + " |"
 
 
-def _percent(spread: Spread, many: bool) -> str:
+def percent(spread: Spread, many: bool) -> str:
+    """Mean ± SD, or the value of a single seed."""
     mean = f"{100 * spread.mean:.1f}"
     return f"{mean} ± {100 * spread.sd:.1f}" if many else mean

@@ -1,10 +1,9 @@
-"""`python -m benchmarks tune`: a plain grid for learning rates and for EWC's and SI's strength.
+"""`python -m benchmarks tune`: the same number of trials for every method, by Optuna.
 
-It sees tuning seeds and validation data only (settings.py says which). Strengths are chosen by
-final average accuracy, a stream at a time. Learning rates are chosen for the plain optimizers,
-once for a data set, by *learned* accuracy, how well each task is learned at its time: the smallest
-rate within a point of the best. By final average a rate that barely learns would win; by the best
-alone, one that forgets more than learning needs.
+It sees tuning seeds and validation data only (settings.py says which). Each method on each stream
+has a study of its own, over its learning rate and one or two options (spaces.py), whose first trial
+is the default. Studies go forward together, a trial of each at a time, so that all cores are busy
+though each study waits for its own results; and a command that was killed goes on where it was.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,56 +18,49 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.baselines import METHODS, ROWS
-from benchmarks.data import load
-from benchmarks.errors import UserError
-from benchmarks.metrics import average, learned
-from benchmarks.options import add_common, check_common, names, parser, settings_for
+from benchmarks.baselines import METHODS
+from benchmarks.data import Dataset, load
+from benchmarks.errors import require_choice
+from benchmarks.metrics import METRICS
+from benchmarks.options import add_common, check_common, method_names, names, parser, settings_for
 from benchmarks.records import write_atomically
-from benchmarks.settings import TUNED, TUNING_SEED, Settings
+from benchmarks.settings import NO_FILE, TUNED, TUNING_SEED, Settings
+from benchmarks.spaces import space
 from benchmarks.streams import STREAMS
+from benchmarks.studies import SAMPLERS, Study
 from benchmarks.suite import complete, default_jobs
 
-# The published grids, by factors of about 3.
-STRENGTHS = {
-    "ewc": (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6),
-    "si": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4),
-}
-RATES = {
-    "adam": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
-    "sgd": (5e-3, 1.5e-2, 5e-2, 0.15, 0.5),
-    "lion": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
-}
-# How far below the best learned accuracy a smaller learning rate may stay.
-SLACK = 0.01
+DEFAULT_SEEDS, DEFAULT_TRIALS = 2, 20
+OBJECTIVES = ("average", "worst", "learned", "online")
 EXAMPLES = """\
 examples:
-  python -m benchmarks tune --stream permuted --methods adam sgd lion
-  python -m benchmarks tune --stream permuted --stream rotated --methods ewc si
-  python -m benchmarks tune --data mnist --stream permuted --methods ewc si --write mine.json
+  python -m benchmarks tune --stream permuted --methods adam ewc si sal-adam --trials 20
+  python -m benchmarks tune --stream split-domain --methods all --write results/tuned.json
+  python -m benchmarks tune --stream label-permuted --methods upgd adam --objective online
+  python -m benchmarks continual --stream split-domain --tuned results/tuned.json --also-default
 """
 ABOUT = (
-    "Learning rates and strengths chosen by `python -m benchmarks tune`, which writes this file: "
-    "tuning seeds 1000 and up, validation data cut from train, grids and criteria in tune.py. "
-    "What is not listed has the defaults in settings.py (lr) and baselines/ (strength)."
+    "Learning rates and options chosen by `python -m benchmarks tune`, which writes this file: "
+    "tuning seeds 1000 and up, validation data cut from train, ranges in spaces.py. What is not "
+    "listed has the defaults in baselines/."
 )
 
 
 def arguments() -> argparse.ArgumentParser:
     made = parser(
-        "python -m benchmarks tune", "Choose learning rates and strengths on a grid.", EXAMPLES
+        "python -m benchmarks tune", "Choose learning rates and options by Optuna.", EXAMPLES
     )
     add_common(made)
     add = made.add_argument
     add("--stream", action="append", metavar="NAME", help=f"repeatable; {', '.join(STREAMS)}")
-    add("--methods", nargs="+", metavar="NAME", help="ewc and si (default), or adam, sgd, lion")
-    add("--seeds", type=int, default=2, help=f"seeds {TUNING_SEED} and up (default: 2)")
+    add("--methods", nargs="+", metavar="NAME", help="methods or groups (default: quick)")
+    add("--seeds", type=int, help=f"seeds {TUNING_SEED} and up (default: {DEFAULT_SEEDS})")
+    add("--trials", type=int, default=DEFAULT_TRIALS, help="for each method (default: 20)")
+    add("--sampler", default="tpe", help=f"{', '.join(SAMPLERS)} (default: tpe)")
     add(
-        "--grid",
-        action="append",
-        default=[],
-        metavar="METHOD=V,V",
-        help="another grid for a method; repeatable",
+        "--objective",
+        default="average",
+        help=f"what is maximized: {', '.join(OBJECTIVES)} (default: average)",
     )
     add("--write", type=Path, default=TUNED, help="file to update (default: the benchmark's own)")
     return made
@@ -78,115 +69,109 @@ def arguments() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
     check_common(args)
+    require_choice("--sampler", args.sampler, SAMPLERS)
+    require_choice("--objective", args.objective, OBJECTIVES)
+    args.seeds, args.tuned = args.seeds or DEFAULT_SEEDS, NO_FILE
     streams = names("--stream", args.stream, ["permuted"], list(STREAMS))
-    allowed = [row.name for row in ROWS if row.name in STRENGTHS or row.name in RATES]
-    methods = names("--methods", args.methods, list(STRENGTHS), allowed)
+    methods = method_names(args.methods)
     output, messages = Console(), Console(stderr=True)
     data = load(args.data, args.data_dir)
-
-    grids = {**STRENGTHS, **RATES, **_grids(args.grid, methods)}
-    points = [(stream, method, value) for stream in streams for method in methods
-              for value in grids[method]]  # fmt: skip
-    plan: list[Settings] = []
-    for stream, method, value in points:
-        for seed in range(TUNING_SEED, TUNING_SEED + args.seeds):
-            options = {"strength": value} if method in STRENGTHS else {}
-            settings = settings_for(
-                METHODS[method], stream, seed, data, args, options=options, split="validation"
-            )
-            plan.append(settings if method in STRENGTHS else replace(settings, lr=value))
-    jobs = args.jobs or default_jobs()
-    folder = args.out / "records"
-    results = complete(plan, folder, data_dir=args.data_dir, jobs=jobs, console=messages)
-    scores = _scores(plan, results)
-    chosen = _choose(points, scores)
-    output.print(_table(points, scores, chosen))
-    _write(args, streams, methods, chosen)
+    studies = [
+        Study(
+            args.out / "optuna" / "journal.log",
+            _settings(method, stream, TUNING_SEED, data, args, {}),
+            space(METHODS[method]),
+            sampler=args.sampler,
+            trials=args.trials,
+            seeds=args.seeds,
+            objective=args.objective,
+        )
+        for stream in streams
+        for method in methods
+    ]
+    while waiting := [study for study in studies if study.left]:
+        messages.print(
+            f"{sum(study.left for study in studies)} trials of {args.seeds} runs left",
+            highlight=False,
+        )
+        _round(waiting, data, args, messages)
+    output.print(_table(studies, args.objective))
+    _write(args, studies, streams, methods)
     output.print(f"written: {args.write}", highlight=False)
     return 0
 
 
-Point = tuple[str, str, float]
+def _settings(
+    method: str,
+    stream: str,
+    seed: int,
+    data: Dataset,
+    args: argparse.Namespace,
+    options: dict[str, Any],
+) -> Settings:
+    row = METHODS[method]
+    return settings_for(row, stream, seed, data, args, options=options, split="validation")
 
 
-def _grids(given: Sequence[str], methods: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """The grids of ``--grid``, checked."""
-    grids = {}
-    for text in given:
-        method, _, values = text.partition("=")
-        try:
-            grid = tuple(float(value) for value in values.split(","))
-        except ValueError:
-            grid = ()
-        if method not in methods or not grid or min(grid) <= 0:
-            raise UserError(
-                f"--grid {text}: must be METHOD=V,V with positive numbers and a method of "
-                f"{', '.join(methods)}"
-            )
-        grids[method] = grid
-    return grids
+def _round(
+    studies: Sequence[Study], data: Dataset, args: argparse.Namespace, messages: Console
+) -> None:
+    """One trial of each study, all their runs in parallel."""
+    asked = [study.ask() for study in studies]
+    plan = [
+        _settings(study.plain.method, study.plain.stream, seed, data, args, dict(values))
+        for study, (_, values) in zip(studies, asked, strict=True)
+        for seed in range(TUNING_SEED, TUNING_SEED + args.seeds)
+    ]
+    results = complete(
+        plan,
+        args.out / "records",
+        data_dir=args.data_dir,
+        jobs=args.jobs or default_jobs(),
+        console=messages,
+    )
+    score = METRICS[args.objective]
+    for place, (study, (number, _)) in enumerate(zip(studies, asked, strict=True)):
+        mine = results[place * args.seeds : (place + 1) * args.seeds]
+        study.tell(number, fmean(score(result) for result in mine))
 
 
-def _scores(plan: Sequence[Settings], results: Sequence[dict[str, Any]]) -> dict[Point, float]:
-    """The criterion of each point of the grid, averaged over seeds."""
-    sums: dict[Point, list[float]] = {}
-    for settings, result in zip(plan, results, strict=True):
-        strength = settings.method in STRENGTHS
-        value = settings.options["strength"] if strength else settings.lr
-        score = (average if strength else learned)(result["matrix"])
-        sums.setdefault((settings.stream, settings.method, value), []).append(score)
-    return {point: fmean(found) for point, found in sums.items()}
-
-
-def _choose(points: Sequence[Point], scores: dict[Point, float]) -> dict[tuple[str, str], float]:
-    """The best value of each method: per stream for strengths, over all streams for rates."""
-    best: dict[tuple[str, str], float] = {}
-    for method in dict.fromkeys(method for _, method, _ in points):
-        streams = dict.fromkeys(stream for stream, _, _ in points)
-        groups = [[stream] for stream in streams] if method in STRENGTHS else [list(streams)]
-        for group in groups:
-            values = sorted({value for _, name, value in points if name == method})
-            means = [fmean(scores[stream, method, value] for stream in group) for value in values]
-            enough = max(means) - (0 if method in STRENGTHS else SLACK)
-            winner = next(v for v, mean in zip(values, means, strict=True) if mean >= enough)
-            best.update({(stream, method): winner for stream in group})
-    return best
-
-
-def _table(
-    points: Sequence[Point], scores: dict[Point, float], chosen: dict[tuple[str, str], float]
-) -> Table:
-    table = Table("stream", "method", "value", "criterion %", "")
-    for stream, method, value in points:
-        mark = "chosen" if chosen[stream, method] == value else ""
+def _table(studies: Sequence[Study], objective: str) -> Table:
+    table = Table("stream", "method", f"default {objective} %", "tuned %", "tuned to", "trial")
+    for study in studies:
+        best, first = study.best, study.first
+        values = ", ".join(f"{name} {value:.3g}" for name, value in best.params.items())
         table.add_row(
-            stream, method, f"{value:g}", f"{100 * scores[stream, method, value]:.1f}", mark
+            study.plain.stream,
+            study.plain.method,
+            f"{100 * (first.value or 0):.1f}",
+            f"{100 * (best.value or 0):.1f}",
+            values,
+            f"{study.finished.index(best) + 1} of {len(study.finished)}",
         )
     return table
 
 
 def _write(
     args: argparse.Namespace,
+    studies: Sequence[Study],
     streams: Sequence[str],
     methods: Sequence[str],
-    chosen: dict[tuple[str, str], float],
 ) -> None:
     """Put the choices into the file, keeping what others are in it."""
     found = json.loads(args.write.read_text()) if args.write.is_file() else {}
     found = {"about": ABOUT, "made_by": [], "lr": {}, "options": {}, **found}
-    for (stream, method), value in chosen.items():
-        if method in STRENGTHS:
-            place = found["options"].setdefault(args.data, {}).setdefault(stream, {})
-            place.setdefault(method, {})["strength"] = value
-        else:
-            found["lr"].setdefault(args.data, {})[method] = value
-    asked = {name: getattr(args, name) for name in ("tasks", "steps", "batch", "lr", "hidden")}
+    for study in studies:
+        place = found["options"].setdefault(args.data, {}).setdefault(study.plain.stream, {})
+        place[study.plain.method] = dict(study.best.params)
+    asked = {name: getattr(args, name) for name in ("tasks", "steps", "batch", "hidden", "order")}
     extra = "".join(f" --{name} {value}" for name, value in asked.items() if value is not None)
-    extra += "".join(f" --grid {grid}" for grid in args.grid)
+    extra += f" --preset {args.preset}" if args.preset else ""
     command = (
         f"python -m benchmarks tune --data {args.data} "
         + " ".join(f"--stream {stream}" for stream in streams)
-        + f" --methods {' '.join(methods)} --seeds {args.seeds}{extra}"
+        + f" --methods {' '.join(methods)} --seeds {args.seeds} --trials {args.trials}"
+        + f" --sampler {args.sampler} --objective {args.objective} --net {args.net}{extra}"
     )
     if command not in found["made_by"]:
         found["made_by"].append(command)

@@ -1,4 +1,4 @@
-"""The methods by name. A new method is a file here and one row in METHODS.
+"""The methods by name. A new method is a file here and one row in ROWS.
 
 A row says which base optimizer (and so which learning rate) a method has, and which options it
 takes.
@@ -7,29 +7,37 @@ takes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from benchmarks.baselines import sal
 from benchmarks.baselines.base import Method
-from benchmarks.baselines.ewc import EWC
-from benchmarks.baselines.plain import BASES
+from benchmarks.baselines.bases import BASES
+from benchmarks.baselines.bayes import Sampled
+from benchmarks.baselines.controls import Matched, Shuffled, Twin, Uniform
+from benchmarks.baselines.ewc import EWC, OnlineEWC
+from benchmarks.baselines.lwf import LwF
+from benchmarks.baselines.mas import MAS
 from benchmarks.baselines.published_sal import PublishedSAL
+from benchmarks.baselines.quadratic import L2
 from benchmarks.baselines.si import SI
+from benchmarks.baselines.simple import Configured, Decay, Joint
+from benchmarks.baselines.streaming import AR1, StreamingEWC, StreamingSI
 from benchmarks.errors import UserError
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method. `options` maps the names it takes to a line about them."""
+    """One method. `options` maps the names it takes to a line about them; `fixed` are set."""
 
     name: str
     base: str
     summary: str
     kind: type[Method] = Method
     options: Mapping[str, str] | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def told(self) -> bool:
@@ -37,11 +45,19 @@ class Row:
 
     @property
     def is_sal(self) -> bool:
-        return self.kind is sal.SAL
+        """Whether an optimizer of sal_optim moves the network that is measured."""
+        return issubclass(self.kind, sal.SAL)
+
+    @property
+    def uses_sal(self) -> bool:
+        """Whether sal_optim is needed, and its options are taken."""
+        return self.is_sal or issubclass(self.kind, Twin)
 
     def allowed(self) -> tuple[str, ...]:
         """Names of the options; those of our optimizers are read from their signature."""
-        return sal.options(self.base) if self.is_sal else tuple(self.options or ())
+        if self.uses_sal:
+            return tuple(name for name in sal.options(self.base) if name not in self.fixed)
+        return tuple(self.options or ())
 
     def build(self, model: nn.Module, lr: float, options: Mapping[str, Any]) -> Method:
         """The method around `model`, with its optimizer."""
@@ -51,49 +67,140 @@ class Row:
             raise UserError(
                 f"--set: {self.name} has no option {sorted(unknown)}; allowed: {allowed}"
             )
-        if self.is_sal:
-            return sal.build(model, self.base, lr, **options)
+        if issubclass(self.kind, sal.SAL):
+            return sal.build(model, self.base, lr, self.kind, **self.fixed, **options)
         make: Callable[..., Method] = self.kind
-        return make(model, BASES[self.base](model.parameters(), lr), **options)
+        optimizer = BASES[self.base].make(model.parameters(), lr)
+        return make(model, optimizer, **self.fixed, **options)
 
 
 PUBLISHED = {"tau0": "threshold's floor", "alpha": "its slope", "window": "steps it looks back"}
-ROWS = (
+FISHER = {"strength": "λ", "fisher_examples": "examples of a task that its Fisher is taken over"}
+EVERY = {"every": "steps between consolidations"}
+UTILITY = {
+    "beta_utility": "decay of the utility",
+    "noise": "SD of the perturbation",
+    "weight_decay": "decoupled weight decay",
+}
+SAMPLED = {"std": "first σ (MESU: the prior's too)", "samples": "of the weights, a step"}
+
+# What `make bench` runs: the family against tuned optimizers, the published rule, EWC and SI.
+QUICK = (
     Row("adam", "adam", "torch.optim.Adam"),
     Row("sgd", "sgd", "torch.optim.SGD, momentum 0.9"),
     Row("lion", "lion", "Lion"),
-    Row(
-        "published-sal-adam",
-        "adam",
-        "the published SAL rule on Adam",
-        PublishedSAL,
-        PUBLISHED,
-    ),
-    Row(
-        "published-sal-sgd",
-        "sgd",
-        "the published SAL rule on SGD",
-        PublishedSAL,
-        PUBLISHED,
-    ),
-    Row(
-        "ewc",
-        "adam",
-        "elastic weight consolidation on Adam, exact Fisher",
-        EWC,
-        {"strength": "λ", "fisher_examples": "examples of a task that its Fisher is taken over"},
-    ),
-    Row(
-        "si",
-        "adam",
-        "synaptic intelligence on Adam",
-        SI,
-        {"strength": "c", "xi": "damping ξ"},
-    ),
+    Row("published-sal-adam", "adam", "the published SAL rule on Adam", PublishedSAL, PUBLISHED),
+    Row("published-sal-sgd", "sgd", "the published SAL rule on SGD", PublishedSAL, PUBLISHED),
+    Row("ewc", "adam", "elastic weight consolidation on Adam, exact Fisher", EWC, FISHER),
+    Row("si", "adam", "synaptic intelligence on Adam", SI, {"strength": "c", "xi": "damping ξ"}),
     Row("sal-adam", "adam", "sal_optim.SALAdam", sal.SAL),
     Row("sal-sgd", "sgd", "sal_optim.SALSGD", sal.SAL),
     Row("sal-lion", "lion", "sal_optim.SALLion", sal.SAL),
 )
+TOLD = (
+    Row("joint", "adam", "upper bound: Adam on batches of all tasks so far", Joint),
+    Row("lr-decay", "adam", "lr falls at each boundary", Decay, {"factor": "of each fall"}),
+    Row("l2", "adam", "held to the weights at the last boundary", L2, {"strength": "λ"}),
+    Row(
+        "online-ewc",
+        "adam",
+        "EWC with one decaying Fisher and one anchor",
+        OnlineEWC,
+        {**FISHER, "decay": "γ"},
+    ),
+    Row("mas", "adam", "memory aware synapses", MAS, {"strength": "λ", "examples": "per task"}),
+    Row("lwf", "adam", "learning without forgetting", LwF,
+        {"strength": "λ", "temperature": "T"}),
+)  # fmt: skip
+UNTOLD = (
+    Row(
+        "streaming-ewc",
+        "adam",
+        "online EWC every N steps",
+        StreamingEWC,
+        {**FISHER, "decay": "γ", **EVERY},
+    ),
+    Row(
+        "streaming-si",
+        "adam",
+        "SI every N steps",
+        StreamingSI,
+        {"strength": "c", "xi": "damping ξ", **EVERY},
+    ),
+    Row(
+        "ar1",
+        "adam",
+        "steps scaled by 1 - F/F_max, F of SI, every N steps",
+        AR1,
+        {"max_importance": "F_max", "xi": "damping ξ", **EVERY},
+    ),
+    Row("upgd", "upgd", "utility-based perturbed gradient descent", Configured, UTILITY),
+    Row("adaupgd", "adaupgd", "UPGD along Adam's direction", Configured, UTILITY),
+    Row("bgd", "bgd", "Bayesian gradient descent", Sampled, SAMPLED),
+    Row(
+        "mesu",
+        "mesu",
+        "metaplasticity from synaptic uncertainty",
+        Sampled,
+        {**SAMPLED, "window": "N, in updates"},
+    ),
+)
+FAMILY = (
+    Row("sal-adamw", "adamw", "sal_optim.SALAdamW", sal.SAL),
+    *(
+        Row(
+            f"sal-{base}-{granularity}",
+            base,
+            f"sal-{base} with evidence by {granularity}",
+            sal.SAL,
+            fixed={"granularity": granularity},
+        )
+        for base in ("adam", "sgd", "lion")
+        for granularity in ("factored", "tensor")
+    ),
+)
+PLAIN = tuple(
+    Row(name, name, summary)
+    for name, summary in {
+        "adamw": "torch.optim.AdamW, weight decay 0.01",
+        "plain-sgd": "torch.optim.SGD without momentum",
+        "nadam": "torch.optim.NAdam",
+        "radam": "torch.optim.RAdam",
+        "adamax": "torch.optim.Adamax",
+        "rmsprop": "torch.optim.RMSprop",
+        "adagrad": "torch.optim.Adagrad",
+        "adadelta": "torch.optim.Adadelta",
+        "adafactor": "torch.optim.Adafactor",
+        "asgd": "torch.optim.ASGD",
+        "muon": "torch.optim.Muon for matrices, Adam for the rest",
+    }.items()
+)
+CONTROLS = (
+    Row("control-uniform", "adam", "Adam, every update times SAL's mean gate", Uniform),
+    Row("control-matched", "adam", "Adam, every update as long as SAL's", Matched),
+    Row(
+        "control-shuffled",
+        "adam",
+        "sal-adam with its evidence on the wrong elements",
+        Shuffled,
+        fixed={"granularity": "element"},
+    ),
+)
+GROUPS: dict[str, tuple[Row, ...]] = {
+    "quick": QUICK,
+    "told": TOLD,
+    "untold": UNTOLD,
+    "family": FAMILY,
+    "plain": PLAIN,
+    "controls": CONTROLS,
+}
+ROWS = tuple(row for rows in GROUPS.values() for row in rows)
 METHODS = {row.name: row for row in ROWS}
 
-__all__ = ["METHODS", "ROWS", "Method", "Row"]
+
+def row_of(label: str) -> Row:
+    """The row of a variant's label, which begins with the method's name."""
+    return METHODS[label.partition(" ")[0]]
+
+
+__all__ = ["GROUPS", "METHODS", "ROWS", "Method", "Row", "row_of"]

@@ -8,7 +8,9 @@ the test data.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,6 +22,8 @@ class Method:
     """Does nothing beyond its optimizer: every plain optimizer is this."""
 
     told: ClassVar[bool] = False
+    # Whether batches are drawn from all tasks up to the present one: an upper bound, no method.
+    joint: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
         self.model = model
@@ -42,3 +46,35 @@ class Method:
     def diagnostics(self) -> dict[str, float]:
         """Figures worth a trace: `consolidations`, `surprise`, `threshold`, where it has them."""
         return {}
+
+    def suppressed(self) -> dict[str, float]:
+        """For each parameter by name, the share of an update that is held back; SAL's alone."""
+        return {}
+
+    def state_bytes(self) -> int:
+        """Bytes of all tensors kept between steps, beyond the weights and their gradients."""
+        sizes: dict[int, int] = {}
+        own = {name: value for name, value in vars(self).items() if name not in ("model", "params")}
+        _tensor_bytes([own, self.optimizer.state], sizes)
+        for p in self.model.parameters():
+            sizes.pop(p.data_ptr(), None)
+            if p.grad is not None:
+                sizes.pop(p.grad.data_ptr(), None)
+        return sum(sizes.values())
+
+
+def _tensor_bytes(value: Any, sizes: dict[int, int]) -> None:
+    """Collect the sizes of all tensors within `value`, each once."""
+    if isinstance(value, Tensor):
+        sizes[value.data_ptr()] = value.numel() * value.element_size()
+    elif isinstance(value, nn.Module):
+        _tensor_bytes(list(value.parameters()), sizes)
+    elif isinstance(value, Method):
+        _tensor_bytes([vars(value), value.optimizer.state], sizes)
+    elif isinstance(value, Mapping):
+        _tensor_bytes(list(value.values()), sizes)
+    elif isinstance(value, (list, tuple, deque)):
+        for item in value:
+            _tensor_bytes(item, sizes)
+    elif hasattr(value, "__dict__") and not isinstance(value, (type, Optimizer)):
+        _tensor_bytes(vars(value), sizes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,6 +47,3 @@ def sgd(params: Iterable[Tensor], lr: float) -> Optimizer:
 
 def lion(params: Iterable[Tensor], lr: float) -> Optimizer:
     return Lion(params, lr=lr)
-
-
-BASES: dict[str, Callable[[Any, float], Optimizer]] = {"adam": adam, "sgd": sgd, "lion": lion}

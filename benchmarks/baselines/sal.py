@@ -12,16 +12,22 @@ from torch.optim import Optimizer
 from benchmarks.baselines.base import Method
 from benchmarks.errors import UserError
 
-CLASSES = {"adam": "SALAdam", "sgd": "SALSGD", "lion": "SALLion"}
+CLASSES = {"adam": "SALAdam", "adamw": "SALAdamW", "sgd": "SALSGD", "lion": "SALLion"}
 FIXED = {"sgd": {"momentum": 0.9}}
 
 
 class SAL(Method):
-    """An optimizer of sal_optim as it comes; `options` go to its constructor."""
+    """An optimizer of sal_optim as it comes."""
 
     def diagnostics(self) -> dict[str, float]:
         figures: dict[str, float] = self.optimizer.diagnostics()  # type: ignore[attr-defined]
         return figures
+
+    def suppressed(self) -> dict[str, float]:
+        return {
+            name: float(self.optimizer.stability(p).mean())  # type: ignore[attr-defined]
+            for name, p in self.model.named_parameters()
+        }
 
 
 def optimizer_class(base: str) -> type[Optimizer]:
@@ -42,7 +48,7 @@ def options(base: str) -> tuple[str, ...]:
     return tuple(name for name in parameters if name not in ("params", "lr"))
 
 
-def build(model: nn.Module, base: str, lr: float, **chosen: Any) -> SAL:
+def build(model: nn.Module, base: str, lr: float, kind: type[SAL] = SAL, **chosen: Any) -> SAL:
     """The method for `base`; what is not chosen stays at the package's default."""
     settings: dict[str, Any] = {"lr": lr, **FIXED.get(base, {}), **chosen}
-    return SAL(model, optimizer_class(base)(model.parameters(), **settings))
+    return kind(model, optimizer_class(base)(model.parameters(), **settings))

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from benchmarks.streams.base import ORDERS, Batch, Order, Stream
-from benchmarks.streams.permuted import Fuzzy, Permuted
+from benchmarks.streams.labels import LabelPermuted
+from benchmarks.streams.permuted import Fuzzy, FuzzyRandom, Long, Permuted
 from benchmarks.streams.rotated import Rotated
 from benchmarks.streams.split import SplitClass, SplitDomain, SplitTask
 
 STREAMS: dict[str, type[Stream]] = {
-    stream.name: stream for stream in (Permuted, Rotated, SplitTask, SplitDomain, SplitClass, Fuzzy)
+    stream.name: stream
+    for stream in (
+        Permuted,
+        Rotated,
+        SplitTask,
+        SplitDomain,
+        SplitClass,
+        Fuzzy,
+        FuzzyRandom,
+        LabelPermuted,
+        Long,
+    )
 }
 
 __all__ = ["ORDERS", "STREAMS", "Batch", "Order", "Stream"]

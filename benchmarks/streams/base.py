@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -30,6 +31,21 @@ class Batch:
     y: Tensor
     mask: Tensor | None = None
 
+    def first(self, count: int) -> Batch:
+        """The first `count` examples."""
+        mask = self.mask[:count] if self.mask is not None and self.mask.dim() > 1 else self.mask
+        return Batch(self.x[:count], self.y[:count], mask)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Batch]) -> Batch:
+        """All examples of `parts`; masks, if there are any, one for each example."""
+        masks = [part.mask.expand(len(part.x), -1) for part in parts if part.mask is not None]
+        return cls(
+            torch.cat([part.x for part in parts]),
+            torch.cat([part.y for part in parts]),
+            torch.cat(masks) if masks else None,
+        )
+
 
 def generator(*parts: int | str) -> torch.Generator:
     """A random generator that depends on `parts` alone, and differs for any other parts."""
@@ -44,6 +60,8 @@ class Stream(ABC):
     summary: ClassVar[str]
     default_tasks: ClassVar[int]
     default_order: ClassVar[Order] = "natural"
+    # Whether the number of tasks is the point, and a small data set does not reduce it.
+    long: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -80,6 +98,18 @@ class Stream(ABC):
     def batch(self, task: int, step: int) -> Batch:
         """The training batch of one step, 0 <= step < steps."""
         return self._take(task, task, step)
+
+    def joint(self, task: int, step: int) -> Batch:
+        """A batch of examples of all tasks up to `task`, each task as likely as any other."""
+        source = generator("joint", self.seed, task, step)
+        which = torch.randint(task + 1, (self.batch_size,), generator=source)
+        parts = []
+        for earlier in sorted(set(which.tolist())):
+            members = self.members("train", earlier)
+            count = int((which == earlier).sum())
+            rows = members[torch.randint(len(members), (count,), generator=source)]
+            parts.append(self.show(self.data.train_x[rows], self.data.train_y[rows], earlier))
+        return Batch.joined(parts)
 
     def train(self, task: int) -> Batch:
         """All training examples of a task: what a method that is told boundaries may look at."""

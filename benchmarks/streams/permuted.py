@@ -1,7 +1,7 @@
 """Permuted: every task shows the same images with its own fixed shuffle of the pixels.
 
-The first task is shuffled as well, so that no task is easier than another. Fuzzy is the same
-stream without sharp boundaries.
+The first task is shuffled as well, so that no task is easier than another. Long is the same stream
+with a hundred regimes; the fuzzy ones are without sharp boundaries.
 """
 
 from __future__ import annotations
@@ -26,6 +26,15 @@ class Permuted(Stream):
         return Batch(x[:, pixels], y)
 
 
+class Long(Permuted):
+    """Permuted, a hundred regimes: does a method still learn at the end, and what does it hold?"""
+
+    name = "long"
+    summary = "permuted with 100 regimes: plasticity and capacity"
+    default_tasks = 100
+    long = True
+
+
 class Fuzzy(Permuted):
     """Permuted, but over the second half of each task's steps the next task is mixed in.
 
@@ -36,12 +45,16 @@ class Fuzzy(Permuted):
     name = "fuzzy"
     summary = "permuted, the next task mixed in linearly over the second half of each"
 
-    def mixed(self, task: int, step: int) -> int:
-        """How many examples of the batch come from the next task."""
+    def share(self, task: int, step: int) -> float:
+        """The share of the next task at this step."""
         start = self.steps // 2
         if task == self.tasks - 1 or step < start:
-            return 0
-        return round(self.batch_size * (step - start) / (self.steps - start))
+            return 0.0
+        return (step - start) / (self.steps - start)
+
+    def mixed(self, task: int, step: int) -> int:
+        """How many examples of the batch come from the next task."""
+        return round(self.batch_size * self.share(task, step))
 
     def batch(self, task: int, step: int) -> Batch:
         now = super().batch(task, step)
@@ -59,3 +72,18 @@ class Fuzzy(Permuted):
             ((task - 1) * self.steps + self.steps // 2, task * self.steps)
             for task in range(1, self.tasks)
         ]
+
+
+class FuzzyRandom(Fuzzy):
+    """Fuzzy by whole batches: each is the next task's with a probability that rises linearly.
+
+    The two tasks alternate at random, so that a method that reacts to every change of the data
+    reacts many times.
+    """
+
+    name = "fuzzy-random"
+    summary = "permuted, whole batches of the next task interleaved at random, ever more of them"
+
+    def mixed(self, task: int, step: int) -> int:
+        draw = torch.rand(1, generator=generator("interleave", self.seed, task, step)).item()
+        return self.batch_size if draw < self.share(task, step) else 0

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.baselines import METHODS
+from benchmarks.baselines.bases import BASES
 from benchmarks.baselines.ewc import EWC, diagonal_fisher
-from benchmarks.baselines.plain import BASES, Lion
+from benchmarks.baselines.plain import Lion
 from benchmarks.baselines.published_sal import PublishedSAL
 from benchmarks.baselines.si import SI
 from benchmarks.errors import UserError
-from benchmarks.networks import masked, mlp
+from benchmarks.networks import build, masked, mlp
 from benchmarks.streams import Batch
 
 BATCH = Batch(torch.zeros(1, 1), torch.zeros(1, dtype=torch.long))
@@ -58,19 +59,35 @@ def test_fisher_equals_a_loop_over_examples_and_classes(with_mask: bool) -> None
 def test_fisher_of_many_chunks_is_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = mlp(3, (4,), 2, seed=1), torch.rand(9, 3)
     whole = diagonal_fisher(model, Batch(x, torch.zeros(9)))
-    monkeypatch.setattr("benchmarks.baselines.ewc.CHUNK", 4)
+    monkeypatch.setattr("benchmarks.baselines.per_example.CHUNK", 4)
     for got, want in zip(diagonal_fisher(model, Batch(x, torch.zeros(9))), whole, strict=True):
         assert torch.allclose(got, want, atol=1e-7)
 
 
-def test_fisher_refuses_what_it_does_not_cover() -> None:
-    with pytest.raises(NotImplementedError, match=r"outside nn\.Linear"):
-        diagonal_fisher(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), BATCH)
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_fisher_of_a_conv_net_equals_a_loop_over_examples(with_mask: bool) -> None:
+    model = build("conv", 16, (5,), 3, seed=0).double()
+    x = torch.rand(18, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([True, False, True]) if with_mask else None
+    expected = [torch.zeros_like(p) for p in model.parameters()]
+    for row in x:
+        log_p = masked(model(row[None]), mask).log_softmax(1)[0]
+        for label in range(3):
+            if mask is None or mask[label]:
+                grads = torch.autograd.grad(
+                    log_p[label], list(model.parameters()), retain_graph=True
+                )
+                for total, grad in zip(expected, grads, strict=True):
+                    total += log_p[label].exp().detach() * grad.square() / len(x)
+    found = diagonal_fisher(model, Batch(x, torch.zeros(18), mask))
+    assert max(float(f.max()) for f in found) > 0
+    for got, want in zip(found, expected, strict=True):
+        assert torch.allclose(got, want, rtol=1e-10)
 
 
 def test_ewc_adds_the_gradient_of_all_past_penalties() -> None:
     model = mlp(3, (4,), 2, seed=0)
-    method = EWC(model, BASES["sgd"](model.parameters(), 0.1), strength=5.0)
+    method = EWC(model, BASES["sgd"].make(model.parameters(), 0.1), strength=5.0)
     penalties: list[tuple[list[Tensor], list[Tensor]]] = []
     for seed in (0, 1):
         x = torch.rand(6, 3, generator=torch.Generator().manual_seed(seed))
@@ -157,13 +174,14 @@ def test_every_row_builds_and_steps(name: str) -> None:
     method = METHODS[name].build(model, 1e-3, {})
     weight = next(model.parameters())
     before = weight.detach().clone()
-    loss = nn.functional.cross_entropy(model(torch.rand(5, 3)), torch.tensor([0, 1, 0, 1, 1]))
-    torch.autograd.backward(loss)
-    method.before_step(BATCH)
+    batch = Batch(torch.rand(5, 3), torch.tensor([0, 1, 0, 1, 1]))
+    torch.autograd.backward(nn.functional.cross_entropy(model(batch.x), batch.y))
+    method.before_step(batch)
     method.optimizer.step()
-    method.after_step(BATCH)
+    method.after_step(batch)
     assert not torch.equal(weight, before)
-    assert METHODS[name].told == (name in ("ewc", "si"))
+    told = ("ewc", "si", "online-ewc", "mas", "lwf", "l2", "lr-decay", "joint")
+    assert METHODS[name].told == (name in told)
 
 
 @pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.is_sal])

@@ -11,6 +11,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.baselines import GROUPS, METHODS
+from benchmarks.continual import DEFAULT_STREAMS, arguments
+from benchmarks.data import Dataset
+from benchmarks.manifest import manifests
+from benchmarks.options import check_common, settings_for
+from benchmarks.presets import PRESETS
+from benchmarks.records import Store
+from benchmarks.streams import STREAMS
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--tasks", "2", "--steps", "6", "--batch", "16", "--hidden", "8", "--jobs", "1"]
@@ -41,6 +49,7 @@ def test_from_end_to_end_and_again_from_the_records(tmp_path: Path) -> None:
     assert "±" in report
     summaries = json.loads((tmp_path / "continual-digits.json").read_text())
     assert set(summaries["split-task"]) == {"adam", "ewc"}
+    assert summaries["permuted"]["ewc"]["scores"]["gap"]["count"] == 2
     figures = {path.name for path in (tmp_path / "figures").iterdir()}
     assert {"digits-permuted-matrix.png", "digits-split-task-curves.png"} <= figures
     assert len(list((tmp_path / "records").rglob("*.json"))) == 8
@@ -70,6 +79,12 @@ def test_from_end_to_end_and_again_from_the_records(tmp_path: Path) -> None:
         (["--order", "random"], ["--order", "'random'", "natural", "shuffled"]),
         (["--data-dir", "/no/such/folder"], ["--data-dir", "/no/such/folder", "folder"]),
         (["--colour"], ["--colour"]),
+        (["--net", "cnn"], ["--net", "'cnn'", "mlp, conv"]),
+        (["--preset", "vandeven"], ["--preset", "'vandeven'", "vandeven-permuted"]),
+        (["--grid", "protection"], ["--grid", "'protection'", "NAME=VALUE"]),
+        (["--grid", "strenth=1,2"], ["--grid", "'strenth'", "lr, and adam"]),
+        (["--grid", "mass.lr=1,2"], ["--grid", "'mass'", "adam, sgd"]),
+        (["--tuned", "/no/such.json"], ["--tuned", "/no/such.json", "none, or a file"]),
     ],
 )
 def test_a_wrong_value_gets_one_line(
@@ -111,19 +126,77 @@ def test_help_shows_examples_and_list_names_everything(
     assert "examples:" in capsys.readouterr().out
     assert main(["continual", "--list"]) == 0
     listed = capsys.readouterr().out
-    for name in ("digits", "fashion-mnist", "rotated", "fuzzy", "published-sal-sgd", "sal-lion"):
-        assert name in listed
+    for name in ("digits", "fashion-mnist", *STREAMS, *METHODS, *PRESETS):
+        assert f"  {name} " in listed
 
 
-def test_tune_writes_what_continual_reads(tmp_path: Path) -> None:
-    target = tmp_path / "tuned.json"
-    for methods in (["si"], ["sgd"]):
-        status = main(["tune", *TINY, "--seeds", "1", "--methods", *methods, "--out",
-                       str(tmp_path), "--write", str(target)])  # fmt: skip
-        assert status == 0
-    written = json.loads(target.read_text())
-    assert written["options"]["digits"]["permuted"]["si"]["strength"] > 0
-    assert written["lr"]["digits"]["sgd"] > 0
-    assert len(written["made_by"]) == 2
-    assert "--steps 6" in written["made_by"][0]
-    assert not list((tmp_path / "records").rglob("*seed0*"))
+def test_a_grid_and_defaults_are_rows_and_a_manifest_names_their_runs(tmp_path: Path) -> None:
+    status = main(["continual", *TINY, "--seeds", "2", "--stream", "permuted", "--methods", "ewc",
+                   "--grid", "strength=1,1000", "--grid", "lr=1e-3", "--also-default",
+                   "--no-figures", "--out", str(tmp_path)])  # fmt: skip
+    assert status == 0
+    (manifest,) = manifests(tmp_path)
+    assert list(manifest.rows) == [
+        "ewc strength=1 lr=0.001",
+        "ewc strength=1000 lr=0.001",
+        "ewc (default)",
+    ]
+    assert [s.options.get("strength") for s in [r[0] for r in manifest.rows.values()]] == [
+        1,
+        1000,
+        None,
+    ]
+    assert [s.seed for s in manifest.rows["ewc (default)"]] == [0, 1]
+    store = Store(tmp_path / "records")
+    for settings in manifest.rows["ewc strength=1000 lr=0.001"]:
+        assert store.read(settings) is not None
+    # Another command adds its rows.
+    main(["continual", *TINY, "--seeds", "2", "--stream", "permuted", "--methods", "adam",
+          "--no-figures", "--out", str(tmp_path)])  # fmt: skip
+    (manifest,) = manifests(tmp_path)
+    assert len(manifest.rows) == 4
+
+
+def test_methods_take_groups(tmp_path: Path) -> None:
+    status = main(["continual", *TINY, "--seeds", "1", "--stream", "split-task", "--no-figures",
+                   "--methods", "controls", "adam", "--out", str(tmp_path)])  # fmt: skip
+    assert status == 0
+    (manifest,) = manifests(tmp_path)
+    assert list(manifest.rows) == ["control-uniform", "control-matched", "control-shuffled", "adam"]
+
+
+def test_make_bench_keeps_its_methods_and_streams() -> None:
+    assert [row.name for row in GROUPS["quick"]] == [
+        "adam", "sgd", "lion", "published-sal-adam", "published-sal-sgd", "ewc", "si", "sal-adam",
+        "sal-sgd", "sal-lion",
+    ]  # fmt: skip
+    assert DEFAULT_STREAMS == ("permuted", "split-domain", "split-task")
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_presets_fill_in_what_is_left_open(name: str, digits: Dataset) -> None:
+    preset = PRESETS[name]
+    args = arguments().parse_args(["--preset", name, "--data", "digits", "--seeds", "3"])
+    check_common(args)
+    assert (args.data, args.seeds) == ("digits", 3)
+    assert args.stream == preset.arguments["stream"]
+    for stream in args.stream:
+        for method in args.methods:
+            made = settings_for(METHODS[method], stream, 0, digits, args, options={})
+            assert made.batch == preset.arguments["batch"]
+            assert "-".join(map(str, made.hidden)) == preset.arguments["hidden"]
+            if preset.epochs:
+                assert made.steps == round(preset.epochs * 1437 / made.batch)
+            unknown = set(made.options) - set(METHODS[method].allowed())
+            assert not unknown
+    assert {m for table in preset.by_method.values() for m in table} <= set(METHODS)
+
+
+def test_a_preset_has_the_published_strengths(digits: Dataset) -> None:
+    args = arguments().parse_args(["--preset", "vandeven-split"])
+    check_common(args)
+    args.data = "digits"
+    made = settings_for(METHODS["ewc"], "split-domain", 0, digits, args, options={})
+    assert (made.options["strength"], made.lr, made.order) == (1e10, 1e-3, "natural")
+    asked = settings_for(METHODS["si"], "split-task", 0, digits, args, options={"strength": 3.0})
+    assert asked.options["strength"] == 3.0

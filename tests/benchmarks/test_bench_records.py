@@ -10,6 +10,8 @@ import pytest
 from rich.console import Console
 
 from benchmarks import records, suite
+from benchmarks.baselines import METHODS
+from benchmarks.baselines.bases import BASES
 from benchmarks.data import Dataset
 from benchmarks.records import Store, code_version, key
 from benchmarks.runner import run
@@ -136,7 +138,9 @@ def test_a_run_is_the_same_every_time(settings: Any, digits: Dataset) -> None:
     assert one["matrix"] == two["matrix"]
     assert one["curves"] == two["curves"]
     assert len(one["matrix"]) == 2
-    assert one["curve_steps"] == [0, 5, 10, 15, 20]
+    # Every fifth step, and closely after the switch at 10.
+    assert one["curve_steps"] == [0, 5, 10, 11, 12, 13, 15, 18, 20]
+    assert len(one["curves"]) == len(one["drift"]) == len(one["curve_steps"])
 
 
 def test_methods_of_one_seed_start_alike(settings: Any, digits: Dataset) -> None:
@@ -149,3 +153,28 @@ def test_told_methods_equal_their_base_until_the_first_boundary(
 ) -> None:
     curves = {m: run(settings(method=m), digits)["curves"] for m in ("adam", "ewc", "si")}
     assert curves["ewc"][:3] == curves["si"][:3] == curves["adam"][:3]
+
+
+def test_a_record_depends_on_what_its_method_imports(settings: Any) -> None:
+    def files(method: str) -> set[str]:
+        row = METHODS[method]
+        return {p.name for kind in (row.kind, BASES[row.base].make) for p in records._sources(kind)}
+
+    assert {"ewc.py", "quadratic.py", "per_example.py"} <= files("streaming-ewc")
+    assert "per_example.py" not in files("si")
+    assert {"upgd.py", "simple.py"} <= files("upgd")
+    assert {"controls.py", "sal.py"} <= files("control-uniform")
+    versions = {code_version(settings(method=name)) for name in ("mas", "ewc", "upgd", "adam")}
+    assert len(versions) == 4
+
+
+def test_controls_depend_on_sal_optim(
+    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("adam", "control-uniform", "control-shuffled")
+    before = [code_version(settings(method=name)) for name in names]
+    package = tmp_path / "sal.py"
+    package.write_text("x = 1\n")
+    monkeypatch.setattr(records, "_package_sources", lambda: [package])
+    after = [code_version(settings(method=name)) for name in names]
+    assert [a != b for a, b in zip(before, after, strict=True)] == [False, True, True]

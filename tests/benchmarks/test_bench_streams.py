@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.baselines import METHODS
+from benchmarks.continual import arguments
 from benchmarks.data import Dataset
 from benchmarks.errors import UserError
 from benchmarks.networks import mlp
+from benchmarks.options import check_common, settings_for
+from benchmarks.runner import run
 from benchmarks.streams import STREAMS
-from benchmarks.streams.permuted import Fuzzy
+from benchmarks.streams.permuted import Fuzzy, FuzzyRandom
 from benchmarks.streams.rotated import Rotated, rotate
 
 NAMES = list(STREAMS)
@@ -78,6 +83,67 @@ def test_fuzzy_mixes_the_next_task_in_linearly(digits: Dataset) -> None:
     known = {row.numpy().tobytes() for row in coming.x}
     assert sum(row.numpy().tobytes() in known for row in mixed.x) == 50
     assert stream.changes() == [(20, 40), (60, 80)]
+
+
+def test_fuzzy_random_interleaves_whole_batches_ever_more_of_the_next_task(
+    digits: Dataset,
+) -> None:
+    stream = FuzzyRandom(digits, seed=0, tasks=3, steps=400, batch=100)
+    counts = [stream.mixed(0, step) for step in range(400)]
+    assert counts == [stream.mixed(0, step) for step in range(400)]
+    assert set(counts) == {0, 100}
+    assert not any(counts[:200])
+    wanted = (1 / 8, 3 / 8, 5 / 8, 7 / 8)
+    shares = [sum(counts[a : a + 50]) / 5000 for a in (200, 250, 300, 350)]
+    assert all(abs(share - want) < 0.2 for share, want in zip(shares, wanted, strict=True))
+    assert not any(stream.mixed(2, step) for step in range(400))
+    alternations = sum(a != b for a, b in itertools.pairwise(counts))
+    assert alternations > 20
+    coming = {row.numpy().tobytes() for row in stream.train(1).x}
+    place = counts.index(100)
+    assert all(row.numpy().tobytes() in coming for row in stream.batch(0, place).x)
+
+
+def test_label_permuted_renames_the_classes_of_the_same_images(digits: Dataset) -> None:
+    stream = make("label-permuted", digits)
+    one, two = stream.test(0), stream.test(1)
+    assert torch.equal(one.x, two.x)
+    pairs = set(zip(one.y.tolist(), two.y.tolist(), strict=True))
+    assert len(pairs) == 10
+    assert len({a for a, _ in pairs}) == len({b for _, b in pairs}) == 10
+    assert any(a != b for a, b in pairs)
+
+
+def test_long_streams_keep_their_length_on_small_data(digits: Dataset) -> None:
+    args = arguments().parse_args([])
+    check_common(args)
+    tasks = {
+        name: settings_for(METHODS["adam"], name, 0, digits, args, options={}).tasks
+        for name in ("permuted", "long", "label-permuted")
+    }
+    assert tasks == {"permuted": 5, "long": 100, "label-permuted": 20}
+
+
+def test_the_matrix_of_a_long_stream_is_full_where_the_tables_look(
+    settings: Any, digits: Dataset
+) -> None:
+    run_settings = settings(stream="long", tasks=22, steps=2, every=1)
+    result = run(run_settings, digits)
+    whole = len(digits.test_y)
+    assert len(result["matrix"]) == len(result["online"]) == 22
+    last_and_own = [*result["matrix"][-1], *[result["matrix"][t][t] for t in range(22)]]
+    assert all(abs(value * whole - round(value * whole)) < 1e-6 for value in last_and_own)
+    quick = 2500 // 22
+    assert all(abs(v * quick - round(v * quick)) < 1e-2 for v in result["matrix"][3][4:])
+    # No close looks after switches: one look a step, and the last.
+    assert len(result["curve_steps"]) == 45
+
+
+@pytest.mark.parametrize("stream", ["permuted", "split-task"])
+def test_a_conv_net_runs(settings: Any, digits: Dataset, stream: str) -> None:
+    result = run(settings(net="conv", stream=stream, method="ewc", steps=4), digits)
+    assert result["parameters"] == 160 + 4640 + 128 * 8 + 8 + 8 * 10 + 10
+    assert len(result["matrix"]) == 2
 
 
 def test_split_tasks_have_disjoint_pairs_of_classes(digits: Dataset) -> None:

@@ -1,0 +1,139 @@
+"""Tuning: the same trials for every method, on tuning seeds, resumable, and read by continual."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import tune
+from benchmarks.__main__ import main
+from benchmarks.baselines import METHODS
+from benchmarks.baselines.bases import BASES
+from benchmarks.manifest import manifests
+from benchmarks.spaces import OPTIONS, space
+from benchmarks.studies import Study
+
+TINY = ["--tasks", "2", "--steps", "6", "--batch", "16", "--hidden", "8", "--jobs", "1"]
+
+
+def command(out: Path, *more: str) -> int:
+    return main(["tune", *TINY, "--seeds", "1", "--trials", "3", "--methods", "si", "sgd", "--out",
+                 str(out), "--write", str(out / "tuned.json"), *more])  # fmt: skip
+
+
+def study(out: Path, plain: Any, **changes: Any) -> Study:
+    settings = {"sampler": "tpe", "trials": 3, "seeds": 1, "objective": "average", **changes}
+    return Study(out / "journal.log", plain, space(METHODS["si"]), **settings)
+
+
+def test_tune_writes_what_continual_reads(tmp_path: Path) -> None:
+    assert command(tmp_path) == 0
+    written = json.loads((tmp_path / "tuned.json").read_text())
+    chosen = written["options"]["digits"]["permuted"]
+    assert set(chosen["si"]) == {"lr", "strength"}
+    assert set(chosen["sgd"]) == {"lr"}
+    assert "--steps 6" in written["made_by"][0]
+    assert "--trials 3" in written["made_by"][0]
+    # Three trials a method, none on a seed or data that is reported.
+    files = list((tmp_path / "records").rglob("*.json"))
+    assert len(files) == 6
+    for file in files:
+        made = json.loads(file.read_text())["settings"]
+        assert (made["seed"], made["split"]) == (1000, "validation")
+    assert main(["continual", *TINY, "--seeds", "1", "--stream", "permuted", "--methods", "si",
+                 "--also-default", "--tuned", str(tmp_path / "tuned.json"), "--no-figures",
+                 "--out", str(tmp_path / "report")]) == 0  # fmt: skip
+    (manifest,) = manifests(tmp_path / "report")
+    tuned, default = manifest.rows["si"][0], manifest.rows["si (default)"][0]
+    assert {"lr": tuned.lr, **tuned.options} == pytest.approx(chosen["si"])
+    assert (default.lr, default.options) == (1e-3, {})
+
+
+def test_a_second_command_makes_no_new_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command(tmp_path)
+    first = (tmp_path / "tuned.json").read_text()
+    monkeypatch.setattr(tune, "complete", lambda *_, **__: pytest.fail("a trial was made"))
+    assert command(tmp_path) == 0
+    assert (tmp_path / "tuned.json").read_text() == first
+
+
+def test_the_first_trial_is_the_default_and_best_is_the_best(tmp_path: Path, settings: Any) -> None:
+    ours = study(tmp_path, settings(method="si"))
+    asked = [ours.ask() for _ in range(3)]
+    assert asked[0][1] == pytest.approx({"lr": 1e-3, "strength": 1.0})
+    for (number, _), value in zip(asked, (0.5, 0.7, 0.7), strict=True):
+        ours.tell(number, value)
+    assert ours.left == 0
+    assert ours.best.params == pytest.approx(asked[1][1])
+    assert ours.first.params == pytest.approx(asked[0][1])
+    # Another number of seeds, or another objective, is another study.
+    assert study(tmp_path, settings(method="si"), seeds=2).left == 3
+    assert study(tmp_path, settings(method="si"), objective="worst").left == 3
+    assert study(tmp_path, settings(method="si", steps=11)).left == 3
+    assert study(tmp_path, settings(method="si", seed=5, lr=0.3)).left == 0
+
+
+def test_a_trial_that_was_killed_is_made_again(tmp_path: Path, settings: Any) -> None:
+    ours = study(tmp_path, settings(method="si"))
+    number, _ = ours.ask()
+    ours.tell(number, 0.5)
+    _, under_way = ours.ask()
+    again = study(tmp_path, settings(method="si"))
+    assert again.left == 2
+    assert again.ask()[1] == pytest.approx(under_way)
+
+
+def test_the_default_is_found_though_its_trial_was_killed(tmp_path: Path, settings: Any) -> None:
+    study(tmp_path, settings(method="si")).ask()
+    ours = study(tmp_path, settings(method="si"))
+    for value in (0.5, 0.7, 0.6):
+        number, _ = ours.ask()
+        ours.tell(number, value)
+    assert ours.first.params == pytest.approx({"lr": 1e-3, "strength": 1.0})
+    assert ours.first.value == 0.5
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "qmc", "random"])
+def test_samplers_stay_in_range(tmp_path: Path, settings: Any, sampler: str) -> None:
+    row = METHODS["streaming-ewc"]
+    ours = Study(tmp_path / "journal.log", settings(method=row.name), space(row), sampler=sampler,
+                 trials=6, seeds=1, objective="average")  # fmt: skip
+    seen = []
+    for _ in range(6):
+        number, values = ours.ask()
+        seen.append(tuple(values.values()))
+        for name, span in space(row).items():
+            assert span.low <= values[name] <= span.high
+        assert isinstance(values["every"], int)
+        ours.tell(number, 0.5)
+    assert len(set(seen)) == 6
+
+
+def test_every_method_has_a_space_of_options_that_it_takes() -> None:
+    assert set(OPTIONS) <= set(METHODS)
+    for row in METHODS.values():
+        ranges = space(row)
+        assert set(ranges) - {"lr"} <= set(row.allowed())
+        assert ranges["lr"].start == BASES[row.base].lr
+        assert all(span.low <= span.start <= span.high for span in ranges.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--sampler", "grid"], ["--sampler", "'grid'", "tpe, qmc, random"]),
+        (["--objective", "loss"], ["--objective", "'loss'", "average, worst"]),
+        (["--trials", "0"], ["--trials", "0", ">= 1"]),
+    ],
+)
+def test_a_wrong_value_gets_one_line(
+    arguments: list[str], parts: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert command(tmp_path, *arguments) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert all(part in line for part in parts)
