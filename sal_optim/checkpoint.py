@@ -153,11 +153,13 @@ def _fitted_group(
     optimizer: "SALOptimizer", index: int, own: dict[str, Any], saved: dict[str, Any]
 ) -> dict[str, Any]:
     where = f"state_dict['param_groups'][{index}]"
+    if index == 0:
+        threshold = _fitted_threshold(f"{where}['threshold']", saved.get("threshold"))
     for name, value in saved.items():
         try:
             copy.deepcopy(value)  # as torch will
         except Exception as error:
-            raise TypeError(f"{where}[{name!r}] cannot be copied: {error}") from error
+            raise TypeError(f"{where}[{name!r}] cannot be copied: {error!s:.120}") from error
     group = {**{name: own.get(name, optimizer.defaults[name]) for name in optimizer.defaults}}
     # What the optimizer can't do, or is by its class, no checkpoint of another one turns on.
     fixed = ("capturable", "differentiable", "decoupled_weight_decay")
@@ -175,7 +177,7 @@ def _fitted_group(
         raise type(error)(f"{where}: {error}") from error
     group["lr"] = lr if isinstance(lr, Tensor) else float(lr)
     if index == 0:
-        group["threshold"] = _fitted_threshold(f"{where}['threshold']", saved.get("threshold"))
+        group["threshold"] = threshold
     refuse_factored(group["granularity"], own["params"])
     return group
 
