@@ -155,11 +155,7 @@ def _fitted_group(
     where = f"state_dict['param_groups'][{index}]"
     if index == 0:
         threshold = _fitted_threshold(f"{where}['threshold']", saved.get("threshold"))
-    for name, value in saved.items():
-        try:
-            copy.deepcopy(value)  # as torch will
-        except Exception as error:
-            raise TypeError(f"{where}[{name!r}] cannot be copied: {error!s:.120}") from error
+    _check_copies(where, saved)
     group = {**{name: own.get(name, optimizer.defaults[name]) for name in optimizer.defaults}}
     # What the optimizer can't do, or is by its class, no checkpoint of another one turns on.
     fixed = ("capturable", "differentiable", "decoupled_weight_decay")
@@ -182,12 +178,22 @@ def _fitted_group(
     return group
 
 
+def _check_copies(where: str, settings: dict[str, Any]) -> None:
+    """Refuse what can't be copied, as torch will."""
+    for name, value in settings.items():
+        try:
+            copy.deepcopy(value)
+        except Exception as error:
+            raise TypeError(f"{where}[{name!r}] cannot be copied: {error!s:.120}") from error
+
+
 def _fitted_threshold(where: str, saved: Any) -> dict[str, Any]:
     fresh: dict[str, Any] = dict(new_threshold())
     if saved is None:
         return fresh
     if not isinstance(saved, dict):
         raise TypeError(f"{where} is a {type(saved).__name__}; it must be a dict")
+    _check_copies(where, saved)
     known = {
         name: checks.number(f"{where}[{name!r}]", saved[name]) for name in fresh if name in saved
     }
