@@ -1,5 +1,6 @@
 # make bench: the main job, on data inside a package. make test: all tests.
-# Both make .venv and install into it; nothing else is needed on a fresh machine with Python 3.10+.
+# make coverage, make fuzz and make long: branch coverage, 10,000 cases, a million steps.
+# All make .venv and install into it; nothing else is needed on a fresh machine with Python 3.10+.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 ARGS ?=
 
-.PHONY: bench test test-distributed lint clean
+.PHONY: bench test test-distributed coverage fuzz long lint clean
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks continual $(ARGS)
@@ -18,6 +19,17 @@ test: $(VENV)/.installed
 # 2 and 4 processes on loopback: on two cores these wait for each other for minutes.
 test-distributed: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/distributed $(ARGS)
+
+# Fails below 95 percent of the branches of sal_optim/.
+coverage: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 --ignore tests/distributed --ignore tests/benchmarks \
+		--cov=sal_optim --cov-branch --cov-report=term-missing --cov-fail-under=95 $(ARGS)
+
+fuzz: $(VENV)/.installed
+	SAL_OPTIM_FUZZ=10000 $(BIN)/python -m pytest -n 2 tests/test_fuzz.py $(ARGS)
+
+long: $(VENV)/.installed
+	SAL_OPTIM_LONG=1000000 $(BIN)/python -m pytest -n 2 tests/test_long_runs.py $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

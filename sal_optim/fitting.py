@@ -63,7 +63,7 @@ def _check_copyable(where: str, saved: dict[str, Any]) -> None:
         try:
             copy.deepcopy(value)
         except Exception as error:
-            raise TypeError(f"{where}[{name!r}] cannot be copied: {error}") from error
+            raise TypeError(f"{where}[{name!r}] cannot be copied: {error!s:.120}") from error
 
 
 def _fitted_group(

@@ -6,6 +6,7 @@ A model is placed on the group in one of several ways; whatever the way, a run m
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ from torch.distributed.tensor.parallel import (
 from torch.nn.parallel import DistributedDataParallel
 
 from sal_optim import SALOptimizer
-from tests.drive import consolidations, profile, stream
+from tests.drive import Stream, consolidations, profile, stream
 from tests.rows import ROWS
 
 STEPS, CHANGES = 200, (60, 140)
@@ -119,6 +120,12 @@ def give(params: Sequence[Tensor], grads: Iterable[Tensor]) -> None:
             param.grad = grad.clone()
 
 
+@functools.cache
+def gradients(steps: int = STEPS, changes: tuple[int, ...] = CHANGES) -> Stream:
+    """Those of a run for all tests; drawing them takes as long as following them."""
+    return stream(list(Parameters().parts), profile(steps, changes))
+
+
 def make(name: str, params: Iterable[Tensor], **kwargs: Any) -> SALOptimizer:
     row = next(row for row in ROWS if row.name == name)
     return row(params, **kwargs)
@@ -145,27 +152,21 @@ def drawn(
     way: str, name: str, kwargs: dict[str, Any], steps: tuple[int, int] = (0, STEPS)
 ) -> dict[str, Any]:
     """A run over drawn gradients with two changes of regime."""
-    plain = list(Parameters().parts)
     model = placed(Parameters(), way)
     params = list(model.parameters())
     optimizer = make(name, params, **kwargs)
-    found = follow(optimizer, params, plain, steps)
+    found = follow(optimizer, params, steps)
     return outcome(optimizer, found)
 
 
-def follow(
-    optimizer: SALOptimizer,
-    params: Sequence[Tensor],
-    plain: Sequence[Tensor],
-    steps: tuple[int, int],
-) -> list[int]:
+def follow(optimizer: SALOptimizer, params: Sequence[Tensor], steps: tuple[int, int]) -> list[int]:
+    """Steps through the drawn gradients; those that consolidated."""
     found = []
-    for index, grads in enumerate(stream(plain, profile(STEPS, CHANGES))):
-        if steps[0] <= index < steps[1]:
-            count = consolidations(optimizer)
-            give(params, grads)
-            optimizer.step()
-            found += [index] if consolidations(optimizer) > count else []
+    for index in range(*steps):
+        count = consolidations(optimizer)
+        give(params, gradients()[index])
+        optimizer.step()
+        found += [index] if consolidations(optimizer) > count else []
     return found
 
 
@@ -201,7 +202,7 @@ def collectives(way: str) -> list[int]:
     params = list(model.parameters())
     optimizer = make("SALAdam", params)
     counts = []
-    for index, grads in enumerate(stream(list(Parameters().parts), profile(64, (60,)))):
+    for index, grads in enumerate(gradients(64, (60,))):
         give(params, grads)
         before = consolidations(optimizer)
         with CommDebugMode() as mode:
@@ -220,7 +221,7 @@ def diagnostics_on_one_rank() -> tuple[float, dict[str, float]]:
     model = placed(Parameters(), "fsdp")
     params = list(model.parameters())
     optimizer = make("SALAdam", params)
-    follow(optimizer, params, list(Parameters().parts), (0, 75))
+    follow(optimizer, params, (0, 75))
     report = optimizer.diagnostics() if dist.get_rank() == 0 else {}
     share = [optimizer.diagnostics()[name] for name in ("threshold", "surprise", "consolidations")]
     dist.barrier()
@@ -232,10 +233,9 @@ def bad_gradient(value: float) -> list[dict[str, Any]]:
     model = placed(Parameters(), "fsdp")
     params = list(model.parameters())
     optimizer = make("SALAdam", params)
-    plain = list(Parameters().parts)
-    follow(optimizer, params, plain, (0, 75))
+    follow(optimizer, params, (0, 75))
     before = outcome(optimizer, [])
-    give(params, stream(plain, [1.0])[0])
+    give(params, gradients()[0])
     if dist.get_rank() == dist.get_world_size() - 1:
         grad = params[0].grad
         assert isinstance(grad, DTensor)
@@ -304,7 +304,7 @@ def replicated_factored(granularity: str) -> dict[str, Any]:
     model = placed(Parameters(), "ddp")
     params = list(model.parameters())
     optimizer = make("SALAdam", params, granularity=granularity)
-    return outcome(optimizer, follow(optimizer, params, list(Parameters().parts), (0, 80)))
+    return outcome(optimizer, follow(optimizer, params, (0, 80)))
 
 
 def partial_gradients() -> tuple[list[Tensor], list[Tensor]]:
@@ -333,15 +333,14 @@ def save(way: str, name: str, folder: str, at: int) -> dict[str, Any]:
     model = placed(Parameters(), way)
     params = list(model.parameters())
     optimizer = make(name, params)
-    plain = list(Parameters().parts)
-    found = follow(optimizer, params, plain, (0, at))
+    found = follow(optimizer, params, (0, at))
     state = {
         "model": get_model_state_dict(model),
         "optimizer": get_optimizer_state_dict(model, optimizer),
     }
     dcp.save(state, checkpoint_id=folder)
     halfway = outcome(optimizer, found)
-    found += follow(optimizer, params, plain, (at, STEPS))
+    found += follow(optimizer, params, (at, STEPS))
     return {"halfway": halfway, "end": outcome(optimizer, found)}
 
 
@@ -361,7 +360,7 @@ def resume(way: str, name: str, folder: str, at: int) -> dict[str, Any]:
     set_model_state_dict(model, state["model"])
     set_optimizer_state_dict(model, optimizer, state["optimizer"])
     halfway = outcome(optimizer, [])
-    found = follow(optimizer, params, list(Parameters().parts), (at, STEPS))
+    found = follow(optimizer, params, (at, STEPS))
     return {"halfway": halfway, "end": outcome(optimizer, found)}
 
 
@@ -370,7 +369,7 @@ def full_state(name: str) -> dict[str, Any]:
     model = placed(Parameters(), "fsdp")
     params = list(model.parameters())
     optimizer = make(name, params)
-    follow(optimizer, params, list(Parameters().parts), (0, 80))
+    follow(optimizer, params, (0, 80))
     state = get_optimizer_state_dict(
         model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )

@@ -55,14 +55,17 @@ def assert_identical(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("way", "name"),
+    ("world", "way", "name"),
     [
-        *(("fsdp", row.name) for row in ROWS),
-        *((way, row.name) for way in ("ddp", "mixed", "columns") for row in CLASSES),
+        *((2, "fsdp", row.name) for row in ROWS),
+        *((4, way, row.name) for way in ("fsdp", "mixed", "columns") for row in CLASSES),
+        *((2, "ddp", row.name) for row in CLASSES),
+        *((2, way, "SALAdam") for way in ("mixed", "columns")),
+        (4, "ddp", "SALAdam"),
     ],
 )
-def test_drawn_gradients(pool: Pool, way: str, name: str) -> None:
-    results = pool(jobs.drawn, way, name, KWARGS)
+def test_drawn_gradients(pool_of: Any, world: int, way: str, name: str) -> None:
+    results = pool_of(world)(jobs.drawn, way, name, KWARGS)
     for result in results:
         assert_same(alone(name), result)
         assert_identical(results[0], result)
@@ -70,20 +73,20 @@ def test_drawn_gradients(pool: Pool, way: str, name: str) -> None:
         assert_identical(alone(name), results[0])
 
 
-@pytest.mark.parametrize("way", ["fsdp", "mixed"])
-def test_foreach(pool: Pool, way: str) -> None:
-    results = pool(jobs.drawn, way, "SALAdam", {**KWARGS, "foreach": True})
+@pytest.mark.parametrize(("world", "way"), [(2, "fsdp"), (4, "mixed")])
+def test_foreach(pool_of: Any, world: int, way: str) -> None:
+    results = pool_of(world)(jobs.drawn, way, "SALAdam", {**KWARGS, "foreach": True})
     for result in results:
         assert_same(alone("SALAdam"), result)
         assert_identical(results[0], result)
 
 
-@pytest.mark.parametrize("name", ["SALAdam", "SALSGD-momentum"])
+@pytest.mark.parametrize(("world", "name"), [(2, "SALAdam"), (4, "SALSGD-momentum")])
 @pytest.mark.parametrize("way", ["ddp", "fsdp", "tensor-parallel"])
-def test_training(pool: Pool, way: str, name: str) -> None:
+def test_training(pool_of: Any, world: int, way: str, name: str) -> None:
     single = jobs.trained("single", name, {**KWARGS, "lr": 0.01})
     assert len(single["found"]) == 2, single["found"]
-    results = pool(jobs.trained, way, name, {**KWARGS, "lr": 0.01})
+    results = pool_of(world)(jobs.trained, way, name, {**KWARGS, "lr": 0.01})
     for result in results:
         assert_same(single, result)
         assert_identical(results[0], result)
@@ -150,9 +153,17 @@ def test_partial_gradients(pool: Pool) -> None:
             torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["SALAdamW", "SALSGD-momentum", "SALLion"])
-@pytest.mark.parametrize("way", ["fsdp", "mixed"])
-@pytest.mark.parametrize("at", [61, 100], ids=["amid-a-detection", "in-a-regime"])
+# At step 61 the first change is amid its detection.
+@pytest.mark.parametrize(
+    ("way", "name", "at"),
+    [
+        ("fsdp", "SALAdamW", 61),
+        ("fsdp", "SALSGD-momentum", 100),
+        ("fsdp", "SALLion", 61),
+        ("mixed", "SALAdamW", 100),
+        ("mixed", "SALLion", 61),
+    ],
+)
 def test_checkpoint(pool_of: Any, tmp_path: Any, way: str, name: str, at: int) -> None:
     """Exact on as many processes; on others all that was saved is exact, and the rest the same."""
     saved = pool_of(2)(jobs.save, way, name, str(tmp_path), at)[0]
