@@ -12,7 +12,7 @@ from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from benchmarks.baselines import row_of
 from benchmarks.drawing import KINDS, SAL, Results, kind_color, mean_of, panels_of, save
@@ -72,15 +72,16 @@ def _names(panel: Axes, labels: Sequence[tuple[str, float, float]]) -> None:
     line, taken = (y1 - y0) / 38, list[tuple[float, float, float]]()
     for label, x, y in sorted(labels, key=lambda item: -item[2]):
         width = (x1 - x0) * 0.0088 * len(label)
-        left = x + (x1 - x0) * 0.012
-        if left + width > x1:
-            left = x - width - (x1 - x0) * 0.012
+        margin = (x1 - x0) * 0.012
+        flips = x + margin + width > x1
+        left = x - width - margin if flips else x + margin
         height = y
         while any(abs(height - b) < line and left < a + w and a < left + width
                   for a, b, w in taken):  # fmt: skip
             height -= line / 4
         taken.append((left, height, width))
-        panel.annotate(label, (x, y), xytext=(left, height), fontsize=7, va="center",
+        panel.annotate(label, (x, y), xytext=(x - margin if flips else left, height), fontsize=7,
+                       ha="right" if flips else "left", va="center",
                        arrowprops={"arrowstyle": "-", "lw": 0.3, "color": "0.6"}
                        if abs(height - y) > line / 2 else None)  # fmt: skip
 
@@ -143,8 +144,10 @@ def sensitivity(
                 panel.plot(xs, [100 * summaries[x].scores["learned"].mean for x in ordered],
                            lw=0.9, ls=":", color=color)  # fmt: skip
         panel.set_xscale("log")
+        points = {float(_parts(x)[name]) for method in methods for x in axes[name][method]}
+        panel.xaxis.set_major_locator(FixedLocator(sorted(points)))
         panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.xaxis.set_minor_locator(NullLocator())
         panel.set_xlabel(name if name == "lr" else f"{name} of {methods[0]}", fontsize=9)
         panel.set_ylabel("accuracy (%)", fontsize=8)
         panel.tick_params(labelsize=7)

@@ -164,8 +164,8 @@ def _figures(
 
     add(
         "tradeoff",
-        "Stability against plasticity. Small points are grid points; nothing lies beyond the "
-        "dashed front.",
+        "Stability against plasticity. Small points are grid points; no method lies beyond the "
+        "dashed front. Rows may have different numbers of seeds: the table has them.",
         lambda path: figures_tradeoff.tradeoff("Stability against plasticity", rows, path),
     )
     add(
