@@ -30,9 +30,9 @@ class SALLion(SALOptimizer):
         weight_decay: at least 0; parameters are multiplied by ``1 - lr * weight_decay``.{SHARED}"""
 
     _moments: ClassVar[tuple[str, ...]] = ("exp_avg",)
-    _momenta: ClassVar[tuple[str, ...]] = ("exp_avg",)
-    _activity_exponent: ClassVar[int] = 2
-    _unit_update: ClassVar[bool] = True
+    _momenta = ("exp_avg",)
+    _activity_exponent = 2
+    _unit_update = True
 
     def __init__(
         self,

@@ -36,6 +36,7 @@ class Work:
     sliceable: bool
     total: int  # scalars of the whole parameter, over all processes
     sharding: Sharding | None  # where the rest of them is
+    whole: Tensor  # the parameter itself
     protected: bool = False  # by evidence
 
     def slices(self) -> "Iterator[Work]":
@@ -65,6 +66,7 @@ class Work:
                 self.sliceable,
                 self.total,
                 self.sharding,
+                self.whole,
                 self.protected,
             )
 
@@ -151,4 +153,5 @@ def work_on(
         sliceable=GRANULARITIES[group["granularity"]].sliceable,
         total=param.numel() * (2 if param.is_complex() else 1),
         sharding=sharding(param),
+        whole=param,
     )

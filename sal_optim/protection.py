@@ -8,7 +8,7 @@ asks of it. Where parameters, settings and state are kept, and how parameters ar
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,12 +34,16 @@ class Survey(NamedTuple):
     scale: float  # 1 / rms of all gradients
     size: int  # scalars of all gradients
 
+    @property
+    def surprising(self) -> bool:
+        return self.scale > 0.0 and not self.gathers
+
 
 class Protection:
     """Evidence, threshold and consolidation over groups of parameters."""
 
     # State tensors that are set to zero when the regime changes.
-    _momenta: ClassVar[tuple[str, ...]] = ()
+    _momenta: tuple[str, ...] = ()
     # q of the stability's activity, see stability.resistance.
     _activity_exponent: int = 0
     # Whether an update has size 1 whatever the size of the gradient (sign-based optimizers).

@@ -30,16 +30,21 @@ def resistance(
     if exponent == 0:
         divisors = list(torch._foreach_mul(evidence, protection))
     else:
-        torch._foreach_abs_(activity)
-        # A gradient of exactly 0 stops its element: the divisor is huge, not infinite, so that no
-        # evidence over it is 0 and not NaN.
-        torch._foreach_clamp_min_(activity, 1e-12)
-        if exponent == 2:
-            torch._foreach_mul_(activity, activity)
+        raise_activity(activity, exponent)
         divisors = list(torch._foreach_div(evidence, activity))
         torch._foreach_mul_(divisors, protection)
     torch._foreach_add_(divisors, 1.0)
     return divisors
+
+
+def raise_activity(activity: list[Tensor], exponent: int) -> None:
+    """``a**exponent``, in place, from scaled gradients; exponent 1 or 2."""
+    torch._foreach_abs_(activity)
+    # A gradient of exactly 0 stops its element: the divisor is huge, not infinite, so that no
+    # evidence over it is 0 and not NaN.
+    torch._foreach_clamp_min_(activity, 1e-12)
+    if exponent == 2:
+        torch._foreach_mul_(activity, activity)
 
 
 def stability(evidence: Tensor, protection: float) -> Tensor:

@@ -80,10 +80,7 @@ def advance(
     """
     scaled: list[Tensor] = []
     if plan.gathers or (plan.protected and plan.exponent):
-        dtype = plan.granularity.dtype(state)
-        wide = [grad if grad.dtype == dtype else grad.to(dtype) for grad in grads]
-        # Scaled before it is squared: g * g leaves the range of float32 for |g| < 1e-19.
-        scaled = list(torch._foreach_mul(wide, numbers.scale))
+        scaled = scaled_gradients(grads, plan.granularity.dtype(state), numbers.scale)
     if plan.gathers:
         plan.granularity.gather(state, scaled)
     if not plan.moves:
@@ -101,6 +98,13 @@ def advance(
         _add_scaled(params, direction.numerators, direction.factors)
     else:
         _add_quotient(params, direction.numerators, direction.denominators, direction.factors)
+
+
+def scaled_gradients(grads: list[Tensor], dtype: torch.dtype, scale: Number) -> list[Tensor]:
+    """Gradients over the root of their mean square, new, in the dtype of the evidence."""
+    wide = [grad if grad.dtype == dtype else grad.to(dtype) for grad in grads]
+    # Scaled before it is squared: g * g leaves the range of float32 for |g| < 1e-19.
+    return list(torch._foreach_mul(wide, scale))
 
 
 def _move_protected(
