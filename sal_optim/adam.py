@@ -32,7 +32,7 @@ class SALAdam(SALOptimizer):
         amsgrad: use the largest running mean of squares so far.{SHARED}"""
 
     _moments: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
-    _momenta: ClassVar[tuple[str, ...]] = ("exp_avg",)
+    _momenta = ("exp_avg",)
     _bias_correction: ClassVar[bool] = True
 
     def __init__(

@@ -26,7 +26,7 @@ StateDict = dict[str, Any]
 # Returns the state dict in the form of an optimizer, or raises; changes neither of the two.
 Fit = Callable[[StateDict], StateDict]
 
-_STATISTICS = ("pending", "evidence", "anchor")
+_STATISTICS = ("pending", "evidence", "anchor", "update_norm", "gradient_norm")
 # Containers nested deeper are no state of an optimizer.
 _DEPTH = 16
 

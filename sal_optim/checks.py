@@ -101,6 +101,13 @@ def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
     return str(value)
 
 
+def names(name: str, value: Any) -> tuple[str, ...]:
+    """A tuple of names, from any sequence of text."""
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+        raise TypeError(f"Invalid {name} value: {value!r}; {name} must be a list of names")
+    return tuple(value)
+
+
 def floating_dtype(name: str, value: Any) -> str | None:
     """The name of a floating dtype, from ``torch.bfloat16``, ``"bfloat16"`` or None.
 

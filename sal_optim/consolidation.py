@@ -74,9 +74,20 @@ def consolidate(protection: "Protection", surprise: float) -> None:
             state["evidence_weight"] = group["retention"] * state["evidence_weight"] + weight
             if group["protection"] > 0.0:
                 for name in protection._momenta:
-                    if state.get(name) is not None:
-                        state[name].zero_()
+                    _zero(state.get(name))
     restart(threshold)
+
+
+def _zero(value: Any) -> None:
+    """Set a tensor, or all tensors of a container, to zero."""
+    if isinstance(value, torch.Tensor):
+        value.zero_()
+    elif isinstance(value, dict):
+        for item in value.values():
+            _zero(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _zero(item)
 
 
 def take_back(optimizer: "SALOptimizer", group: dict[str, Any], items: list[Work]) -> None:

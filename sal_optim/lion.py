@@ -31,7 +31,7 @@ class SALLion(SALOptimizer):
         weight_decay: at least 0; parameters are multiplied by ``1 - lr * weight_decay``.{SHARED}"""
 
     _moments: ClassVar[tuple[str, ...]] = ("exp_avg",)
-    _momenta: ClassVar[tuple[str, ...]] = ("exp_avg",)
+    _momenta = ("exp_avg",)
     _activity = True
     _unit_update = True
 

@@ -215,14 +215,16 @@ class SALOptimizer(Protection, Optimizer):
         return self._moments
 
     def _groups(self) -> list[dict[str, Any]]:
-        return self.param_groups
+        groups: list[dict[str, Any]] = self.param_groups
+        return groups
 
     def _state_of(self, param: Tensor) -> State:
         state: State = self.state.get(param, {})
         return state
 
     def _threshold_owner(self) -> dict[str, Any]:
-        return self.param_groups[0]
+        first: dict[str, Any] = self.param_groups[0]
+        return first
 
     def _take_back(self, work: GroupedWork) -> None:
         for group, items in work:

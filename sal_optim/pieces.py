@@ -40,6 +40,7 @@ class Work:
     sliceable: bool
     total: int  # scalars of the whole parameter, over all processes
     sharding: Sharding | None  # where the rest of them is
+    whole: Tensor  # the parameter itself
     protected: bool = False  # by evidence
 
 
@@ -140,4 +141,5 @@ def work_on(
         sliceable=GRANULARITIES[group["granularity"]].sliceable,
         total=param.numel() * (2 if param.is_complex() else 1),
         sharding=sharding(param) if spread else None,
+        whole=param,
     )

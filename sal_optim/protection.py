@@ -8,7 +8,7 @@ asks of it. Where parameters, settings and state are kept, and how parameters ar
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +32,8 @@ class Survey(NamedTuple):
 
     gathers: bool  # evidence is gathered from them
     pulls: bool  # the pull is due
-    scale: float  # 1 / rms of all gradients
+    surprising: bool  # above the threshold
+    scale: float  # 1 / rms of all gradients; 0 if they tell nothing
     size: int  # scalars of all gradients
 
 
@@ -40,7 +41,7 @@ class Protection:
     """Evidence, threshold and consolidation over groups of parameters."""
 
     # State tensors that are set to zero when the regime changes.
-    _momenta: ClassVar[tuple[str, ...]] = ()
+    _momenta: tuple[str, ...] = ()
     # Whether the gate sees how active an element is at present.
     _activity: bool = False
     # Whether an update has size 1 whatever the size of the gradient (sign-based optimizers).
@@ -96,7 +97,13 @@ class Protection:
         gathers = ordinary and due
         if gathers:
             count_pending(self)
-        return Survey(gathers, due, math.sqrt(size) / norm if informative else 0.0, size)
+        return Survey(
+            gathers=gathers,
+            pulls=due,
+            surprising=informative and not ordinary,
+            scale=math.sqrt(size) / norm if informative else 0.0,
+            size=size,
+        )
 
     def _listen(self, norm: float, work: GroupedWork) -> bool:
         """Pass the norm to the threshold, consolidate if it says so; is the step ordinary?"""

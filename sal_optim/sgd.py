@@ -1,7 +1,7 @@
 """SALSGD: stochastic gradient descent with momentum as in torch.optim.SGD, protected."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class SALSGD(SALOptimizer):
         weight_decay: at least 0; acts through the gradient.
         nesterov: look ahead; needs a momentum and no dampening.{SHARED}"""
 
-    _momenta: ClassVar[tuple[str, ...]] = ("momentum_buffer",)
+    _momenta = ("momentum_buffer",)
 
     def __init__(
         self,

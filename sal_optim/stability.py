@@ -32,16 +32,21 @@ def resistance(
             overwritten. None: 1.
     """
     if activity is not None:
-        torch._foreach_mul_(activity, activity)
-        # A gradient of exactly 0 stops its element: the divisor is huge, not infinite, so that no
-        # evidence over it is 0 and not NaN.
-        torch._foreach_clamp_min_(activity, 1e-24)
+        square(activity)
         evidence = list(torch._foreach_div(evidence, activity))
     if sizes is not None and not isinstance(protection, Tensor):
         return list(torch._foreach_addcmul(sizes, sizes, evidence, protection))
     divisors = torch._foreach_mul(evidence, protection)
     torch._foreach_add_(divisors, 1.0)
     return list(divisors if sizes is None else torch._foreach_mul(divisors, sizes))
+
+
+def square(activity: list[Tensor]) -> None:
+    """``a**2`` in place, from gradients over the root of their mean square."""
+    torch._foreach_mul_(activity, activity)
+    # A gradient of exactly 0 stops its element: the divisor is huge, not infinite, so that no
+    # evidence over it is 0 and not NaN.
+    torch._foreach_clamp_min_(activity, 1e-24)
 
 
 def stability(evidence: Tensor, protection: float) -> Tensor:

@@ -35,6 +35,12 @@ def prepare(param: Tensor, state: State, group: dict[str, Any], moments: Sequenc
         if state.get(name) is None:
             state[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
             fresh = True
+    prepare_evidence(param, state, group)
+    return fresh
+
+
+def prepare_evidence(param: Tensor, state: State, group: dict[str, Any]) -> None:
+    """Create what evidence, and what anchor, is missing."""
     if "evidence_weight" not in state:
         state["evidence_weight"] = 0.0
         dtype = _dtype(param, group)
@@ -49,7 +55,6 @@ def prepare(param: Tensor, state: State, group: dict[str, Any], moments: Sequenc
         state["anchor"] = param.detach().clone(memory_format=torch.preserve_format)
         if group["state_dtype"] is not None and not param.is_complex():
             state["anchor"] = state["anchor"].to(_dtype(param, group))
-    return fresh
 
 
 def _dtype(param: Tensor, group: dict[str, Any]) -> torch.dtype:

@@ -81,10 +81,7 @@ def advance(
     """
     scaled: list[Tensor] = []
     if plan.gathers or (plan.protected and plan.activity):
-        dtype = wide(plan.granularity.dtype(state))
-        exact = [grad if grad.dtype == dtype else grad.to(dtype) for grad in grads]
-        # Scaled before it is squared: g * g leaves the range of float32 for |g| < 1e-19.
-        scaled = list(torch._foreach_mul(exact, numbers.scale))
+        scaled = scaled_gradients(grads, plan.granularity.dtype(state), numbers.scale)
     if plan.gathers:
         plan.granularity.gather(state, scaled, numbers.rounding)
     if not plan.moves:
@@ -102,6 +99,14 @@ def advance(
         _add_scaled(params, direction.numerators, direction.factors)
     else:
         _add_quotient(params, direction.numerators, direction.denominators, direction.factors)
+
+
+def scaled_gradients(grads: list[Tensor], dtype: torch.dtype, scale: Number) -> list[Tensor]:
+    """Gradients over the root of their mean square, new, as exact as sums of ``dtype`` need."""
+    exact = wide(dtype)
+    raised = [grad if grad.dtype == exact else grad.to(exact) for grad in grads]
+    # Scaled before it is squared: g * g leaves the range of float32 for |g| < 1e-19.
+    return list(torch._foreach_mul(raised, scale))
 
 
 def _move_protected(

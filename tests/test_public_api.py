@@ -22,7 +22,15 @@ SHARED = (
     "retention=1.0, granularity='element', state_dtype=None, foreach=None, maximize=False, "
     "capturable=False, differentiable=False, compile=False"
 )
-NAMES = {"SALAdam", "SALAdamW", "SALLion", "SALOptimizer", "SALSGD", "__version__"}
+NAMES = {
+    "CommunicationLayer",
+    "SALAdam",
+    "SALAdamW",
+    "SALLion",
+    "SALOptimizer",
+    "SALSGD",
+    "__version__",
+}
 CONSTRUCTORS = {
     "SALAdam": (
         "params, lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0, amsgrad=False, *, "
@@ -37,6 +45,20 @@ CONSTRUCTORS = {
         f"{SHARED}"
     ),
     "SALLion": f"params, lr=0.0001, betas=(0.9, 0.99), weight_decay=0.0, *, {SHARED}",
+}
+LAYER = (
+    "optimizer, protection=0.1, *, pull=5.0, tau0=1.0, alpha=4.0, stats_beta=0.98, "
+    "consolidate_every=None, retention=1.0, granularity='element', state_dtype=None, "
+    "unit_update=False, momenta=('exp_avg', 'momentum_buffer')"
+)
+LAYER_METHODS = {
+    "analyze": "self, model",
+    "consolidate": "self",
+    "diagnostics": "self",
+    "observe": "self",
+    "protect": "self, model",
+    "remove": "self",
+    "stability": "self, param",
 }
 METHODS = {
     "add_param_group": "self, param_group",
@@ -63,7 +85,7 @@ def signature(function: Any) -> str:
     """Names, order, kinds and defaults, without the types."""
     found = inspect.signature(function)
     bare = [p.replace(annotation=inspect.Parameter.empty) for p in found.parameters.values()]
-    return str(inspect.Signature(bare)).strip("()")
+    return str(inspect.Signature(bare)).removeprefix("(").removesuffix(")")
 
 
 def test_names() -> None:
@@ -78,17 +100,28 @@ def test_constructors(name: str) -> None:
 
 
 def test_methods() -> None:
-    own = vars(sal_optim.SALOptimizer)
-    found = {
-        name: signature(inspect.unwrap(value))
-        for name, value in own.items()
-        if callable(value) and not name.startswith("_")
-    }
+    found = _methods(sal_optim.SALOptimizer)
     assert found == METHODS
     for name in CONSTRUCTORS:
         public = {n for n in vars(getattr(sal_optim, name)) if not n.startswith("_")}
         # torch puts a wrapped step into each class when it is first instantiated.
         assert public <= {"step"}
+
+
+def test_the_layer() -> None:
+    assert signature(sal_optim.CommunicationLayer.__init__) == f"self, {LAYER}"
+    assert _methods(sal_optim.CommunicationLayer) == LAYER_METHODS
+
+
+def _methods(cls: type) -> dict[str, str]:
+    """The public methods of a class, and of its bases in this package."""
+    return {
+        name: signature(inspect.unwrap(value))
+        for base in reversed(cls.__mro__)
+        if base.__module__.startswith("sal_optim")
+        for name, value in vars(base).items()
+        if callable(value) and not name.startswith("_")
+    }
 
 
 def test_diagnostics() -> None:
@@ -102,7 +135,7 @@ def test_every_public_name_is_documented() -> None:
     for name in NAMES - {"__version__"}:
         cls = getattr(sal_optim, name)
         assert all(
-            inspect.getdoc(getattr(cls, method)) for method in METHODS if method in vars(cls)
+            inspect.getdoc(getattr(cls, method)) for method in METHODS if hasattr(cls, method)
         ), name
 
 

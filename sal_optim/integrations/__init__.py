@@ -1,0 +1,114 @@
+"""The names of the family in other packages' registries; one file a package, imported lazily.
+
+``register()`` makes the names below known to every package that has a registry, now or when it is
+imported later. Packages that take a class (Lightning, Hydra, skorch, Accelerate …) need nothing.
+"""
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from torch.optim import Optimizer
+
+from sal_optim.adam import SALAdam, SALAdamW
+from sal_optim.communication import layer_of
+from sal_optim.lion import SALLion
+from sal_optim.protection import Protection
+from sal_optim.sgd import SALSGD
+
+# No underscore: timm takes "sal_adamw" for AdamW.
+OPTIMIZERS = {"saladam": SALAdam, "saladamw": SALAdamW, "salsgd": SALSGD, "sallion": SALLion}
+
+# The module that holds a package's registry, and the file here that fills it.
+_REGISTRIES = {
+    "transformers.trainer": "transformers",
+    "timm.optim": "timm",
+    "pytorch_optimizer": "pytorch_optimizer",
+    "torch_optimizer": "torch_optimizer",
+}
+
+
+def register() -> None:
+    """Make the family known to every package with a registry, imported already or not.
+
+    Nothing is imported that the program does not import itself. Calling it twice is harmless.
+    """
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+    for module in _REGISTRIES:
+        if module in sys.modules:
+            _fill(module)
+
+
+def protection_of(optimizer: object) -> Protection | None:
+    """What protects an optimizer, through the wrappers of other packages; None if nothing does.
+
+    Args:
+        optimizer: one of the family, one inside a ``CommunicationLayer``, or a wrapper that holds
+            it as ``optimizer`` (Accelerate), ``opt`` (fastai) or ``_optimizer`` (Lightning).
+    """
+    for _ in range(8):
+        if isinstance(optimizer, Protection):
+            return optimizer
+        layer = layer_of(optimizer) if isinstance(optimizer, Optimizer) else None
+        if layer is not None:
+            return layer
+        names = ("optimizer", "opt", "_optimizer")
+        optimizer = next((vars(optimizer)[n] for n in names if n in _fields(optimizer)), None)
+        if optimizer is None:
+            return None
+    return None
+
+
+def logged(protection: Protection) -> dict[str, float]:
+    """Diagnostics under the names that loggers show, ``sal/protected`` and so on."""
+    return {f"sal/{name}": value for name, value in protection.diagnostics().items()}
+
+
+def _fields(value: object) -> dict[str, object]:
+    return getattr(value, "__dict__", {})
+
+
+def _fill(module: str) -> None:
+    importlib.import_module(f"{__name__}.{_REGISTRIES[module]}").register()
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds a registry's module as Python would, and fills the registry once it is imported."""
+
+    _searching = False
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in _REGISTRIES or self._searching:
+            return None
+        self._searching = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._searching = False
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader)
+        return spec
+
+
+class _Loader(importlib.abc.Loader):
+    """A module's own loader, with one thing done after it."""
+
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        _fill(module.__name__)

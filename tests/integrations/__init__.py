@@ -1,0 +1,1 @@
+"""Tests with other packages: skipped, with the reason, where one is not installed."""

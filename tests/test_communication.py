@@ -1,0 +1,302 @@
+"""CommunicationLayer around torch's own optimizers; third parties' are in tests/integrations."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sal_optim import CommunicationLayer, SALAdam
+from sal_optim.communication import layer_of
+from tests.drive import (
+    REGIME,
+    assert_equal,
+    assert_same_state,
+    clone_params,
+    consolidations,
+    drive,
+    make_params,
+    profile,
+    reload,
+    snapshot,
+    step_with,
+    stream,
+)
+from tests.layered import check_layer
+
+optim = torch.optim
+BUILDERS: dict[str, Any] = {
+    "Adam": lambda p: optim.Adam(p, lr=0.01),
+    "Adam-foreach": lambda p: optim.Adam(p, lr=0.01, foreach=True),
+    "Adam-fused": lambda p: optim.Adam(p, lr=0.01, fused=True),
+    "AdamW-amsgrad": lambda p: optim.AdamW(p, lr=0.01, amsgrad=True),
+    "SGD": lambda p: optim.SGD(p, lr=0.5),
+    "SGD-momentum": lambda p: optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+    "Adadelta": lambda p: optim.Adadelta(p, lr=1.0),
+    "Adafactor": lambda p: optim.Adafactor(p, lr=0.05),
+    "Adagrad": lambda p: optim.Adagrad(p, lr=0.05),
+    "Adamax": lambda p: optim.Adamax(p, lr=0.01),
+    "ASGD": lambda p: optim.ASGD(p, lr=0.5),
+    "LBFGS": lambda p: optim.LBFGS(p, lr=0.1, max_iter=4),
+    "NAdam": lambda p: optim.NAdam(p, lr=0.01),
+    "RAdam": lambda p: optim.RAdam(p, lr=0.01),
+    "RMSprop": lambda p: optim.RMSprop(p, lr=0.01, alpha=0.9, centered=True),
+    "Rprop": lambda p: optim.Rprop(p, lr=0.01),
+}
+if hasattr(optim, "Muon"):
+    BUILDERS["Muon"] = lambda p: optim.Muon(p, lr=0.02)
+
+
+def adam(params: list[Tensor], **settings: Any) -> tuple[Optimizer, CommunicationLayer]:
+    optimizer = optim.Adam(params, lr=0.01)
+    return optimizer, CommunicationLayer(optimizer, **settings)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_around_torch(name: str) -> None:
+    check_layer(BUILDERS[name], closure=True)
+
+
+def test_a_change_is_found_once_and_resumed_at_any_moment() -> None:
+    """Saved before, during and after a detection: a fresh layer goes on bit for bit."""
+    params = make_params()
+    grads = stream(params, profile(90, (60,)))
+    optimizer, _ = adam(params)
+    saved: dict[int, Any] = {}
+    found = []
+    for index, now in enumerate(grads):
+        if index in (0, 1, 40, 61, 62, 75):
+            saved[index] = (clone_params(params), reload(optimizer.state_dict()))
+        before = consolidations(optimizer)
+        step_with(optimizer, params, now)
+        found += [index] if consolidations(optimizer) > before else []
+    assert found == [61]
+    assert any("previous" in state for state in saved[61][1]["state"].values())
+    assert not any("previous" in state for state in optimizer.state.values())
+    for index, (weights, state) in saved.items():
+        fresh, layer = adam(weights)
+        fresh.load_state_dict(state)
+        drive(fresh, weights, grads[index:])
+        assert_equal(weights, params, f"resumed at {index}:")
+        assert_same_state(snapshot(fresh), snapshot(optimizer))
+        assert layer.diagnostics()["consolidations"] == 1
+
+
+def test_the_step_that_did_damage_is_taken_back() -> None:
+    params = make_params()
+    grads = stream(params, profile(62, (60,)))
+    optimizer, layer = adam(params, pull=0.0)
+    drive(optimizer, params, grads[:60])
+    still = clone_params(params)
+    step_with(optimizer, params, grads[60])
+    assert not torch.equal(params[0], still[0])
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-30  # what is left of the next step is nothing
+    step_with(optimizer, params, grads[61])
+    assert layer.diagnostics()["consolidations"] == 1
+    assert_equal(params, still)
+
+
+def test_two_published_lines_change_nothing() -> None:
+    models = [nn.Linear(6, 4), nn.Linear(6, 4)]
+    models[1].load_state_dict(models[0].state_dict())
+    pairs = [adam(list(model.parameters()), consolidate_every=5) for model in models]
+    for step in range(20):
+        inputs = torch.randn(16, 6, generator=torch.Generator().manual_seed(step))
+        for model, (optimizer, layer) in zip(models, pairs, strict=True):
+            optimizer.zero_grad()
+            model(inputs).square().mean().backward()
+            if model is models[0]:
+                layer.analyze(model)
+                layer.protect(model)
+            optimizer.step()
+    assert_same_state(snapshot(pairs[0][0]), snapshot(pairs[1][0]))
+    assert_equal(list(models[0].parameters()), list(models[1].parameters()))
+    assert pairs[0][1].diagnostics()["consolidations"] == 3
+
+
+def test_analyze_alone_gathers_and_moves_nothing() -> None:
+    model = nn.Linear(6, 4)
+    optimizer, layer = adam(list(model.parameters()), protection=10.0)
+    still = clone_params(list(model.parameters()))
+    for _ in range(5):
+        optimizer.zero_grad()
+        model(torch.randn(16, 6)).square().mean().backward()
+        layer.analyze(model)
+    layer.consolidate()
+    assert_equal(list(model.parameters()), still)
+    assert not optimizer.state
+    assert layer.stability(model.weight).max() > 0.5
+    optimizer.step()
+    assert "evidence" in optimizer.state[model.weight]
+    assert float(optimizer.state[model.weight]["step"]) == 1
+
+
+def test_observe_gathers_and_moves_nothing() -> None:
+    params = make_params()
+    still = clone_params(params)
+    optimizer, layer = adam(params)
+    with layer.observe():
+        drive(optimizer, params, stream(params, profile(10)))
+    assert params[0].grad is not None
+    assert_equal(params, still)
+    assert not optimizer.state
+    layer.consolidate()
+    assert layer.diagnostics()["mean_gate"] < 1
+    assert layer.stability(params[0]).max() > 0
+
+
+def test_looking_before_the_first_step() -> None:
+    optimizer, layer = adam(make_params())
+    before = copy.deepcopy(optimizer.state_dict())
+    report = layer.diagnostics()
+    assert (report["volatile"], report["consolidations"], report["drift"]) == (1.0, 0.0, 0.0)
+    layer.consolidate()
+    assert not optimizer.state
+    assert optimizer.state_dict()["state"] == before["state"]
+
+
+def test_parameters_without_evidence_move_freely() -> None:
+    params, twin = make_params(), make_params()
+    optimizer, layer = adam(params, protection=10.0, alpha=1e6)
+    free = optim.Adam(twin, lr=0.01)
+    grads = stream(params, profile(REGIME))
+    for now in grads[:10]:
+        some = [None, *now[1:]]
+        step_with(optimizer, params, some)
+        step_with(free, twin, some)
+    layer.consolidate()
+    for now in grads[10:20]:
+        step_with(optimizer, params, now)
+        step_with(free, twin, now)
+    assert_equal(params[:1], twin[:1])
+    assert not torch.equal(params[1], twin[1])
+
+
+@pytest.mark.parametrize("granularity", ["factored", "tensor"])
+def test_granularities(granularity: str) -> None:
+    params = make_params()
+    optimizer, layer = adam(params, granularity=granularity)
+    found = drive(optimizer, params, stream(params, profile(90, (60,))))
+    assert found == [61]
+    assert 0 < layer.diagnostics()["mean_gate"] < 1
+
+
+def test_statistics_keep_float32_beside_bfloat16() -> None:
+    params = make_params(dtype=torch.bfloat16)
+    optimizer, _ = adam(params)
+    drive(optimizer, params, stream(params, profile(70, (60,))))
+    fresh, _ = adam(clone_params(params))
+    fresh.load_state_dict(reload(optimizer.state_dict()))
+    assert_same_state(snapshot(fresh), snapshot(optimizer))
+    assert optimizer.state[params[0]]["evidence"].dtype == torch.float32
+
+
+def test_complex_parameters() -> None:
+    params = make_params(dtype=torch.complex64)
+    optimizer, layer = adam(params)
+    assert drive(optimizer, params, stream(params, profile(90, (60,)))) == [61]
+    assert layer.diagnostics()["mean_gate"] < 1
+
+
+def test_groups_have_their_own_protection_and_schedules_reach_it() -> None:
+    params, twin = make_params(), make_params()
+    optimizer = optim.SGD(
+        [{"params": params[:2], "protection": 0.0}, {"params": params[2:]}], lr=0.01
+    )
+    layer = CommunicationLayer(optimizer, protection=10.0, alpha=1e6)
+    free = optim.SGD(twin, lr=0.01)
+    grads = stream(params, profile(20))
+    for now in grads[:10]:
+        step_with(optimizer, params, now)
+        step_with(free, twin, now)
+    layer.consolidate()
+    assert [group["protection"] for group in optimizer.param_groups] == [0.0, 10.0]
+    step_with(optimizer, params, grads[10])
+    step_with(free, twin, grads[10])
+    assert_equal(params[:2], twin[:2])
+    assert not torch.equal(params[2], twin[2])
+    optimizer.param_groups[1]["protection"] = 0.0
+    held = clone_params(params)
+    step_with(optimizer, params, grads[11])
+    moved = held[2].detach() - 0.01 * grads[11][2]
+    torch.testing.assert_close(params[2].detach(), moved)
+    optimizer.param_groups[1]["protection"] = -1.0
+    with pytest.raises(ValueError, match=r"protection.*-1\.0.*\[0, inf\)"):
+        step_with(optimizer, params, grads[12])
+
+
+def test_checkpoints_of_the_bare_optimizer_go_on() -> None:
+    params = make_params()
+    bare = optim.Adam(params, lr=0.01)
+    grads = stream(params, profile(10))
+    for now in grads[:5]:
+        step_with(bare, params, now)
+    optimizer, _ = adam(clone_params(params))
+    optimizer.load_state_dict(reload(bare.state_dict()))
+    ours = optimizer.param_groups[0]["params"]
+    for now in grads[5:]:
+        step_with(bare, params, now)
+        step_with(optimizer, ours, now)
+    assert_equal(ours, params)
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused() -> None:
+    params = make_params()
+    optimizer, _ = adam(params)
+    drive(optimizer, params, stream(params, profile(3)))
+    state = reload(optimizer.state_dict())
+    state["state"][0]["evidence"] = torch.zeros(7)
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match=r"parameter 0, 'evidence'.*\(7,\)"):
+        optimizer.load_state_dict(state)
+    assert_same_state(snapshot(optimizer), before)
+
+
+def test_a_non_finite_gradient_is_no_evidence() -> None:
+    params = make_params()
+    optimizer, layer = adam(params)
+    drive(optimizer, params, stream(params, profile(5)))
+    kept = [optimizer.state[param]["pending"].clone() for param in params]
+    step_with(optimizer, params, [torch.full_like(param, torch.inf) for param in params])
+    assert_equal([optimizer.state[param]["pending"] for param in params], kept)
+    assert layer.diagnostics()["surprise"] < 10
+
+
+def test_removal() -> None:
+    params, twin = make_params(), make_params()
+    optimizer, layer = adam(params)
+    layer.remove()
+    free = optim.Adam(twin, lr=0.01)
+    for now in stream(params, profile(3)):
+        step_with(optimizer, params, now)
+        step_with(free, twin, now)
+    assert_equal(params, twin)
+    assert layer_of(optimizer) is None
+    assert "evidence" not in optimizer.state[params[0]]
+
+
+def test_what_is_refused() -> None:
+    params = make_params()
+    optimizer, layer = adam(params)
+    with pytest.raises(ValueError, match="protected already"):
+        CommunicationLayer(optimizer)
+    with pytest.raises(ValueError, match="protected already"):
+        CommunicationLayer(SALAdam(make_params()))
+    with pytest.raises(TypeError, match=r"optimizer.*str.*torch\.optim\.Optimizer"):
+        CommunicationLayer("adam")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"protection.*-1.*\[0, inf\)"):
+        CommunicationLayer(optim.SGD(make_params(), lr=1.0), protection=-1)
+    with pytest.raises(TypeError, match=r"momenta.*exp_avg.*list of names"):
+        CommunicationLayer(optim.SGD(make_params(), lr=1.0), momenta="exp_avg")
+    with pytest.raises(ValueError, match=r"model.*Linear.*optimizer"):
+        layer.analyze(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"model.*Linear.*optimizer"):
+        layer.protect(nn.Linear(2, 2))
+    params[0].grad = torch.zeros(6, 5).to_sparse()
+    with pytest.raises(RuntimeError, match="sparse"):
+        optimizer.step()
