@@ -8,13 +8,13 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 ARGS ?=
 
-.PHONY: bench test test-distributed coverage fuzz long lint clean
+.PHONY: bench test test-distributed test-trainers coverage fuzz long lint clean
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks continual $(ARGS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --ignore tests/distributed $(ARGS)
+	$(BIN)/python -m pytest -n 2 --ignore tests/distributed --ignore tests/integrations $(ARGS)
 
 # 2 and 4 processes on loopback: on two cores these wait for each other for minutes.
 test-distributed: $(VENV)/.installed
@@ -30,6 +30,11 @@ fuzz: $(VENV)/.installed
 
 long: $(VENV)/.installed
 	SAL_OPTIM_LONG=1000000 $(BIN)/python -m pytest -n 2 tests/test_long_runs.py $(ARGS)
+
+# Real trainers and other packages' optimizers: installs them, which takes minutes.
+test-trainers: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[integrations]'
+	$(BIN)/python -m pytest tests/integrations $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

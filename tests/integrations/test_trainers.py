@@ -24,8 +24,9 @@ def needs(package: str) -> None:
 
 
 def run(arguments: list[str], cwd: Path) -> str:
-    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent / "shim")])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    # Not the repository itself: entry points are those of the installed package.
+    shim = str(Path(__file__).parent / "shim")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": shim}
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
@@ -101,7 +102,6 @@ def test_the_launcher_says_what_it_wants(tmp_path: Path) -> None:
             text=True,
             timeout=120,
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         assert done.returncode == 1
         assert "usage: python -m sal_optim.run" in done.stderr
