@@ -14,7 +14,8 @@ from torch.optim.optimizer import ParamsT
 from sal_optim import checks
 from sal_optim.arguments import SHARED, given
 from sal_optim.optimizer import PROTECTION, PULL, SALOptimizer
-from sal_optim.update import Direction, Number, Rule, Tensors
+from sal_optim.rounding import Number
+from sal_optim.update import Direction, Rule, Tensors
 
 
 class SALLion(SALOptimizer):

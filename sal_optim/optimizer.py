@@ -25,7 +25,7 @@ from sal_optim.distributed import aligned, refuse_factored, sharding
 from sal_optim.evidence import GRANULARITIES
 from sal_optim.norms import gradient_norm
 from sal_optim.pieces import Piece, Work, pieces, plain
-from sal_optim.rounding import dither
+from sal_optim.rounding import Number, dither
 from sal_optim.state import lists, prepare
 from sal_optim.threshold import (
     ThresholdState,
@@ -34,7 +34,7 @@ from sal_optim.threshold import (
     observe_norm,
     record_norm,
 )
-from sal_optim.update import Direction, Number, Numbers, Plan, Rule, Tensors, advance
+from sal_optim.update import Direction, Numbers, Plan, Rule, Tensors, advance
 
 # The defaults of the family, found by the benchmark: docs/experiments.md.
 PROTECTION, PULL = 0.1, 10.0
