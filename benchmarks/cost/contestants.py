@@ -112,7 +112,7 @@ CONTESTANTS = [
     ),
     Contestant("published SAL on AdamW", "adam", _Published),
     Contestant("optimi AdamW", "adam", _foreign("optimi", "AdamW"), "optimi", 7),
-    Contestant("HeavyBall AdamW", "adam", _foreign("heavyball", "ForeachAdamW"), "heavyball", 7),
+    Contestant("HeavyBall AdamW", "adam", _foreign("heavyball", "AdamW"), "heavyball", 7),
     Contestant(
         "torch-optimizer Yogi", "adam", _foreign("torch_optimizer", "Yogi"), "torch_optimizer"
     ),
