@@ -8,17 +8,13 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 ARGS ?=
 
-.PHONY: bench test test-distributed coverage fuzz long lint clean
+.PHONY: bench test coverage fuzz long lint clean
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks continual $(ARGS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --ignore tests/distributed $(ARGS)
-
-# 2 and 4 processes on loopback: on two cores these wait for each other for minutes.
-test-distributed: $(VENV)/.installed
-	$(BIN)/python -m pytest tests/distributed $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 # Fails below 95 percent of the branches of sal_optim/.
 coverage: $(VENV)/.installed
