@@ -22,8 +22,8 @@ test-distributed: $(VENV)/.installed
 
 # Fails below 95 percent of the branches of sal_optim/.
 coverage: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --ignore tests/distributed --ignore tests/benchmarks \
-		--cov=sal_optim --cov-branch --cov-report=term-missing --cov-fail-under=95 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --ignore tests/benchmarks \
+		--cov --cov-report=term-missing --cov-fail-under=95 $(ARGS)
 
 fuzz: $(VENV)/.installed
 	SAL_OPTIM_FUZZ=10000 $(BIN)/python -m pytest -n 2 tests/test_fuzz.py $(ARGS)

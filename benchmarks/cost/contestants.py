@@ -64,6 +64,21 @@ def _foreign(package: str, name: str, **options: Any) -> Callable[[list[Tensor]]
     return lambda params: getattr(importlib.import_module(package), name)(params, lr=LR, **options)
 
 
+class _Consuming:
+    """HeavyBall takes the gradients away as it steps: they are put back, as a backward pass would."""
+
+    def __init__(self, params: list[Tensor]) -> None:
+        self.grads = [param.grad for param in params]
+        self.params = params
+        self.optimizer = importlib.import_module("heavyball").AdamW(params, lr=LR)
+        self.state = self.optimizer.state
+
+    def step(self) -> None:
+        for param, grad in zip(self.params, self.grads, strict=True):
+            param.grad = grad
+        self.optimizer.step()
+
+
 class _Published:
     """The published rule around AdamW, as a benchmark method takes its steps."""
 
@@ -112,7 +127,7 @@ CONTESTANTS = [
     ),
     Contestant("published SAL on AdamW", "adam", _Published),
     Contestant("optimi AdamW", "adam", _foreign("optimi", "AdamW"), "optimi", 7),
-    Contestant("HeavyBall AdamW", "adam", _foreign("heavyball", "AdamW"), "heavyball", 7),
+    Contestant("HeavyBall AdamW", "adam", _Consuming, "heavyball", 7),
     Contestant(
         "torch-optimizer Yogi", "adam", _foreign("torch_optimizer", "Yogi"), "torch_optimizer"
     ),

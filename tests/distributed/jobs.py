@@ -375,7 +375,9 @@ def full_state(name: str) -> dict[str, Any]:
     )
     fresh = make(name, params)
     fresh.zero_grad()  # torch makes the state to load into only where there is no gradient
-    set_optimizer_state_dict(model, fresh, state, options=StateDictOptions(full_state_dict=True))
+    # Rank 0 alone has the whole.
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_optimizer_state_dict(model, fresh, state, options=options)
     return {"before": outcome(optimizer, []), "after": outcome(fresh, [])}
 
 

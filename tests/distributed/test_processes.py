@@ -17,7 +17,8 @@ from tests.distributed import jobs
 from tests.distributed.pool import Pool
 from tests.rows import CLASSES, ROWS
 
-pytestmark = pytest.mark.timeout(600)
+# One group for xdist: its processes are enough for one machine.
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("processes")]
 
 KWARGS: dict[str, Any] = {"protection": 0.3, "pull": 1.0}
 
@@ -195,5 +196,5 @@ def test_a_hang_is_a_failure() -> None:
     """The tests' own net holds."""
     pool = Pool(2)
     with pytest.raises(TimeoutError, match="hung on rank 0"):
-        pool(jobs.hang, 0, limit=30.0)
+        pool(jobs.hang, 0, limit=15.0)
     assert not pool.alive
