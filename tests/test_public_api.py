@@ -132,6 +132,16 @@ def test_the_report() -> None:
         sal_optim.reports  # type: ignore[attr-defined] # noqa: B018
 
 
+def test_the_writers() -> None:
+    from sal_optim.writers import CSVWriter, TensorBoardWriter
+
+    assert signature(CSVWriter.__init__) == "self, optimizer, path, every=1"
+    expected = "self, optimizer, writer, every=1, prefix='sal/'"
+    assert signature(TensorBoardWriter.__init__) == expected
+    for cls in (CSVWriter, TensorBoardWriter):
+        assert _methods(cls) == {"remove": "self"}
+
+
 def test_diagnostics() -> None:
     import torch
 
