@@ -4,6 +4,8 @@ Drop-in replacements for Adam, AdamW, SGD and Lion that keep evidence of what wa
 themselves when the data changes, and protect what the old data rests on.
 """
 
+from typing import TYPE_CHECKING
+
 from sal_optim._version import __version__
 from sal_optim.adam import SALAdam, SALAdamW
 from sal_optim.communication import CommunicationLayer
@@ -19,4 +21,17 @@ __all__ = [
     "SALLion",
     "SALOptimizer",
     "__version__",
+    "report",
 ]
+
+if TYPE_CHECKING:
+    from sal_optim.reporting import report
+else:
+
+    def __getattr__(name: str) -> object:
+        """``report``, imported when it is first asked for."""
+        if name == "report":
+            from sal_optim.reporting import report
+
+            return report
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def number(
@@ -106,6 +106,24 @@ def names(name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
         raise TypeError(f"Invalid {name} value: {value!r}; {name} must be a list of names")
     return tuple(value)
+
+
+def model(value: Any, groups: Iterable[dict[str, Any]]) -> nn.Module:
+    """A module that has parameters of an optimizer's groups.
+
+    Raises:
+        TypeError: it is no module.
+        ValueError: it has none of the parameters.
+    """
+    allowed = "model must hold parameters of the optimizer"
+    if not isinstance(value, nn.Module):
+        raise TypeError(
+            f"Invalid model value: a {type(value).__name__}; {allowed} as a torch.nn.Module"
+        )
+    own = {id(param) for group in groups for param in group["params"]}
+    if not any(id(param) in own for param in value.parameters()):
+        raise ValueError(f"Invalid model value: a {type(value).__name__}; {allowed}")
+    return value
 
 
 def floating_dtype(name: str, value: Any) -> str | None:

@@ -281,27 +281,21 @@ class CommunicationLayer(Protection):
         ``step`` after it, evidence is gathered from a batch and nothing moves.
 
         Raises:
+            TypeError: ``model`` is no module.
             ValueError: the optimizer has none of the parameters of ``model``.
         """
-        self._check_model(model)
+        checks.model(model, self.optimizer.param_groups)
         self._watch()
 
     def protect(self, model: nn.Module) -> None:
         """Protect the weights as they are now from the next ``step``; see :meth:`analyze`.
 
         Raises:
+            TypeError: ``model`` is no module.
             ValueError: the optimizer has none of the parameters of ``model``.
         """
-        self._check_model(model)
+        checks.model(model, self.optimizer.param_groups)
         self._copy_weights()
-
-    def _check_model(self, model: nn.Module) -> None:
-        own = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        if not any(id(param) in own for param in model.parameters()):
-            raise ValueError(
-                f"Invalid model value: a {type(model).__name__}; model must hold parameters of "
-                "the optimizer that this layer is around"
-            )
 
     # ---------------------------------------------------------------- checkpoints
 

@@ -5,8 +5,9 @@ fractions and the drift are those of the local part.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
@@ -32,6 +33,15 @@ class Spectrum:
     mean_gate: float = 1.0
 
 
+class Counts(NamedTuple):
+    """Scalars of one parameter by stability, and the sum of their gates."""
+
+    size: int
+    protected: int
+    volatile: int
+    gate: float
+
+
 def diagnose(protection: "Protection") -> dict[str, float]:
     """The flat dict that :meth:`Protection.diagnostics` returns.
 
@@ -54,7 +64,7 @@ def diagnose(protection: "Protection") -> dict[str, float]:
         "threshold": threshold["threshold"],
         "surprise": threshold["surprise"],
         "consolidations": threshold["consolidations"],
-        "drift": _drift(protection),
+        "drift": drift(protection, (p for g in protection._groups() for p in g["params"])),
     }
 
 
@@ -69,29 +79,31 @@ def _spectrum(protection: "Protection", consolidations: float) -> Spectrum:
 
 
 def _measure(protection: "Protection", spectrum: Spectrum) -> Spectrum:
-    size = protected = volatile = 0
-    gate = 0.0
-    for group in protection._groups():
-        for param in group["params"]:
-            count = plain(param.detach()).numel()
-            size += count
-            if protection._state_of(param).get("evidence_weight", 0.0) == 0.0:
-                volatile += count
-                gate += count
-                continue
-            s = protection.stability(param)
-            protected += int((s > PROTECTED).sum())
-            volatile += int((s < VOLATILE).sum())
-            gate += float((1.0 - s).sum())
+    found = [
+        count(protection, param) for group in protection._groups() for param in group["params"]
+    ]
+    size = sum(counts.size for counts in found)
     if size:
-        spectrum.protected, spectrum.volatile = protected / size, volatile / size
-        spectrum.mean_gate = gate / size
+        spectrum.protected = sum(counts.protected for counts in found) / size
+        spectrum.volatile = sum(counts.volatile for counts in found) / size
+        spectrum.mean_gate = sum(counts.gate for counts in found) / size
     return spectrum
 
 
-def _drift(protection: "Protection") -> float:
+def count(protection: "Protection", param: Tensor) -> Counts:
+    """The scalars of one parameter, by stability."""
+    size = plain(param.detach()).numel()
+    if protection._state_of(param).get("evidence_weight", 0.0) == 0.0:
+        return Counts(size, 0, size, float(size))
+    s = protection.stability(param)
+    protected, volatile = int((s > PROTECTED).sum()), int((s < VOLATILE).sum())
+    return Counts(size, protected, volatile, float((1.0 - s).sum()))
+
+
+def drift(protection: "Protection", params: Iterable[Tensor]) -> float:
+    """How far parameters together are from their anchors, relative to the anchors' size."""
     moved, anchors = [], []
-    for param in (param for group in protection._groups() for param in group["params"]):
+    for param in params:
         state = protection._state_of(param)
         if "anchor" in state and state["evidence_weight"] > 0.0 and param.numel():
             weights, anchor = _sample(plain(param.detach())), _sample(plain(state["anchor"]))

@@ -163,16 +163,19 @@ class Protection:
         Returns:
             A new tensor of the shape of ``param``; 0 is free to move, near 1 is held.
         """
+        evidence, group = self._evidence(param)
+        return stability.stability(evidence, group["protection"]).clone()
+
+    def _evidence(self, param: Tensor) -> tuple[Tensor, Group]:
+        """Evidence of each element, in the shape of the real local parameter, and its group."""
         for group in self._groups():
             if any(param is candidate for candidate in group["params"]):
                 state = self._state_of(param)
                 real = plain(param.detach())
                 if state.get("evidence_weight", 0.0) == 0.0:
-                    return torch.zeros_like(real)
-                local = lists(state)
-                evidence = GRANULARITIES[group["granularity"]].evidence(local, [real])[0]
-                s = stability.stability(evidence, group["protection"])
-                return s.expand_as(real).clone()
+                    return torch.zeros_like(real), group
+                evidence = GRANULARITIES[group["granularity"]].evidence(lists(state), [real])[0]
+                return evidence.expand_as(real), group
         raise ValueError(
             f"Invalid param value: a tensor of shape {tuple(param.shape)}; param must be one of "
             "this optimizer's parameters"

@@ -30,6 +30,7 @@ NAMES = {
     "SALOptimizer",
     "SALSGD",
     "__version__",
+    "report",
 }
 CONSTRUCTORS = {
     "SALAdam": (
@@ -122,6 +123,23 @@ def _methods(cls: type) -> dict[str, str]:
         for name, value in vars(base).items()
         if callable(value) and not name.startswith("_")
     }
+
+
+def test_the_report() -> None:
+    assert signature(sal_optim.report) == "optimizer, model"
+    assert inspect.getdoc(sal_optim.report)
+    with pytest.raises(AttributeError, match=r"sal_optim.*no attribute 'reports'"):
+        sal_optim.reports  # type: ignore[attr-defined] # noqa: B018
+
+
+def test_the_writers() -> None:
+    from sal_optim.writers import CSVWriter, TensorBoardWriter
+
+    assert signature(CSVWriter.__init__) == "self, optimizer, path, every=1"
+    expected = "self, optimizer, writer, every=1, prefix='sal/'"
+    assert signature(TensorBoardWriter.__init__) == expected
+    for cls in (CSVWriter, TensorBoardWriter):
+        assert _methods(cls) == {"remove": "self"}
 
 
 def test_diagnostics() -> None:

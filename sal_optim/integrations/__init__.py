@@ -64,6 +64,21 @@ def protection_of(optimizer: object) -> Protection | None:
     return None
 
 
+def required_protection(optimizer: object) -> Protection:
+    """What protects an optimizer; see :func:`protection_of`.
+
+    Raises:
+        TypeError: nothing does.
+    """
+    protection = protection_of(optimizer)
+    if protection is None:
+        raise TypeError(
+            f"Invalid optimizer value: a {type(optimizer).__name__}; optimizer must be one of "
+            "sal_optim, or one that a CommunicationLayer is around"
+        )
+    return protection
+
+
 def logged(protection: Protection) -> dict[str, float]:
     """Diagnostics under the names that loggers show, ``sal/protected`` and so on."""
     return {f"sal/{name}": value for name, value in protection.diagnostics().items()}

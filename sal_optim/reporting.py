@@ -1,0 +1,146 @@
+"""``sal_optim.report``: what is held, tensor by tensor, as a table and in words.
+
+Reads the protection, never changes it. The table needs rich, the rows and the words do not.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from sal_optim import checks
+from sal_optim.diagnostics import count, drift
+from sal_optim.integrations import required_protection
+from sal_optim.protection import Protection
+from sal_optim.threshold import WARMUP
+
+# Weights that are further than this from the anchor, relative to its size, are drifting.
+DRIFTING = 0.1
+
+_MEANINGS = {
+    "changing": "gradients are above the threshold, and a change of the data is suspected",
+    "consolidating": "a regime has just been consolidated, and statistics of the next one settle",
+    "drifting": f"weights are further than {DRIFTING:.0%} from the anchor",
+    "stable": "gradients are as usual, and weights are near the anchor if there is one",
+}
+
+
+class Row(NamedTuple):
+    """One parameter tensor; the shares are of its scalars and sum to 1."""
+
+    name: str
+    size: int  # scalars
+    protected: float  # share with stability above 2/3
+    neutral: float
+    volatile: float  # share with stability below 1/3
+    mean_gate: float  # the share of an update that is let through
+    evidence: float  # its mean
+    drift: float  # from the anchor, relative to the anchor's size; 0 without one
+
+
+def report(optimizer: object, model: nn.Module) -> None:
+    """Print a table of the parameters of a model by what is held of each, and a summary in words.
+
+    Args:
+        optimizer: one of the family, a ``CommunicationLayer``, or the optimizer inside of one.
+        model: whose parameters are shown, by name, where the optimizer has them.
+
+    Raises:
+        ImportError: rich is not installed.
+        TypeError: nothing protects ``optimizer``, or ``model`` is no module.
+        ValueError: the optimizer has none of the parameters of ``model``.
+    """
+    try:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError as error:
+        raise ImportError(
+            "sal_optim.report needs the package rich: pip install sal_optim[report]"
+        ) from error
+    found = rows(optimizer, model)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("parameter", overflow="fold")
+    for title in ("scalars", *Row._fields[2:]):
+        table.add_column(title.replace("_", " "), justify="right", no_wrap=True)
+    for row in found:
+        shares = (f"{share:.1%}" for share in (row.protected, row.neutral, row.volatile))
+        numbers = (f"{row.mean_gate:.3f}", f"{row.evidence:.3g}", f"{row.drift:.3f}")
+        table.add_row(Text(row.name), str(row.size), *shares, *numbers)
+    console = Console()
+    console.print(table)
+    console.print(summary(optimizer, found), markup=False, highlight=False)
+
+
+@torch.no_grad()
+def rows(optimizer: object, model: nn.Module) -> list[Row]:
+    """What :func:`report` shows in its table; raises as it does, and needs no rich.
+
+    On sharded parameters the numbers are those of the local part.
+    """
+    protection = required_protection(optimizer)
+    groups = protection._groups()
+    checks.model(model, groups)
+    own = {id(param) for group in groups for param in group["params"]}
+    found = []
+    for name, param in model.named_parameters():
+        if id(param) not in own:
+            continue
+        counts = count(protection, param)
+        evidence, _ = protection._evidence(param)
+        size = max(1, counts.size)
+        row = Row(
+            name=name,
+            size=counts.size,
+            protected=counts.protected / size,
+            neutral=(counts.size - counts.protected - counts.volatile) / size,
+            volatile=counts.volatile / size if counts.size else 1.0,
+            mean_gate=counts.gate / size if counts.size else 1.0,
+            evidence=float(evidence.float().mean()) if counts.size else 0.0,
+            drift=drift(protection, [param]),
+        )
+        found.append(row)
+    return found
+
+
+def state_in_words(optimizer: object) -> str:
+    """``"changing"``, ``"consolidating"``, ``"drifting"`` or ``"stable"``; the first that holds.
+
+    Raises:
+        TypeError: nothing protects ``optimizer``.
+    """
+    protection = required_protection(optimizer)
+    threshold = protection._threshold()
+    if threshold["suspicion"] > 0.0:
+        return "changing"
+    if threshold["consolidations"] > 0.0 and threshold["steps"] < WARMUP:
+        return "consolidating"
+    return "drifting" if _drift(protection) > DRIFTING else "stable"
+
+
+def summary(optimizer: object, found: list[Row]) -> str:
+    """One paragraph: consolidations, the state in words, and how much of the network is held.
+
+    Args:
+        optimizer: as in :func:`report`.
+        found: from :func:`rows`.
+    """
+    protection = required_protection(optimizer)
+    times = int(protection._threshold()["consolidations"])
+    state = state_in_words(protection)
+    size = max(1, sum(row.size for row in found))
+    held = sum(row.protected * row.size for row in found) / size
+    gate = sum(row.mean_gate * row.size for row in found) / size
+    counted = {0: "No consolidation yet", 1: "1 consolidation"}.get(
+        times, f"{times} consolidations"
+    )
+    kept = f"{held:.1%} of the network's {size} scalars is held" if times else "Nothing is held"
+    return (
+        f"{counted}. The state is {state}: {_MEANINGS[state]}. {kept}; on average, {gate:.1%} of "
+        f"an update is let through. The weights are {_drift(protection):.1%} from the anchor."
+    )
+
+
+def _drift(protection: Protection) -> float:
+    return drift(protection, (p for group in protection._groups() for p in group["params"]))

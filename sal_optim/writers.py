@@ -1,0 +1,160 @@
+"""Writers: the diagnostics of a run as rows of a CSV file, or as scalars of TensorBoard.
+
+A writer hooks itself onto the optimizer's step and can be removed. It counts the optimizer's own
+steps: from those in its state where it keeps them, so that a resumed run goes on where its
+checkpoint was, and else from the last row of the file. Steps in ``observe()`` are none.
+"""
+
+import csv
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sal_optim import checks
+from sal_optim.integrations import required_protection
+
+
+class _Writer:
+    """Calls :meth:`_write` after every ``every``-th step."""
+
+    def __init__(self, optimizer: object, every: int) -> None:
+        self._protection = required_protection(optimizer)
+        self._every = checks.whole("every", every, low=1)
+        inner: Any = self._protection
+        self._optimizer: Optimizer = inner if isinstance(inner, Optimizer) else inner.optimizer
+        self._step = 0
+        self._count()
+        self._handles = [
+            self._optimizer.register_step_post_hook(self._after),
+            self._optimizer.register_load_state_dict_post_hook(self._count),
+        ]
+
+    def remove(self) -> None:
+        """Stop writing; what is written stays. Calling it twice is harmless."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _count(self, *_: Any) -> None:
+        steps = [state["step"] for state in self._optimizer.state.values() if "step" in state]
+        if steps:
+            self._step = int(max(float(s) for s in steps if isinstance(s, (int, float, Tensor))))
+
+    def _after(self, *_: Any) -> None:
+        if self._protection._observing:
+            return
+        self._step += 1
+        if self._step % self._every == 0:
+            self._write(self._protection.diagnostics())
+
+    def _write(self, diagnostics: dict[str, float]) -> None:
+        raise NotImplementedError
+
+
+class CSVWriter(_Writer):
+    """Appends a row of diagnostics to a CSV file: ``step``, then :meth:`diagnostics` by name.
+
+    Each row is on disk when the step is over. An existing file of this kind is gone on with. When
+    the file can't be written any more, or was deleted, the writer warns and removes itself: a run
+    does not end for its log. Of several processes, one should write.
+
+    Args:
+        optimizer: one of the family, a ``CommunicationLayer``, or the optimizer inside of one.
+        path: of the file, in a folder that exists.
+        every: steps from row to row.
+
+    Raises:
+        TypeError: nothing protects ``optimizer``; an argument is of a wrong kind.
+        ValueError: ``path`` is no place for a file, or the file holds something else; ``every`` is
+            below 1.
+    """
+
+    def __init__(self, optimizer: object, path: str | os.PathLike[str], every: int = 1) -> None:
+        columns = ["step", *required_protection(optimizer).diagnostics()]
+        every = checks.whole("every", every, low=1)
+        self.path, last = _prepare(path, columns)
+        super().__init__(optimizer, every)
+        self._step = self._step or last
+
+    def _write(self, diagnostics: dict[str, float]) -> None:
+        try:
+            # Not created anew where it was deleted: it would have no header.
+            with open(self.path, "a", newline="", encoding="utf-8", opener=_existing) as file:
+                csv.writer(file).writerow([self._step, *diagnostics.values()])
+        except OSError as error:
+            self.remove()
+            warnings.warn(f"CSVWriter stops at step {self._step}: {error}", stacklevel=2)
+
+
+class TensorBoardWriter(_Writer):
+    """Passes diagnostics to a TensorBoard writer, one scalar each, and flushes it.
+
+    When the writer was closed, this one removes itself.
+
+    Args:
+        optimizer: one of the family, a ``CommunicationLayer``, or the optimizer inside of one.
+        writer: a ``torch.utils.tensorboard.SummaryWriter``, or anything with its ``add_scalar``.
+        every: steps from value to value.
+        prefix: put before the names.
+
+    Raises:
+        TypeError: nothing protects ``optimizer``; an argument is of a wrong kind.
+        ValueError: ``every`` is below 1.
+    """
+
+    def __init__(
+        self, optimizer: object, writer: Any, every: int = 1, prefix: str = "sal/"
+    ) -> None:
+        if not callable(getattr(writer, "add_scalar", None)):
+            raise TypeError(
+                f"Invalid writer value: a {type(writer).__name__}; writer must have add_scalar("
+                "tag, value, step), as torch.utils.tensorboard.SummaryWriter has"
+            )
+        if not isinstance(prefix, str):
+            raise TypeError(f"Invalid prefix value: {prefix!r}; prefix must be a str")
+        super().__init__(optimizer, every)
+        self._writer, self._prefix = writer, prefix
+
+    def _write(self, diagnostics: dict[str, float]) -> None:
+        # A closed SummaryWriter has None here, and would open another file.
+        if getattr(self._writer, "all_writers", self) is None:
+            self.remove()
+            return
+        for name, value in diagnostics.items():
+            self._writer.add_scalar(f"{self._prefix}{name}", value, self._step)
+        if callable(getattr(self._writer, "flush", None)):
+            self._writer.flush()
+
+
+def _existing(path: str, flags: int) -> int:
+    return os.open(path, flags & ~os.O_CREAT)
+
+
+def _prepare(path: Any, columns: list[str]) -> tuple[Path, int]:
+    """Make the file ready for the next row; returns it and the step of its last row, or 0."""
+    allowed = "path must be that of a new file, or of one that CSVWriter wrote"
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"Invalid path value: {path!r}; {allowed}")
+    file = Path(path).absolute()
+    if file.is_dir() or not file.parent.is_dir():
+        raise ValueError(f"Invalid path value: {str(path)!r}; {allowed}, in a folder that exists")
+    header = ",".join(columns) + "\r\n"
+    if not file.exists() or file.stat().st_size == 0:
+        file.write_text(header, encoding="utf-8", newline="")
+        return file, 0
+    content = file.read_bytes()
+    if not content.startswith(header.encode()):
+        raise ValueError(
+            f"Invalid path value: {str(path)!r}, a file that begins {content[:40]!r}; {allowed}, "
+            f"which begins {header.strip()!r}"
+        )
+    # A run that was killed may leave a part of a row.
+    whole = content[: content.rindex(b"\n") + 1]
+    if whole != content:
+        os.truncate(file, len(whole))
+    last = whole.splitlines()[-1].split(b",")[0]
+    return file, int(last) if last.isdigit() else 0

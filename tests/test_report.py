@@ -1,0 +1,160 @@
+"""``sal_optim.report``: its numbers are those of ``diagnostics()``, and its words are true."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import sal_optim
+from sal_optim import CommunicationLayer, SALAdam
+from sal_optim.reporting import Row, rows, state_in_words, summary
+from tests.drive import drive, profile, snapshot, stream
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def trained(layered: bool, steps: int = 80, **settings: Any) -> tuple[Any, nn.Sequential]:
+    """An optimizer that has met a change of regime at step 60."""
+    model = network()
+    params = list(model.parameters())
+    if layered:
+        optimizer: Any = torch.optim.Adam(params, lr=0.01)
+        CommunicationLayer(optimizer, **settings)
+    else:
+        optimizer = SALAdam(params, lr=0.01, **settings)
+    drive(optimizer, params, stream(params, profile(steps, (60,))))
+    return optimizer, model
+
+
+@pytest.mark.parametrize("layered", [False, True])
+@pytest.mark.parametrize("granularity", ["element", "factored", "tensor"])
+def test_rows_add_up_to_the_diagnostics(layered: bool, granularity: str) -> None:
+    optimizer, model = trained(layered, granularity=granularity)
+    protection = sal_optim.communication.layer_of(optimizer) if layered else optimizer
+    before = snapshot(optimizer).keys()
+    found = rows(optimizer, model)
+    assert snapshot(optimizer).keys() == before
+    assert [row.name for row in found] == [name for name, _ in model.named_parameters()]
+    assert [row.size for row in found] == [p.numel() for p in model.parameters()]
+    total, diagnostics = sum(row.size for row in found), protection.diagnostics()
+    for name in ("protected", "neutral", "volatile", "mean_gate"):
+        mean = sum(getattr(row, name) * row.size for row in found) / total
+        assert mean == pytest.approx(diagnostics[name], abs=1e-6), name
+    assert diagnostics["mean_gate"] < 0.99
+    assert all(row.evidence > 0.0 and row.drift > 0.0 for row in found)
+
+
+def test_evidence_and_drift_of_one_tensor() -> None:
+    optimizer, model = trained(False)
+    weight, row = model[0].weight.detach(), rows(optimizer, model)[0]
+    state = optimizer.state[model[0].weight]
+    assert row.evidence == pytest.approx(float(state["evidence"].mean()))
+    anchor = state["anchor"]
+    assert row.drift == pytest.approx(float((weight - anchor).norm() / anchor.norm()))
+
+
+def test_only_what_the_optimizer_has_is_shown() -> None:
+    model = network()
+    found = rows(SALAdam(model[2].parameters()), model)
+    assert [row.name for row in found] == ["2.weight", "2.bias"]
+    assert found[0] == Row("2.weight", 15, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0)
+
+
+def test_an_empty_parameter() -> None:
+    model = nn.ParameterDict({"none": nn.Parameter(torch.ones(0)), "one": torch.ones(1)})
+    found = rows(SALAdam(model.parameters()), model)
+    assert found[0] == Row("none", 0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0)
+
+
+def test_the_states() -> None:
+    """In the order in which a run that meets a change of regime goes through them."""
+    model = network()
+    params = list(model.parameters())
+    optimizer = SALAdam(params, lr=0.01)
+    met = [state_in_words(optimizer)]
+    for now in stream(params, profile(140, (60,))):
+        drive(optimizer, params, [now])
+        word = state_in_words(optimizer)
+        met += [word] if word != met[-1] else []
+    assert met[:3] == ["stable", "changing", "consolidating"]
+    with torch.no_grad():
+        for param in params:
+            param.copy_(optimizer.state[param]["anchor"])
+    assert state_in_words(optimizer) == "stable"
+    with torch.no_grad():
+        params[0].mul_(2.0)
+    assert state_in_words(optimizer) == "drifting"
+
+
+def test_the_summary() -> None:
+    model = network()
+    optimizer = SALAdam(model.parameters())
+    new = summary(optimizer, rows(optimizer, model))
+    assert "No consolidation yet" in new
+    assert "Nothing is held" in new
+    optimizer, model = trained(False, protection=10.0)
+    told = summary(optimizer, rows(optimizer, model))
+    assert told.startswith("1 consolidation. The state is consolidating:")
+    assert f"{optimizer.diagnostics()['protected']:.1%} of the network's 53 scalars" in told
+    optimizer.consolidate()
+    assert summary(optimizer, rows(optimizer, model)).startswith("2 consolidations.")
+
+
+@pytest.mark.parametrize("layered", [False, True])
+def test_it_is_printed(
+    layered: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("rich")
+    monkeypatch.setenv("COLUMNS", "80")
+    optimizer, model = trained(layered)
+    sal_optim.report(optimizer, model)
+    shown = capsys.readouterr().out
+    lines = shown.splitlines()
+    for row in rows(optimizer, model):
+        line = next(line for line in lines if line.split()[:1] == [row.name])
+        assert line.split()[1:6] == [
+            str(row.size),
+            *(f"{share:.1%}" for share in (row.protected, row.neutral, row.volatile)),
+            f"{row.mean_gate:.3f}",
+        ]
+    assert " ".join(shown.split()).endswith(summary(optimizer, rows(optimizer, model)))
+
+
+def test_names_with_brackets_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rich")
+    model = nn.ParameterDict({"[red]": nn.Parameter(torch.ones(2))})
+    sal_optim.report(SALAdam(model.parameters()), model)
+    assert "[red]" in capsys.readouterr().out
+
+
+def test_what_is_refused() -> None:
+    model = network()
+    with pytest.raises(ValueError, match=r"model.*Linear.*parameters of the optimizer"):
+        rows(SALAdam(model.parameters()), nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=r"model.*list.*torch\.nn\.Module"):
+        rows(SALAdam(model.parameters()), [])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"optimizer.*SGD.*CommunicationLayer"):
+        rows(torch.optim.SGD(model.parameters(), lr=1.0), model)
+
+
+def test_without_rich() -> None:
+    """In a new process, where importing rich fails."""
+    code = (
+        "import sys; sys.modules['rich'] = None\n"
+        "import sal_optim, torch\n"
+        "model = torch.nn.Linear(2, 2)\n"
+        "sal_optim.report(sal_optim.SALAdam(model.parameters()), model)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError")
+    assert "pip install sal_optim[report]" in last
