@@ -65,7 +65,7 @@ def _foreign(package: str, name: str, **options: Any) -> Callable[[list[Tensor]]
 
 
 class _Consuming:
-    """HeavyBall takes the gradients away as it steps: they are put back, as a backward pass would."""
+    """HeavyBall takes the gradients away as it steps; they are put back, as backward would."""
 
     def __init__(self, params: list[Tensor]) -> None:
         self.grads = [param.grad for param in params]
