@@ -108,7 +108,7 @@ def drift(protection: "Protection", params: Iterable[Tensor]) -> float:
         if "anchor" in state and state["evidence_weight"] > 0.0 and param.numel():
             weights, anchor = _sample(plain(param.detach())), _sample(plain(state["anchor"]))
             # A sample of a large tensor stands for the whole of it.
-            scale = math.sqrt(plain(param.detach()).numel() / weights.numel())
+            scale = math.sqrt(plain(param.detach()).numel() / max(1, weights.numel()))
             anchors.append(anchor * scale)
             moved.append((weights - anchor) * scale)
     if not moved:
