@@ -64,7 +64,7 @@ def diagnose(protection: "Protection") -> dict[str, float]:
         "threshold": threshold["threshold"],
         "surprise": threshold["surprise"],
         "consolidations": threshold["consolidations"],
-        "drift": drift(protection, (p for g in protection._groups() for p in g["params"])),
+        "drift": total_drift(protection),
     }
 
 
@@ -100,15 +100,20 @@ def count(protection: "Protection", param: Tensor) -> Counts:
     return Counts(size, protected, volatile, float((1.0 - s).sum()))
 
 
+def total_drift(protection: "Protection") -> float:
+    """How far all parameters together are from their anchors."""
+    return drift(protection, (p for group in protection._groups() for p in group["params"]))
+
+
 def drift(protection: "Protection", params: Iterable[Tensor]) -> float:
     """How far parameters together are from their anchors, relative to the anchors' size."""
     moved, anchors = [], []
     for param in params:
-        state = protection._state_of(param)
-        if "anchor" in state and state["evidence_weight"] > 0.0 and param.numel():
-            weights, anchor = _sample(plain(param.detach())), _sample(plain(state["anchor"]))
+        state, values = protection._state_of(param), plain(param.detach())
+        if "anchor" in state and state["evidence_weight"] > 0.0 and values.numel():
+            weights, anchor = _sample(values), _sample(plain(state["anchor"]))
             # A sample of a large tensor stands for the whole of it.
-            scale = math.sqrt(plain(param.detach()).numel() / max(1, weights.numel()))
+            scale = math.sqrt(values.numel() / weights.numel())
             anchors.append(anchor * scale)
             moved.append((weights - anchor) * scale)
     if not moved:

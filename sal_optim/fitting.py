@@ -71,7 +71,7 @@ def _fitted_group(
 ) -> dict[str, Any]:
     where = f"state_dict['param_groups'][{index}]"
     _check_copyable(where, saved)
-    group = {**{name: own.get(name, optimizer.defaults[name]) for name in optimizer.defaults}}
+    group = {name: own.get(name, default) for name, default in optimizer.defaults.items()}
     # What the optimizer can't do, or is by its class, no checkpoint of another one turns on.
     fixed = ("capturable", "differentiable", "decoupled_weight_decay")
     group = {**group, **saved, **{name: group[name] for name in fixed if name in group}}

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from sal_optim import checks
-from sal_optim.diagnostics import count, drift
+from sal_optim.diagnostics import count, drift, total_drift
 from sal_optim.integrations import required_protection
-from sal_optim.protection import Protection
 from sal_optim.threshold import WARMUP
 
 # Weights that are further than this from the anchor, relative to its size, are drifting.
@@ -116,7 +115,7 @@ def state_in_words(optimizer: object) -> str:
         return "changing"
     if threshold["consolidations"] > 0.0 and threshold["steps"] < WARMUP:
         return "consolidating"
-    return "drifting" if _drift(protection) > DRIFTING else "stable"
+    return "drifting" if total_drift(protection) > DRIFTING else "stable"
 
 
 def summary(optimizer: object, found: list[Row]) -> str:
@@ -138,9 +137,5 @@ def summary(optimizer: object, found: list[Row]) -> str:
     kept = f"{held:.1%} of the network's {size} scalars is held" if times else "Nothing is held"
     return (
         f"{counted}. The state is {state}: {_MEANINGS[state]}. {kept}; on average, {gate:.1%} of "
-        f"an update is let through. The weights are {_drift(protection):.1%} from the anchor."
+        f"an update is let through. The weights are {total_drift(protection):.1%} from the anchor."
     )
-
-
-def _drift(protection: Protection) -> float:
-    return drift(protection, (p for group in protection._groups() for p in group["params"]))

@@ -41,8 +41,9 @@ class Contestant:
         return self.package is None or importlib.util.find_spec(self.package) is not None
 
 
-def _torch(name: str, **options: Any) -> Callable[[list[Tensor]], Steps]:
-    return lambda params: getattr(torch.optim, name)(params, lr=LR, **options)
+def _of(module: str, name: str, **options: Any) -> Callable[[list[Tensor]], Steps]:
+    """The optimizer of a package, which is imported when it is made."""
+    return lambda params: getattr(importlib.import_module(module), name)(params, lr=LR, **options)
 
 
 def _sal(name: str, **options: Any) -> Callable[[list[Tensor]], Steps]:
@@ -58,10 +59,6 @@ def _sal(name: str, **options: Any) -> Callable[[list[Tensor]], Steps]:
         return optimizer  # type: ignore[no-any-return]
 
     return make
-
-
-def _foreign(package: str, name: str, **options: Any) -> Callable[[list[Tensor]], Steps]:
-    return lambda params: getattr(importlib.import_module(package), name)(params, lr=LR, **options)
 
 
 class _Consuming:
@@ -85,6 +82,7 @@ class _Published:
     def __init__(self, params: list[Tensor]) -> None:
         model = nn.ParameterList(params)
         self.method = PublishedSAL(model, torch.optim.AdamW(model.parameters(), lr=LR))
+        self.state = self.method.optimizer.state
         nothing = torch.zeros(0)
         self.batch = Batch(nothing, nothing, None)
 
@@ -98,9 +96,9 @@ class _Published:
 # gradient once more for its norm; a fourth of its steps read and write pending evidence and read
 # the anchor. Lion: reads p, g, m and writes p, m.
 REFERENCES = [
-    Contestant("torch AdamW loop", "adam", _torch("AdamW", foreach=False), passes=7),
-    Contestant("torch AdamW foreach", "adam", _torch("AdamW", foreach=True), passes=7),
-    Contestant("torch AdamW fused", "adam", _torch("AdamW", fused=True), passes=7),
+    Contestant("torch AdamW loop", "adam", _of("torch.optim", "AdamW", foreach=False), passes=7),
+    Contestant("torch AdamW foreach", "adam", _of("torch.optim", "AdamW", foreach=True), passes=7),
+    Contestant("torch AdamW fused", "adam", _of("torch.optim", "AdamW", fused=True), passes=7),
 ]
 LEAN: dict[str, Any] = {"pull": 0.0, "granularity": "factored"}
 SMALL: dict[str, Any] = {"state_dtype": torch.bfloat16}
@@ -126,22 +124,20 @@ CONTESTANTS = [
         passes=8,
     ),
     Contestant("published SAL on AdamW", "adam", _Published),
-    Contestant("optimi AdamW", "adam", _foreign("optimi", "AdamW"), "optimi", 7),
+    Contestant("optimi AdamW", "adam", _of("optimi", "AdamW"), "optimi", 7),
     Contestant("HeavyBall AdamW", "adam", _Consuming, "heavyball", 7),
-    Contestant(
-        "torch-optimizer Yogi", "adam", _foreign("torch_optimizer", "Yogi"), "torch_optimizer"
-    ),
+    Contestant("torch-optimizer Yogi", "adam", _of("torch_optimizer", "Yogi"), "torch_optimizer"),
     Contestant("SALLion", "lion", _sal("SALLion"), passes=7.75),
     Contestant("SALLion compiled", "lion", _sal("SALLion", compile=True), passes=7.75),
-    Contestant("lion-pytorch Lion", "lion", _foreign("lion_pytorch", "Lion"), "lion_pytorch", 5),
+    Contestant("lion-pytorch Lion", "lion", _of("lion_pytorch", "Lion"), "lion_pytorch", 5),
     Contestant(
         "pytorch_optimizer Lion",
         "lion",
-        _foreign("pytorch_optimizer", "Lion"),
+        _of("pytorch_optimizer", "Lion"),
         "pytorch_optimizer",
         5,
     ),
-    Contestant("optimi Lion", "lion", _foreign("optimi", "Lion"), "optimi", 5),
+    Contestant("optimi Lion", "lion", _of("optimi", "Lion"), "optimi", 5),
 ]
 
 

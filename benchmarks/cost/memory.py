@@ -10,7 +10,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,19 +78,24 @@ def _measure(name: str, size: int) -> dict[str, Any]:
     for _ in range(8):
         optimizer.step()
     count = sum(param.numel() for param in params)
-    state = getattr(optimizer, "state", {})
-    kept = sum(
-        value.numel() * value.element_size()
-        for entry in state.values()
-        for value in entry.values()
-        if isinstance(value, torch.Tensor)
-    )
+    kept = _bytes(getattr(optimizer, "state", {}))
     return {
         "optimizer": name,
         "elements": count,
         "state": kept / count,
         "peak": max(0, _resident("VmHWM") - before) / count,
     }
+
+
+def _bytes(state: Any) -> int:
+    """Of all tensors in containers, however deep."""
+    if isinstance(state, torch.Tensor):
+        return state.numel() * state.element_size()
+    if isinstance(state, Mapping):
+        return sum(_bytes(value) for value in state.values())
+    if isinstance(state, (list, tuple)):
+        return sum(_bytes(value) for value in state)
+    return 0
 
 
 def _resident(field: str) -> int:

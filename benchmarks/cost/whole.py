@@ -18,8 +18,6 @@ from benchmarks.networks import mlp
 from benchmarks.ordinary import CONTEXT, GPT, VOCABULARY
 from sal_optim.threshold import new_threshold, observe_norm
 
-Maker = Callable[[nn.Module], Optimizer]
-
 
 def _mlp() -> tuple[nn.Module, Tensor, Tensor]:
     return mlp(784, (256, 256), 10, seed=0), torch.randn(128, 784), torch.randint(10, (128,))
@@ -38,45 +36,25 @@ def _gpt() -> tuple[nn.Module, Tensor, Tensor]:
 
 NETWORKS = {"MLP 784-256-256-10": _mlp, "conv net": _conv, "GPT, 10 million": _gpt}
 
-PAIRS: list[tuple[str, Maker, str, Maker]] = [
-    (
-        "SALAdam",
-        lambda model: sal_optim.SALAdam(model.parameters(), lr=LR),
-        "torch Adam",
-        lambda model: torch.optim.Adam(model.parameters(), lr=LR),
-    ),
-    (
-        "SALAdam, no pull",
-        lambda model: sal_optim.SALAdam(model.parameters(), lr=LR, pull=0.0),
-        "torch Adam",
-        lambda model: torch.optim.Adam(model.parameters(), lr=LR),
-    ),
-    (
-        "SALAdamW",
-        lambda model: sal_optim.SALAdamW(model.parameters(), lr=LR),
-        "torch AdamW fused",
-        lambda model: torch.optim.AdamW(model.parameters(), lr=LR, fused=True),
-    ),
-    (
-        "SALAdamW compiled",
-        lambda model: sal_optim.SALAdamW(model.parameters(), lr=LR, compile=True),
-        "torch AdamW fused",
-        lambda model: torch.optim.AdamW(model.parameters(), lr=LR, fused=True),
-    ),
-    (
-        "SALAdamW compiled, factored, no pull",
-        lambda model: sal_optim.SALAdamW(model.parameters(), lr=LR, compile=True, **LEAN),
-        "torch AdamW fused",
-        lambda model: torch.optim.AdamW(model.parameters(), lr=LR, fused=True),
-    ),
+Entry = tuple[str, Callable[..., Optimizer], dict[str, Any]]
+ADAM: Entry = ("torch Adam", torch.optim.Adam, {})
+FUSED: Entry = ("torch AdamW fused", torch.optim.AdamW, {"fused": True})
+SAL, SALW = sal_optim.SALAdam, sal_optim.SALAdamW
+PAIRS: list[tuple[Entry, Entry]] = [
+    (("SALAdam", SAL, {}), ADAM),
+    (("SALAdam, no pull", SAL, {"pull": 0.0}), ADAM),
+    (("SALAdamW", SALW, {}), FUSED),
+    (("SALAdamW compiled", SALW, {"compile": True}), FUSED),
+    (("SALAdamW compiled, factored, no pull", SALW, {"compile": True, **LEAN}), FUSED),
 ]
 
 
-def _training(make: Callable[[], tuple[nn.Module, Tensor, Tensor]], optimize: Maker) -> Any:
+def _training(make: Callable[[], tuple[nn.Module, Tensor, Tensor]], entry: Entry) -> Any:
     """A function that takes one training step; SAL's after a consolidation."""
     torch.manual_seed(0)
     model, inputs, targets = make()
-    optimizer = optimize(model)
+    _, optimize, options = entry
+    optimizer = optimize(model.parameters(), lr=LR, **options)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -98,10 +76,10 @@ def whole_steps(repeats: int) -> list[dict[str, Any]]:
     """Each SAL optimizer beside its peer on each network."""
     rows = []
     for network, make in NETWORKS.items():
-        for name, mine, beside, theirs in PAIRS:
+        for mine, theirs in PAIRS:
             found = paired(_training(make, mine), _training(make, theirs), repeats=repeats)
-            row = {"network": network, "optimizer": name, "beside": beside, **asdict(found)}
-            rows.append(row)
+            names = {"network": network, "optimizer": mine[0], "beside": theirs[0]}
+            rows.append({**names, **asdict(found)})
     return rows
 
 

@@ -48,6 +48,7 @@ def test_wrong_arguments_are_named(
         ("SALAdamW bf16", 6.0),
         ("SALAdamW factored, no pull", 0.2),
         ("torch AdamW loop", 0.0),
+        ("published SAL on AdamW", 0.0),
     ],
 )
 def test_state_bytes(name: str, beyond: float) -> None:
