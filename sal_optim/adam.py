@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from sal_optim import checks
 from sal_optim.arguments import SHARED, given
-from sal_optim.optimizer import PROTECTION, PULL, SALOptimizer
+from sal_optim.optimizer import PLASTICITY, PROTECTION, PULL, SALOptimizer
 from sal_optim.rounding import Number
 from sal_optim.update import Direction, Rule, Tensors
 
@@ -51,6 +51,7 @@ class SALAdam(SALOptimizer):
         stats_beta: float = 0.98,
         consolidate_every: int | None = None,
         retention: float = 1.0,
+        plasticity: float = PLASTICITY,
         granularity: str = "element",
         state_dtype: torch.dtype | str | None = None,
         foreach: bool | None = None,
@@ -140,6 +141,7 @@ class SALAdamW(SALAdam):
         stats_beta: float = 0.98,
         consolidate_every: int | None = None,
         retention: float = 1.0,
+        plasticity: float = PLASTICITY,
         granularity: str = "element",
         state_dtype: torch.dtype | str | None = None,
         foreach: bool | None = None,

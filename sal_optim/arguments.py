@@ -17,6 +17,8 @@ PROTECTION_ARGUMENTS = """
         consolidate_every: also consolidate whenever a regime has lasted this many steps, for data
             that changes gradually.
         retention: what a consolidation keeps of the evidence before it, in [0, 1].
+        plasticity: the mean gate that consolidations leave at least, in [0, 1): where evidence would
+            hold more, all of it is scaled down. 0 lets it add up for ever.
         granularity: of the evidence: ``"element"``, ``"factored"`` (row and column means) or
             ``"tensor"``.
         state_dtype: floating dtype of evidence and anchor, such as ``torch.bfloat16``. Default:
@@ -58,6 +60,7 @@ def check_shared(group: dict[str, Any]) -> dict[str, Any]:
         if every is None
         else checks.whole("consolidate_every", every, low=1),
         "retention": checks.number("retention", group["retention"], high=1.0, high_open=False),
+        "plasticity": checks.number("plasticity", group["plasticity"], high=1.0),
         "granularity": checks.choice("granularity", group["granularity"], list(GRANULARITIES)),
         "state_dtype": checks.floating_dtype("state_dtype", group["state_dtype"]),
     }

@@ -27,7 +27,7 @@ from sal_optim.checkpoint import (
 )
 from sal_optim.distributed import refuse_factored
 from sal_optim.measured import gather, hold, measure_gradient, measure_update, prepare_norms
-from sal_optim.optimizer import PROTECTION, PULL
+from sal_optim.optimizer import PLASTICITY, PROTECTION, PULL
 from sal_optim.pieces import Work, plain, work_on
 from sal_optim.protection import Group, GroupedWork, Protection, Survey
 from sal_optim.rounding import dither
@@ -73,6 +73,7 @@ class CommunicationLayer(Protection):
         stats_beta: float = 0.98,
         consolidate_every: int | None = None,
         retention: float = 1.0,
+        plasticity: float = PLASTICITY,
         granularity: str = "element",
         state_dtype: torch.dtype | str | None = None,
         unit_update: bool = False,

@@ -11,6 +11,7 @@ import torch
 from sal_optim import stability
 from sal_optim.evidence import GRANULARITIES
 from sal_optim.pieces import Work, pieces
+from sal_optim.plasticity import make_room
 from sal_optim.state import absorb
 from sal_optim.threshold import restart
 
@@ -75,6 +76,7 @@ def consolidate(protection: "Protection", surprise: float) -> None:
             if group["protection"] > 0.0:
                 for name in protection._momenta:
                     _zero(state.get(name))
+    threshold["room"] = make_room(protection)
     restart(threshold)
 
 

@@ -31,7 +31,7 @@ from sal_optim.threshold import new_threshold
 from sal_optim.update import Direction, Numbers, Plan, Rule, Tensors, advance
 
 # The defaults of the family, found by the benchmark: docs/experiments.md.
-PROTECTION, PULL = 0.1, 5.0
+PROTECTION, PULL, PLASTICITY = 0.1, 5.0, 0.4
 
 
 class SALOptimizer(Protection, Optimizer):

@@ -45,6 +45,7 @@ def new_threshold() -> ThresholdState:
         "threshold": 1.0,
         "pending_steps": 0.0,  # steps that the pending evidence has gathered
         "consolidations": 0.0,
+        "room": 1.0,  # what the last consolidation scaled all evidence by, see plasticity.py
     }
 
 
@@ -117,7 +118,8 @@ def decline(state: ThresholdState) -> float:
 
 def restart(state: ThresholdState) -> None:
     """Begin a regime: forget the statistics, count one consolidation, keep what is reported."""
-    kept = {name: state[name] for name in ("unit", "surprise", "threshold", "consolidations")}
+    names = ("unit", "surprise", "threshold", "consolidations", "room")
+    kept = {name: state[name] for name in names}
     state.update(new_threshold())
     state.update(kept)
     state["consolidations"] += 1.0

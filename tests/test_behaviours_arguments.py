@@ -35,6 +35,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "stats_beta": (-0.1, 1.0, 1.5, NAN),
     "consolidate_every": (0, -5, 1.5, NAN, INF),
     "retention": (-0.1, 1.1, NAN),
+    "plasticity": (-0.1, 1.0, NAN),
     "granularity": ("elements", "", 3),
     "state_dtype": ("int8", torch.int32, torch.float16, "nonsense"),
     "maximize": ("yes", 2, None),
@@ -172,6 +173,7 @@ def test_text_and_sequences_are_converted(row: Row, mode: Mode) -> None:
         "stats_beta": ".95",
         "consolidate_every": "500",
         "retention": "1",
+        "plasticity": "0.4",
     }
     clear: dict[str, Any] = {
         name: int(value) if name == "consolidate_every" else float(value)

@@ -197,3 +197,52 @@ def test_stability_of_a_stranger(row: Row, mode: Mode) -> None:
     _, optimizer = seasoned(row, **mode)
     with pytest.raises(ValueError, match="param"):
         optimizer.stability(torch.zeros(3))
+
+
+# ---------------------------------------------------------------- room to go on learning
+
+
+@pytest.mark.parametrize("granularity", ["element", "factored", "tensor"])
+def test_a_long_stream_leaves_room(row: Row, mode: Mode, granularity: str) -> None:
+    """However many regimes: the mean gate stays, and what is newest is held most."""
+    params = make_params()
+    options = {"granularity": granularity, "protection": 3.0, **mode}
+    optimizer = row(params, consolidate_every=20, plasticity=0.5, **options)
+    free = row(others := make_params(), consolidate_every=20, plasticity=0.0, **options)
+    gates = []
+    for now in stream(params, profile(400)):
+        step_with(optimizer, params, now)
+        step_with(free, others, now)
+        gates.append(optimizer.diagnostics()["mean_gate"])
+    assert consolidations(optimizer) == 19
+    assert min(gates) == pytest.approx(0.5, abs=1e-3)
+    assert gates[-1] == pytest.approx(0.5, abs=1e-3)
+    assert optimizer.param_groups[0]["threshold"]["room"] < 1.0
+    assert free.diagnostics()["mean_gate"] < 0.25
+    assert free.param_groups[0]["threshold"]["room"] == 1.0
+
+
+def test_all_evidence_is_scaled_alike(row: Row, mode: Mode) -> None:
+    found = []
+    for plasticity in (0.0, 0.9):
+        params = make_params()
+        optimizer = row(params, plasticity=plasticity, protection=3.0, **mode)
+        drive(optimizer, params, stream(params, profile(40)))
+        optimizer.consolidate()
+        states = [optimizer.state[p] for p in params]
+        found.append([*(s["evidence"].clone() for s in states), states[0]["evidence_weight"]])
+    room = optimizer.param_groups[0]["threshold"]["room"]
+    assert 0.0 < room < 1.0
+    for whole, scaled in zip(*found, strict=True):
+        torch.testing.assert_close(torch.as_tensor(whole) * room, torch.as_tensor(scaled))
+
+
+def test_what_is_unprotected_leaves_no_room(row: Row, mode: Mode) -> None:
+    """Groups without protection, and parameters without evidence, do not count."""
+    params = make_params()
+    groups = [{"params": params[:1]}, {"params": params[1:], "protection": 0.0}]
+    optimizer = row(groups, plasticity=0.8, protection=100.0, **mode)
+    drive(optimizer, params, stream(params, profile(40)))
+    optimizer.consolidate()
+    gate = 1.0 - float(optimizer.stability(params[0]).mean())
+    assert gate == pytest.approx(0.8, abs=1e-3)

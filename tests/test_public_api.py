@@ -19,8 +19,8 @@ import sal_optim
 
 SHARED = (
     "protection=0.1, pull=5.0, tau0=1.0, alpha=4.0, stats_beta=0.98, consolidate_every=None, "
-    "retention=1.0, granularity='element', state_dtype=None, foreach=None, maximize=False, "
-    "capturable=False, differentiable=False, compile=False"
+    "retention=1.0, plasticity=0.4, granularity='element', state_dtype=None, foreach=None, "
+    "maximize=False, capturable=False, differentiable=False, compile=False"
 )
 NAMES = {
     "CommunicationLayer",
@@ -49,8 +49,8 @@ CONSTRUCTORS = {
 }
 LAYER = (
     "optimizer, protection=0.1, *, pull=5.0, tau0=1.0, alpha=4.0, stats_beta=0.98, "
-    "consolidate_every=None, retention=1.0, granularity='element', state_dtype=None, "
-    "unit_update=False, momenta=('exp_avg', 'momentum_buffer')"
+    "consolidate_every=None, retention=1.0, plasticity=0.4, granularity='element', "
+    "state_dtype=None, unit_update=False, momenta=('exp_avg', 'momentum_buffer')"
 )
 LAYER_METHODS = {
     "analyze": "self, model",

@@ -58,6 +58,7 @@ SHARED: dict[str, st.SearchStrategy[Any]] = {
     "protection": st.sampled_from([0.0, 0.01, 0.3, 10.0, 1e4]),
     "pull": st.sampled_from([0.0, 1.0, 100.0]),
     "retention": st.sampled_from([1.0, 0.5, 0.0]),
+    "plasticity": st.sampled_from([0.0, 0.4, 0.9]),
     "maximize": st.booleans(),
     "granularity": st.sampled_from(["element", "factored", "tensor"]),
 }

@@ -90,11 +90,11 @@ class Shuffled(SAL):
 
     @torch.no_grad()
     def after_step(self, batch: Batch) -> None:
-        count = self.optimizer.param_groups[0]["threshold"]["consolidations"]
-        if count == self.seen:
+        threshold = self.optimizer.param_groups[0]["threshold"]
+        if threshold["consolidations"] == self.seen:
             return
-        self.seen = count
-        retention = self.optimizer.param_groups[0]["retention"]
+        self.seen = threshold["consolidations"]
+        retention = self.optimizer.param_groups[0]["retention"] * threshold["room"]
         for p, places, truth, shown in zip(
             self.params, self.places, self.truth, self.shown, strict=True
         ):

@@ -42,6 +42,8 @@ class Parameter:
         size = len(self.values)
         self.pending, self.evidence = [0.0] * size, [0.0] * size
         self.anchor: list[float] | None = None
+        self.weight = 0.0  # of the evidence
+        self.met = False  # a gradient
 
     def read(self, evidence: list[float]) -> list[float]:
         """Omega of each element, as its granularity sees it."""
@@ -127,6 +129,7 @@ class Reference:
         for param in self.params:
             retention = param.settings["retention"]
             before = [retention * omega for omega in param.read(param.evidence)]
+            param.weight = retention * param.weight + weight * param.met
             for i, gathered in enumerate(param.pending):
                 param.evidence[i] *= retention
                 param.evidence[i] += weight * gathered / self.pending_steps
@@ -143,9 +146,34 @@ class Reference:
                 for name in ("exp_avg", "momentum_buffer"):
                     if name in param.moments:
                         param.moments[name] = [0.0] * len(param.values)
+        self.make_room()
         self.pending_steps = 0
         self.restart()
         self.consolidations += 1
+
+    def mean_gate(self, scale: float) -> float:
+        gates = [
+            1.0 / (1.0 + param.settings["protection"] * scale * omega)
+            for param in self.params
+            if param.settings["protection"] > 0 and param.weight > 0
+            for omega in param.read(param.evidence)
+        ]
+        return sum(gates) / len(gates) if gates else 1.0
+
+    def make_room(self) -> None:
+        least = self.params[0].settings["plasticity"]
+        if not least or self.mean_gate(1.0) >= least:
+            return
+        low, high = -32.0, 0.0
+        for _ in range(20):
+            middle = (low + high) / 2
+            if self.mean_gate(2.0**middle) < least:
+                high = middle
+            else:
+                low = middle
+        for param in self.params:
+            if param.settings["protection"] > 0:
+                param.evidence = [omega * 2.0**low for omega in param.evidence]
 
     # ------------------------------------------------------------------ the step
 
@@ -175,6 +203,7 @@ class Reference:
         for param, grad in zip(self.params, grads, strict=True):
             if grad is None:
                 continue
+            param.met = True
             if param.anchor is None and param.settings["pull"] > 0:
                 param.anchor = list(param.values)
             if gathers:
