@@ -29,7 +29,7 @@ from benchmarks.settings import (
 )
 from benchmarks.streams import ORDERS, STREAMS
 
-CURVE_POINTS, LONG_CURVE_POINTS = 20, 2  # looks at the accuracies per task
+CURVE_POINTS, LONG_CURVE_POINTS = 10, 2  # looks at the accuracies per task
 
 
 class Parser(argparse.ArgumentParser):

@@ -14,7 +14,7 @@ from benchmarks.baselines.bases import BASES
 
 RATE = "lr"
 # How far from a base optimizer's default its learning rate is searched, either way.
-RATE_FACTOR = 20.0
+RATE_FACTOR = 10.0
 
 
 @dataclass(frozen=True)

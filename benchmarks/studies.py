@@ -54,10 +54,13 @@ class Study:
         trials: int,
         seeds: int,
         objective: str,
+        known: dict[str, Any] | None = None,
     ) -> None:
+        """`known`: values that an earlier tuning chose; tried after the defaults."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         journal.parent.mkdir(parents=True, exist_ok=True)
         self.plain, self.ranges, self.trials = plain, ranges, trials
+        self.starts = [self.default, *([{**self.default, **known}] if known else [])]
         shape = replace(plain, seed=0, lr=0.0, options={}).plain()
         spans = {name: (span.low, span.high, span.start) for name, span in ranges.items()}
         parts = [shape, code_version(plain), sampler, trials, seeds, objective, spans]
@@ -72,13 +75,19 @@ class Study:
         self._tidy()
 
     def _tidy(self) -> None:
-        """Ask again for what was under way when a command was killed; begin with the defaults."""
+        """Ask again for what was under way when a command was killed; begin with the starts."""
         for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
             self.study.tell(trial.number, state=TrialState.FAIL)
             if trial.params:
                 self.study.enqueue_trial(trial.params)
         if not self.study.trials:
-            self.study.enqueue_trial({name: span.start for name, span in self.ranges.items()})
+            for start in self.starts:
+                self.study.enqueue_trial(start, skip_if_exists=True)
+
+    @property
+    def default(self) -> dict[str, Any]:
+        """Where the ranges start."""
+        return {name: span.start for name, span in self.ranges.items()}
 
     @property
     def finished(self) -> list[FrozenTrial]:
@@ -113,5 +122,4 @@ class Study:
     @property
     def first(self) -> FrozenTrial:
         """The trial of the defaults; it is not number 0 if that was killed."""
-        start = {name: span.start for name, span in self.ranges.items()}
-        return next((t for t in self.finished if t.params == start), self.finished[0])
+        return next((t for t in self.finished if t.params == self.default), self.finished[0])

@@ -2,8 +2,9 @@
 
 It sees tuning seeds and validation data only (settings.py says which). Each method on each stream
 has a study of its own, over its learning rate and one or two options (spaces.py), whose first trial
-is the default. Studies go forward together, a trial of each at a time, so that all cores are busy
-though each study waits for its own results; and a command that was killed goes on where it was.
+is the default and whose second what the file to be written has already. Studies go forward
+together, a trial of each at a time, so that all cores are busy though each study waits for its own
+results; and a command that was killed goes on where it was.
 """
 
 from __future__ import annotations
@@ -24,8 +25,15 @@ from benchmarks.errors import require_choice
 from benchmarks.metrics import METRICS
 from benchmarks.options import add_common, check_common, method_names, names, parser, settings_for
 from benchmarks.records import write_atomically
-from benchmarks.settings import NO_FILE, TUNED, TUNING_SEED, Settings
-from benchmarks.spaces import space
+from benchmarks.settings import (
+    NO_FILE,
+    TUNED,
+    TUNING_SEED,
+    Settings,
+    default_lr,
+    tuned_options,
+)
+from benchmarks.spaces import RATE, space
 from benchmarks.streams import STREAMS
 from benchmarks.studies import SAMPLERS, Study
 from benchmarks.suite import complete, default_jobs
@@ -85,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             trials=args.trials,
             seeds=args.seeds,
             objective=args.objective,
+            known=_known(args, stream, method),
         )
         for stream in streams
         for method in methods
@@ -99,6 +108,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     _write(args, studies, streams, methods)
     output.print(f"written: {args.write}", highlight=False)
     return 0
+
+
+def _known(args: argparse.Namespace, stream: str, method: str) -> dict[str, Any] | None:
+    """What the file to be updated has for a method here, within its ranges; None if nothing."""
+    file, ranges = str(args.write) if args.write.is_file() else NO_FILE, space(METHODS[method])
+    rate = default_lr(args.data, METHODS[method].base, file)
+    found = {RATE: rate, **tuned_options(args.data, stream, method, file)}
+    kept = {
+        name: min(max(value, ranges[name].low), ranges[name].high)
+        for name, value in found.items()
+        if name in ranges
+    }
+    return kept if file != NO_FILE else None
 
 
 def _settings(

@@ -17,8 +17,8 @@ PROTECTION_ARGUMENTS = """
         consolidate_every: also consolidate whenever a regime has lasted this many steps, for data
             that changes gradually.
         retention: what a consolidation keeps of the evidence before it, in [0, 1].
-        plasticity: the mean gate that consolidations leave at least, in [0, 1): where evidence would
-            hold more, all of it is scaled down. 0 lets it add up for ever.
+        plasticity: the mean gate that a consolidation leaves at least, in [0, 1): where evidence
+            would hold more, all of it is scaled down. 0 lets it add up for ever.
         granularity: of the evidence: ``"element"``, ``"factored"`` (row and column means) or
             ``"tensor"``.
         state_dtype: floating dtype of evidence and anchor, such as ``torch.bfloat16``. Default:

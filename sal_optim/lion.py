@@ -13,7 +13,7 @@ from torch.optim.optimizer import ParamsT
 
 from sal_optim import checks
 from sal_optim.arguments import SHARED, given
-from sal_optim.optimizer import PLASTICITY, PROTECTION, PULL, SALOptimizer
+from sal_optim.optimizer import PROTECTION, PULL, SALOptimizer
 from sal_optim.rounding import Number
 from sal_optim.update import Direction, Rule, Tensors
 
@@ -49,7 +49,8 @@ class SALLion(SALOptimizer):
         stats_beta: float = 0.98,
         consolidate_every: int | None = None,
         retention: float = 1.0,
-        plasticity: float = PLASTICITY,
+        # Told at mean activity: most elements' is below it, and their gate is smaller.
+        plasticity: float = 0.6,
         granularity: str = "element",
         state_dtype: torch.dtype | str | None = None,
         foreach: bool | None = None,

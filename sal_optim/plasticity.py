@@ -32,7 +32,7 @@ def make_room(protection: "Protection") -> float:
 
     On sharded parameters every process must call it: the mean is taken over all of them.
     """
-    least = protection._groups()[0]["plasticity"]
+    least: float = protection._groups()[0]["plasticity"]
     if least == 0.0 or mean_gate(protection, 1.0) >= least:
         return 1.0
     low, high = -DEPTH, 0.0
@@ -42,10 +42,11 @@ def make_room(protection: "Protection") -> float:
             high = middle
         else:
             low = middle
+    factor: float = 2.0**low
     count = protection._threshold()["consolidations"]
     for _, _, state in _held(protection):
-        _scale(state, 2.0**low, dither(count + 0.5))
-    return 2.0**low
+        _scale(state, factor, dither(count + 0.5))
+    return factor
 
 
 def mean_gate(protection: "Protection", scale: float) -> float:
@@ -54,11 +55,11 @@ def mean_gate(protection: "Protection", scale: float) -> float:
     for param, group, state in _held(protection):
         real = plain(param.detach())
         evidence = GRANULARITIES[group["granularity"]].evidence(lists(state), [real])[0]
-        # Exact, so that processes that add in another order find the same scale; MPS has no float64.
+        # Exact, so that processes that add in another order agree; MPS has no float64.
         exact = torch.float32 if evidence.device.type == "mps" else torch.float64
         gates = [
             (1.0 / (1.0 + group["protection"] * scale * part.to(exact))).sum()
-            for part in evidence.reshape(-1).split(CHUNK)
+            for part in torch.split(evidence.reshape(-1), CHUNK)
         ]
         # One number for a whole tensor stands for all its elements.
         times = real.numel() / max(1, evidence.numel())

@@ -203,9 +203,9 @@ def test_an_older_checkpoint(row: Row, mode: Mode) -> None:
     params, optimizer = seasoned(row, **mode)
     older = copy.deepcopy(optimizer.state_dict())
     group = older["param_groups"][0]
-    for name in ("pull", "retention", "state_dtype", "consolidate_every"):
+    for name in ("pull", "retention", "plasticity", "state_dtype", "consolidate_every"):
         del group[name]
-    del group["threshold"]["suspicion"]
+    del group["threshold"]["suspicion"], group["threshold"]["room"]
     new = clone_params(params)
     resumed = row(new, **mode, pull=3.0)
     resumed.load_state_dict(reload(older))

@@ -45,7 +45,8 @@ CONSTRUCTORS = {
         "params, lr=0.001, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, *, "
         f"{SHARED}"
     ),
-    "SALLion": f"params, lr=0.0001, betas=(0.9, 0.99), weight_decay=0.0, *, {SHARED}",
+    "SALLion": "params, lr=0.0001, betas=(0.9, 0.99), weight_decay=0.0, *, "
+    + SHARED.replace("plasticity=0.4", "plasticity=0.6"),
 }
 LAYER = (
     "optimizer, protection=0.1, *, pull=5.0, tau0=1.0, alpha=4.0, stats_beta=0.98, "

@@ -128,7 +128,7 @@ class Stream(ABC):
     def _take(self, task: int, slot: int, step: int) -> Batch:
         """Examples of `task`, drawn from the sequence that belongs to (task, slot)."""
         rows = self._draw(task, slot)[step * self.batch_size : (step + 1) * self.batch_size]
-        return self.show(self.data.train_x[rows], self.data.train_y[rows], task)
+        return self.show(self.data.train_x.index_select(0, rows), self.data.train_y[rows], task)
 
     def _draw(self, task: int, slot: int) -> Tensor:
         """Indices for all steps: one shuffled epoch after another, without a short batch."""

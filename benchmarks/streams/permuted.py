@@ -23,7 +23,7 @@ class Permuted(Stream):
         pixels = torch.randperm(
             self.data.features, generator=generator("permutation", self.seed, task)
         )
-        return Batch(x[:, pixels], y)
+        return Batch(x.index_select(1, pixels), y)
 
 
 class Long(Permuted):

@@ -39,9 +39,9 @@ class Rotated(Stream):
 def rotate(x: Tensor, side: int, degrees: float) -> Tensor:
     """Rows of side*side pixels, each turned counter-clockwise about the image's centre."""
     corners, weights = _sampling(side, degrees)
-    turned = x[:, corners[0]] * weights[0]
+    turned = x.index_select(1, corners[0]) * weights[0]
     for corner, weight in zip(corners[1:], weights[1:], strict=True):
-        turned = turned + x[:, corner] * weight
+        turned = turned + x.index_select(1, corner) * weight
     return turned
 
 

@@ -20,7 +20,8 @@ from tests.rows import CLASSES, ROWS
 # One group for xdist: its processes are enough for one machine.
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("processes")]
 
-KWARGS: dict[str, Any] = {"protection": 0.3, "pull": 1.0}
+# So much plasticity that evidence is scaled down.
+KWARGS: dict[str, Any] = {"protection": 0.3, "pull": 1.0, "plasticity": 0.9}
 
 
 @functools.cache
