@@ -13,6 +13,10 @@ from benchmarks.errors import UserError, require_choice
 # command -> (module, what --help says)
 COMMANDS = {
     "continual": ("benchmarks.continual", "compare forgetting on streams of tasks (make bench)"),
+    "crosscheck": (
+        "benchmarks.crosscheck",
+        "our baselines beside Avalanche's, on the same batches",
+    ),
     "memory": ("benchmarks.cost.memory", "bytes a parameter, kept and at the peak of a step"),
     "ordinary": ("benchmarks.ordinary", "on one distribution, does SAL lose anything?"),
     "report": ("benchmarks.report", "one HTML page of all results, with figures and intervals"),
