@@ -44,7 +44,7 @@ GRIDS: dict[str, tuple[str, tuple[float, ...]]] = {
     "adam": ("naive", (0.0,)),
     "ewc": ("EWC", FISHER_GRID),
     "ewc by example": ("EWC, Fisher by example", FISHER_GRID),
-    "si": ("SI", tuple(10.0**power for power in range(-1, 7))),
+    "si": ("SI, weights copied", tuple(10.0**power for power in range(-1, 7))),
     "mas": ("MAS", tuple(10.0**power for power in range(-3, 3))),
 }
 
@@ -183,12 +183,30 @@ def _plugins(name: str, strength: float, epoch: int) -> list[Any]:
             once = dataset.subset(range(epoch))
             return super().compute_importances(model, criterion, optimizer, once, device, 1, **more)
 
+    class Copying(plugins.SynapticIntelligencePlugin):  # type: ignore[misc]
+        """Its anchor and its path's start are views of the weights on a CPU: all it does is 0."""
+
+        def before_training_iteration(self, strategy: Any, **more: Any) -> None:
+            super().before_training_iteration(strategy, **more)
+            self._copy(self.syn_data["old_theta"], self.ewc_data[0])
+
+        def before_training_exp(self, strategy: Any, **more: Any) -> None:
+            super().before_training_exp(strategy, **more)
+            self._copy(self.ewc_data[0])
+
+        @staticmethod
+        def _copy(*kept: Any) -> None:
+            for values in kept:
+                for value in values.values():
+                    value.data = value.data.clone()
+
     # Its penalties: λ · F · Δ² for EWC, which has a half here; c/2 · Ω · Δ² for SI, which has none.
     made: dict[str, Callable[[], list[Any]]] = {
         "naive": list,
         "EWC": lambda: [plugins.EWCPlugin(strength / 2)],
         "EWC, Fisher by example": lambda: [ByExample(strength / 2)],
         "SI": lambda: [plugins.SynapticIntelligencePlugin(2 * strength)],
+        "SI, weights copied": lambda: [Copying(2 * strength)],
         "MAS": lambda: [plugins.MASPlugin(lambda_reg=strength)],
     }
     return made[name]()

@@ -35,7 +35,7 @@ def test_plain_training_is_the_same() -> None:
 
 @pytest.mark.parametrize(
     ("name", "strength"),
-    [("EWC", 1e5), ("EWC, Fisher by example", 1e4), ("SI", 1e4), ("MAS", 10.0)],
+    [("EWC", 1e5), ("EWC, Fisher by example", 1e4), ("SI, weights copied", 1e4), ("MAS", 10.0)],
 )
 def test_a_large_strength_holds(name: str, strength: float) -> None:
     args = crosscheck.arguments().parse_args(ARGS)
