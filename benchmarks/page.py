@@ -132,21 +132,13 @@ def differences(section: Section) -> str:
     """Every row against the reference, where both have the same seeds."""
     head = "".join(f"<th>{name}</th>" for name in COMPARED)
     rows = []
-    for label, results in section.results.items():
+    for label in section.results:
         if label == section.reference:
             continue
-        shared = [s for s in section.seeds[label] if s in section.seeds[section.reference]]
-        if not shared:
-            continue
-        made = [f"<td>{escape(label)}</td><td>{len(shared)}</td>"]
-        for name in COMPARED:
-            gap = paired(
-                _values(name, results, section.seeds[label], shared),
-                _values(name, section.results[section.reference],
-                        section.seeds[section.reference], shared),
-            )  # fmt: skip
-            made.append(_difference(gap))
-        rows.append(_row(label, made))
+        gaps = differences_of(section, label)
+        if gaps:
+            made = [f"<td>{escape(label)}</td><td>{gaps['average'].count}</td>"]
+            rows.append(_row(label, made + [_difference(gap) for gap in gaps.values()]))
     note = (
         f'<p class="note">Each row less {escape(section.reference)}, in points of accuracy '
         "[interval]: green is better than it, red worse.</p>"
@@ -155,6 +147,20 @@ def differences(section: Section) -> str:
         f'{note}<div class="wide"><table><tr><th>row</th><th>seeds</th>{head}</tr>'
         f"{''.join(rows)}</table></div>"
     )
+
+
+def differences_of(section: Section, label: str) -> dict[str, Difference]:
+    """A row less the reference, paired by the seeds that both have; empty if they share none."""
+    other = section.reference
+    shared = [seed for seed in section.seeds[label] if seed in section.seeds[other]]
+    return {
+        name: paired(
+            _values(name, section.results[label], section.seeds[label], shared),
+            _values(name, section.results[other], section.seeds[other], shared),
+        )
+        for name in COMPARED
+        if shared
+    }
 
 
 def _values(

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.baselines import GROUPS, row_of
+from benchmarks.document import document
 from benchmarks.errors import UserError, require_choice
 from benchmarks.manifest import Manifest, manifests
 from benchmarks.metrics import Summary, summarize
@@ -29,6 +30,7 @@ examples:
   python -m benchmarks continual --methods adam ewc sal-adam --grid lr=3e-4,1e-3,3e-3
   python -m benchmarks report
   python -m benchmarks report --reference ewc --write results/against-ewc.html
+  python -m benchmarks report --markdown docs/tables.md
 """
 REFERENCE = "sal-adam"
 # Figures with a panel a method show these, where they were run; the tables show all.
@@ -55,6 +57,7 @@ def arguments() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--out", type=Path, default=Path("results"), help="folder with results (default: results)")
     add("--write", type=Path, help="the page (default: report.html in --out)")
+    add("--markdown", type=Path, help="also write the tables as Markdown, for a document")
     add("--reference", help=f"row that the others are compared with (default: {REFERENCE})")
     add("--panels", nargs="+", metavar="ROW", help="rows that get a panel in the figures")
     return made
@@ -82,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     target = args.write or args.out / "report.html"
     write_atomically(target, page(sections))
+    if args.markdown:
+        write_atomically(args.markdown, document(sections))
     Console().print(f"written: {target} and its figures under {folder}", highlight=False)
     return 0
 

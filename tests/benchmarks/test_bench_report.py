@@ -63,6 +63,18 @@ def test_differences_are_paired_with_the_reference(out: Path, tmp_path: Path) ->
     assert rows == ["adam", "sal-adam"]
 
 
+def test_the_tables_as_markdown(out: Path, tmp_path: Path) -> None:
+    target = tmp_path / "tables.md"
+    main(["report", "--out", str(out), "--write", str(tmp_path / "page.html"), "--markdown",
+          str(target)])  # fmt: skip
+    text = target.read_text()
+    table = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    assert table[0][-4:] == ["average less sal-adam", "worst less sal-adam", "found", "false"]
+    assert [row[0] for row in table[2:5]] == ["adam", "ewc", "sal-adam"]
+    assert all(re.search(r"[+-]\d+\.\d \[[+-]\d", row[7]) for row in table[2:4])
+    assert [row[2] for row in table[2:5]] == ["2", "2", "2"]
+
+
 def test_a_missing_record_is_said_and_its_row_left_out(
     out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
