@@ -72,7 +72,11 @@ def pull_weights(
 
 def pull(params: list[Tensor], anchors: list[Tensor], weights: list[Tensor]) -> None:
     """Move each parameter toward its anchor, in place: ``p += weight * (anchor - p)``."""
-    if all(a.dtype == w.dtype == p.dtype for p, a, w in zip(params, anchors, weights, strict=True)):
+    alike = all(
+        a.dtype == w.dtype == p.dtype for p, a, w in zip(params, anchors, weights, strict=True)
+    )
+    # A compiler does not take a lerp of lists apart, and would keep what it reads in memory.
+    if alike and not torch.compiler.is_compiling():
         torch._foreach_lerp_(params, anchors, weights)
     else:
         moves = list(torch._foreach_sub(anchors, params))
