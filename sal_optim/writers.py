@@ -1,8 +1,7 @@
-"""Writers: the diagnostics of a run as rows of a CSV file, or as scalars of TensorBoard.
+"""Writers: the diagnostics of a run as rows in memory, rows of a CSV file, or TensorBoard scalars.
 
-A writer hooks itself onto the optimizer's step and can be removed. It counts the optimizer's own
-steps: from those in its state where it keeps them, so that a resumed run goes on where its
-checkpoint was, and else from the last row of the file. Steps in ``observe()`` are none.
+A writer hooks itself onto the optimizer's step and can be removed; how it counts steps is told in
+``following.py``. Where the optimizer keeps no steps, a CSV file is gone on with from its last row.
 """
 
 import csv
@@ -11,48 +10,55 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from torch.optim import Optimizer
-
 from sal_optim import checks
+from sal_optim.following import Follower
 from sal_optim.integrations import required_protection
 
 
-class _Writer:
+class _Writer(Follower):
     """Calls :meth:`_write` after every ``every``-th step."""
 
     def __init__(self, optimizer: object, every: int) -> None:
-        self._protection = required_protection(optimizer)
         self._every = checks.whole("every", every, low=1)
-        inner: Any = self._protection
-        self._optimizer: Optimizer = inner if isinstance(inner, Optimizer) else inner.optimizer
-        self._step = 0
-        self._count()
-        self._handles = [
-            self._optimizer.register_step_post_hook(self._after),
-            self._optimizer.register_load_state_dict_post_hook(self._count),
-        ]
+        super().__init__(optimizer)
 
-    def remove(self) -> None:
-        """Stop writing; what is written stays. Calling it twice is harmless."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def _count(self, *_: Any) -> None:
-        steps = [state["step"] for state in self._optimizer.state.values() if "step" in state]
-        if steps:
-            self._step = int(max(float(s) for s in steps if isinstance(s, (int, float, Tensor))))
-
-    def _after(self, *_: Any) -> None:
-        if self._protection._observing:
-            return
-        self._step += 1
+    def _stepped(self) -> None:
         if self._step % self._every == 0:
             self._write(self._protection.diagnostics())
 
     def _write(self, diagnostics: dict[str, float]) -> None:
         raise NotImplementedError
+
+
+class Recorder(_Writer):
+    """Keeps rows of diagnostics in memory, for :func:`sal_optim.plot.history` or a data frame.
+
+    Memory is bounded: when ``limit`` rows are there, every second one is dropped, and from then on
+    a row is kept half as often.
+
+    Args:
+        optimizer: one of the family, a ``CommunicationLayer``, or the optimizer inside of one.
+        every: steps from row to row, at first.
+        limit: rows that are kept at most, at least 2.
+
+    Attributes:
+        rows: dicts of ``step`` and :meth:`diagnostics` by name, the oldest first.
+
+    Raises:
+        TypeError: nothing protects ``optimizer``; an argument is of a wrong kind.
+        ValueError: ``every`` is below 1, or ``limit`` below 2.
+    """
+
+    def __init__(self, optimizer: object, every: int = 1, limit: int = 10_000) -> None:
+        self._limit = checks.whole("limit", limit, low=2)
+        self.rows: list[dict[str, float]] = []
+        super().__init__(optimizer, every)
+
+    def _write(self, diagnostics: dict[str, float]) -> None:
+        self.rows.append({"step": float(self._step), **diagnostics})
+        if len(self.rows) >= self._limit:
+            self._every *= 2
+            self.rows[:] = [row for row in self.rows if row["step"] % self._every == 0.0]
 
 
 class CSVWriter(_Writer):

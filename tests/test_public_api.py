@@ -24,12 +24,14 @@ SHARED = (
 )
 NAMES = {
     "CommunicationLayer",
+    "LiveView",
     "SALAdam",
     "SALAdamW",
     "SALLion",
     "SALOptimizer",
     "SALSGD",
     "__version__",
+    "plot",
     "report",
 }
 CONSTRUCTORS = {
@@ -133,13 +135,25 @@ def test_the_report() -> None:
         sal_optim.reports  # type: ignore[attr-defined] # noqa: B018
 
 
-def test_the_writers() -> None:
-    from sal_optim.writers import CSVWriter, TensorBoardWriter
+def test_the_pictures() -> None:
+    assert signature(sal_optim.plot.history) == "source"
+    assert signature(sal_optim.plot.layers) == "optimizer, model"
 
+
+def test_the_live_view() -> None:
+    expected = "self, optimizer, refresh=2.0, console=None"
+    assert signature(sal_optim.LiveView.__init__) == expected
+    assert _methods(sal_optim.LiveView) == {"remove": "self"}
+
+
+def test_the_writers() -> None:
+    from sal_optim.writers import CSVWriter, Recorder, TensorBoardWriter
+
+    assert signature(Recorder.__init__) == "self, optimizer, every=1, limit=10000"
     assert signature(CSVWriter.__init__) == "self, optimizer, path, every=1"
     expected = "self, optimizer, writer, every=1, prefix='sal/'"
     assert signature(TensorBoardWriter.__init__) == expected
-    for cls in (CSVWriter, TensorBoardWriter):
+    for cls in (CSVWriter, Recorder, TensorBoardWriter):
         assert _methods(cls) == {"remove": "self"}
 
 

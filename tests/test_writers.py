@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sal_optim import SALSGD, CommunicationLayer, SALAdam, SALOptimizer
-from sal_optim.writers import CSVWriter, TensorBoardWriter
+from sal_optim.writers import CSVWriter, Recorder, TensorBoardWriter
 from tests.drive import drive, make_params, profile, reload, step_with, stream
 
 
@@ -65,6 +65,25 @@ def test_each_row_is_the_diagnostics_and_is_there_at_once(tmp_path: Path, around
         assert path.read_bytes().count(b"\n") == index + 1
         assert read(path)[-1] == {"step": index, **protection.diagnostics()}
     assert read(path)[-1]["consolidations"] == 1.0
+
+
+def test_a_recorder_keeps_the_same_rows(tmp_path: Path) -> None:
+    path = tmp_path / "run.csv"
+    params, optimizer = adam()
+    recorder = Recorder(optimizer, every=2)
+    CSVWriter(optimizer, path, every=2)
+    drive(optimizer, params, stream(params, profile(9)))
+    assert recorder.rows == read(path)
+    assert steps(path) == [2, 4, 6, 8]
+
+
+def test_a_recorder_thins_its_rows_out() -> None:
+    params, optimizer = adam()
+    recorder = Recorder(optimizer, limit=5)
+    rows = recorder.rows
+    drive(optimizer, params, stream(params, profile(22)))
+    assert [row["step"] for row in rows] == [8, 16]
+    assert recorder.rows is rows
 
 
 def test_every(tmp_path: Path) -> None:
@@ -212,6 +231,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
         CSVWriter(torch.optim.SGD(make_params(), lr=1.0), path)
     with pytest.raises(ValueError, match=r"every.*0.*\[1, inf\)"):
         CSVWriter(optimizer, path, every=0)
+    with pytest.raises(ValueError, match=r"limit.*1.*\[2, inf\)"):
+        Recorder(optimizer, limit=1)
     assert not path.exists()
     with pytest.raises(TypeError, match=r"path.*3.*new file"):
         CSVWriter(optimizer, 3)  # type: ignore[arg-type]

@@ -1,0 +1,47 @@
+"""Follower: what every writer and view has in common, a hook on an optimizer's step.
+
+It counts the optimizer's own steps: from those in its state where it keeps them, so that a resumed
+run goes on where its checkpoint was. Steps in ``observe()`` are none. What is done after a step is
+for ``writers.py`` and ``live.py``.
+"""
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sal_optim.integrations import required_protection
+
+
+class Follower:
+    """Calls :meth:`_stepped` after every step, until it is removed."""
+
+    def __init__(self, optimizer: object) -> None:
+        self._protection = required_protection(optimizer)
+        inner: Any = self._protection
+        self._optimizer: Optimizer = inner if isinstance(inner, Optimizer) else inner.optimizer
+        self._step = 0
+        self._count()
+        self._handles = [
+            self._optimizer.register_step_post_hook(self._after),
+            self._optimizer.register_load_state_dict_post_hook(self._count),
+        ]
+
+    def remove(self) -> None:
+        """Stop; what was written or shown stays. Calling it twice is harmless."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _count(self, *_: Any) -> None:
+        steps = [state["step"] for state in self._optimizer.state.values() if "step" in state]
+        if steps:
+            self._step = int(max(float(s) for s in steps if isinstance(s, (int, float, Tensor))))
+
+    def _after(self, *_: Any) -> None:
+        if not self._protection._observing:
+            self._step += 1
+            self._stepped()
+
+    def _stepped(self) -> None:
+        raise NotImplementedError
