@@ -1,5 +1,6 @@
 # make bench: the main job, on data inside a package. make test: all tests.
 # make coverage, make fuzz and make long: branch coverage, 10,000 cases, a million steps.
+# make docs: the site, in site/.
 # All make .venv and install into it; nothing else is needed on a fresh machine with Python 3.10+.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 ARGS ?=
 
-.PHONY: bench test test-distributed test-trainers coverage fuzz long lint clean
+.PHONY: bench test test-distributed test-trainers coverage fuzz long lint docs clean
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks continual $(ARGS)
@@ -41,10 +42,18 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Needs no network once it is installed. A link to nowhere is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench,test,dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache results
+	rm -rf $(VENV) build site *.egg-info .mypy_cache .ruff_cache .pytest_cache results
