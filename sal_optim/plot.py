@@ -64,7 +64,7 @@ def history(source: str | os.PathLike[str] | Iterable[Mapping[str, float]]) -> "
     top.plot(steps, series["surprise"], color=SURPRISE, linewidth=1.0, label="surprise")
     top.plot(steps, series["threshold"], color=THRESHOLD, linewidth=1.2, label="threshold")
     top.set_yscale("log")
-    top.yaxis.set_major_formatter("{x:g}")
+    _ticks(top, series["surprise"])
     top.set_ylabel("surprise")
 
     shares = [series[name] for name in SPECTRUM]
@@ -166,6 +166,17 @@ def _figure(width: float, height: float) -> "Figure":
         ) from error
     # Not pyplot's: it is freed with its last reference, and needs no window system.
     return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def _ticks(axes: "Axes", values: list[float]) -> None:
+    """Plain numbers on a logarithmic axis: 1, 2, 5, 10 …, or powers of 10 over a wide range."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    positive = [value for value in values if value > 0.0] or [1.0]
+    wide = max(positive) > 500.0 * min(positive)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _plain(axes: "Axes") -> None:
