@@ -41,3 +41,6 @@ else:
         if name in _LATER:
             return getattr(importlib.import_module(f"sal_optim.{_LATER[name]}"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -94,6 +94,7 @@ def signature(function: Any) -> str:
 
 def test_names() -> None:
     assert set(sal_optim.__all__) == NAMES
+    assert set(dir(sal_optim)) >= NAMES  # those that are imported later, too
     assert all(hasattr(sal_optim, name) for name in NAMES)
 
 
