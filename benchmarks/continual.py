@@ -29,7 +29,7 @@ from benchmarks.options import (
     parser,
 )
 from benchmarks.presets import PRESETS
-from benchmarks.protect import protected
+from benchmarks.protect import before_and_after, protected
 from benchmarks.records import write_atomically
 from benchmarks.settings import Settings
 from benchmarks.streams import STREAMS
@@ -195,6 +195,8 @@ def _report(
     settings = {row.label: [plan[stream, row.label, seed] for seed in seeds] for row in rows}
     write_manifest(args.out, what, settings)
     write_atomically(_part(args, stream, ".md"), markdown(title, summaries))
+    if args.protect:
+        write_atomically(_part(args, stream, "-protected.md"), before_and_after(title, grouped))
     plain = {row.label: {**asdict(row), "settings": settings[row.label][0].plain()}
              for row in summaries}  # fmt: skip
     write_atomically(_part(args, stream, ".json"), json.dumps(plain, indent=1))
