@@ -29,6 +29,7 @@ from benchmarks.options import (
     parser,
 )
 from benchmarks.presets import PRESETS
+from benchmarks.protect import before_and_after, protected
 from benchmarks.records import write_atomically
 from benchmarks.settings import Settings
 from benchmarks.streams import STREAMS
@@ -44,6 +45,7 @@ examples:
   python -m benchmarks continual --data mnist --data-dir ~/Downloads --seeds 3
   python -m benchmarks continual --stream rotated --stream fuzzy --methods adam ewc si sal-adam
   python -m benchmarks continual --methods sal-adam --protection 1.0 --out results/strong
+  python -m benchmarks continual --protect adam torch_optimizer.Yogi --stream permuted
   python -m benchmarks continual --data fashion-mnist --stream permuted --steps 600 --jobs 2
   python -m benchmarks continual --preset vandeven-split --data-dir ~/Downloads
   python -m benchmarks continual --methods all --seeds 10 --also-default
@@ -65,6 +67,13 @@ def arguments() -> argparse.ArgumentParser:
         nargs="+",
         metavar="NAME",
         help=f"methods, or groups of them: all, {', '.join(GROUPS)} (default: quick; see --list)",
+    )
+    add(
+        "--protect",
+        nargs="+",
+        metavar="NAME",
+        help="optimizers, each alone and in a CommunicationLayer: a plain one of --list, an "
+        "installed MODULE.CLASS, all of torch_optimizer's; alone or beside --methods",
     )
     add("--seeds", type=int, help=f"seeds 0 … N-1 are run (default: {DEFAULT_SEEDS})")
     add("--protection", type=float, help="protection of the SAL methods (default: the package's)")
@@ -99,7 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.protection is not None:
         require_range("--protection", args.protection, 0)
     streams = names("--stream", args.stream, DEFAULT_STREAMS, list(STREAMS))
-    methods = _available(args.methods, messages)
+    own = _available(args.methods, messages) if args.methods or not args.protect else []
+    methods = list(dict.fromkeys([*own, *(protected(args.protect) if args.protect else [])]))
     rows = variants(methods, _options(methods, args), args.grid, args.also_default)
     data = load(args.data, args.data_dir)
     plan = {
@@ -145,7 +155,7 @@ def _options(methods: Sequence[str], args: argparse.Namespace) -> dict[str, dict
         for method in methods:
             if METHODS[method].uses_sal:
                 chosen[method]["protection"] = args.protection
-    for only, name, value in assignments(args.set):
+    for only, name, value in assignments(args.set, methods):
         takers = [
             method
             for method in methods
@@ -185,6 +195,8 @@ def _report(
     settings = {row.label: [plan[stream, row.label, seed] for seed in seeds] for row in rows}
     write_manifest(args.out, what, settings)
     write_atomically(_part(args, stream, ".md"), markdown(title, summaries))
+    if args.protect:
+        write_atomically(_part(args, stream, "-protected.md"), before_and_after(title, grouped))
     plain = {row.label: {**asdict(row), "settings": settings[row.label][0].plain()}
              for row in summaries}  # fmt: skip
     write_atomically(_part(args, stream, ".json"), json.dumps(plain, indent=1))

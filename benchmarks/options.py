@@ -131,8 +131,13 @@ def widths(text: str | None, data: Dataset, net: str = "mlp") -> tuple[int, ...]
     return tuple(int(part) for part in parts)
 
 
-def assignments(given: Sequence[str]) -> list[tuple[str | None, str, Any]]:
-    """`--set name=value` or `--set method.name=value` as (method or None, name, value)."""
+def assignments(
+    given: Sequence[str], methods: Sequence[str] = ()
+) -> list[tuple[str | None, str, Any]]:
+    """`--set name=value` or `--set method.name=value` as (method or None, name, value).
+
+    `methods` are those of `--protect`, which no table lists.
+    """
     found = []
     for text in given:
         target, equals, value = text.partition("=")
@@ -140,7 +145,7 @@ def assignments(given: Sequence[str]) -> list[tuple[str | None, str, Any]]:
         if not (equals and name and value):
             raise UserError(f"--set: {text!r} is no assignment; allowed: [METHOD.]NAME=VALUE")
         if dot:
-            require_choice("--set", method, METHODS)
+            require_choice("--set", method, list(dict.fromkeys([*METHODS, *methods])))
             if name not in METHODS[method].allowed():
                 allowed = ", ".join(METHODS[method].allowed()) or "none"
                 raise UserError(f"--set: {method} has no option {name!r}; allowed: {allowed}")
@@ -172,8 +177,8 @@ def settings_for(
     if args.steps is None and preset is not None and preset.epochs:
         steps = max(1, round(preset.epochs * len(kind.members("train", 0)) / batch))
     chosen = {
-        **tuned_options(args.data, stream, row.name, args.tuned),
-        **(preset.options(stream, row.name) if preset else {}),
+        **tuned_options(args.data, stream, row.tuned_as, args.tuned),
+        **(preset.options(stream, row.tuned_as) if preset else {}),
         **options,
     }
     lr = chosen.pop("lr", default_lr(args.data, row.base, args.tuned))

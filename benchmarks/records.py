@@ -23,6 +23,7 @@ import torch
 
 from benchmarks.baselines import METHODS
 from benchmarks.baselines.bases import BASES
+from benchmarks.baselines.packages import base, version
 from benchmarks.settings import Settings
 from benchmarks.streams import STREAMS
 
@@ -108,11 +109,12 @@ def code_version(settings: Settings) -> str:
     """Hash of the sources that this run depends on: its method's and stream's, not others'."""
     row = METHODS[settings.method]
     files = [ROOT / name for name in CORE]
-    for kind in (row.kind, BASES[row.base].make, STREAMS[settings.stream]):
+    for kind in (row.kind, base(row.base).make, STREAMS[settings.stream]):
         files += _sources(kind)
     if row.uses_sal:
         files += _package_sources()
-    return _hash(*[_source_hash(path) for path in files])
+    others = [] if row.base in BASES else [version(row.base)]
+    return _hash(*[_source_hash(path) for path in files], *others)
 
 
 def _sources(kind: Any) -> list[Path]:

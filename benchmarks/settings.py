@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.baselines.bases import BASES
+from benchmarks.baselines.packages import base as base_called
 from benchmarks.errors import UserError
 from benchmarks.streams import Order
 
@@ -93,7 +93,8 @@ def tuned(path: str = str(TUNED)) -> dict[str, Any]:
 
 def default_lr(data: str, base: str, path: str = str(TUNED)) -> float:
     """Learning rate of a base optimizer on a data set."""
-    return float(tuned(path).get("lr", {}).get(data, {}).get(base, BASES[base].lr))
+    found = tuned(path).get("lr", {}).get(data, {}).get(base)
+    return float(base_called(base).lr if found is None else found)
 
 
 def tuned_options(data: str, stream: str, method: str, path: str = str(TUNED)) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The methods by name. A new method is a file here and one row in ROWS.
 
 A row says which base optimizer (and so which learning rate) a method has, and which options it
-takes.
+takes. Rows of `--protect` are not listed: they are made when their names are asked for.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.baselines import sal
+from benchmarks.baselines import layered, sal
 from benchmarks.baselines.base import Method
-from benchmarks.baselines.bases import BASES
 from benchmarks.baselines.bayes import Sampled
 from benchmarks.baselines.controls import Matched, Shuffled, Twin, Uniform
 from benchmarks.baselines.ewc import EWC, OnlineEWC
+from benchmarks.baselines.layered import LAYER, SUFFIX, Layered
 from benchmarks.baselines.lwf import LwF
 from benchmarks.baselines.mas import MAS
+from benchmarks.baselines.packages import base
 from benchmarks.baselines.published_sal import PublishedSAL
 from benchmarks.baselines.quadratic import L2
 from benchmarks.baselines.si import SI
@@ -45,18 +46,24 @@ class Row:
 
     @property
     def is_sal(self) -> bool:
-        """Whether an optimizer of sal_optim moves the network that is measured."""
-        return issubclass(self.kind, sal.SAL)
+        """Whether sal_optim protects the network that is measured."""
+        return issubclass(self.kind, (sal.SAL, Layered))
 
     @property
     def uses_sal(self) -> bool:
         """Whether sal_optim is needed, and its options are taken."""
         return self.is_sal or issubclass(self.kind, Twin)
 
+    @property
+    def tuned_as(self) -> str:
+        """The method whose tuned settings it has: an optimizer's own where a layer is around it."""
+        return self.base if issubclass(self.kind, Layered) else self.name
+
     def allowed(self) -> tuple[str, ...]:
-        """Names of the options; those of our optimizers are read from their signature."""
+        """Names of the options; those of sal_optim are read from its signatures."""
         if self.uses_sal:
-            return tuple(name for name in sal.options(self.base) if name not in self.fixed)
+            own = layered.options() if issubclass(self.kind, Layered) else sal.options(self.base)
+            return tuple(name for name in own if name not in self.fixed)
         return tuple(self.options or ())
 
     def build(self, model: nn.Module, lr: float, options: Mapping[str, Any]) -> Method:
@@ -70,7 +77,7 @@ class Row:
         if issubclass(self.kind, sal.SAL):
             return sal.build(model, self.base, lr, self.kind, **self.fixed, **options)
         make: Callable[..., Method] = self.kind
-        optimizer = BASES[self.base].make(model.parameters(), lr)
+        optimizer = base(self.base).make(model.parameters(), lr)
         return make(model, optimizer, **self.fixed, **options)
 
 
@@ -195,7 +202,23 @@ GROUPS: dict[str, tuple[Row, ...]] = {
     "controls": CONTROLS,
 }
 ROWS = tuple(row for rows in GROUPS.values() for row in rows)
-METHODS = {row.name: row for row in ROWS}
+
+
+class Methods(dict[str, Row]):
+    """The rows by name. An optimizer of a package, and any in a layer, gets its row when asked."""
+
+    def __missing__(self, name: str) -> Row:
+        own = name.removesuffix(SUFFIX)
+        is_plain = own in self and self[own].kind is Method
+        if not is_plain and "." not in own:
+            raise KeyError(name)
+        if own == name:
+            return Row(name, name, f"{name}, at its own defaults")
+        summary = f"{own} with a CommunicationLayer around it"
+        return Row(name, own, summary, Layered, fixed=LAYER.get(own, {}))
+
+
+METHODS = Methods({row.name: row for row in ROWS})
 
 
 def row_of(label: str) -> Row:
@@ -203,4 +226,4 @@ def row_of(label: str) -> Row:
     return METHODS[label.partition(" ")[0]]
 
 
-__all__ = ["GROUPS", "METHODS", "ROWS", "Method", "Row", "row_of"]
+__all__ = ["GROUPS", "METHODS", "ROWS", "SUFFIX", "Method", "Row", "row_of"]

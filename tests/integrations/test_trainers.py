@@ -3,40 +3,14 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-EXAMPLES = ROOT / "examples"
-
-
-def needs(package: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed: make test-trainers")
-
-
-def run(arguments: list[str], cwd: Path) -> str:
-    # Not the repository itself: entry points are those of the installed package.
-    shim = str(Path(__file__).parent / "shim")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": shim}
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout + done.stderr
+from tests.integrations.runs import EXAMPLES, leaves, needs, run
 
 
 def test_transformers(tmp_path: Path) -> None:
@@ -62,16 +36,33 @@ def test_transformers(tmp_path: Path) -> None:
     half = str(tmp_path / "whole" / "checkpoint-10")
     run([*common, "--output_dir", "rest", "--resume_from_checkpoint", half], tmp_path)
     again = torch.load(tmp_path / "rest" / "checkpoint-20" / "optimizer.pt", weights_only=True)
-    assert _leaves(again) == _leaves(state)
+    assert leaves(again) == leaves(state)
 
 
-def _leaves(state: dict[str, Any]) -> dict[str, Any]:
-    from tests.drive import flat
+def test_trl(tmp_path: Path) -> None:
+    needs("trl")
+    needs("tensorboard")
+    common = ["-m", "sal_optim.run", str(EXAMPLES / "trl_sft.py")]
+    common += ["--optim", "saladamw", "--optim_args", "protection=0.25,consolidate_every=8"]
+    common += ["--learning_rate", "1e-3", "--logging_steps", "4", "--save_steps", "10"]
+    common += ["--use_cpu", "--report_to", "tensorboard", "--per_device_train_batch_size", "4"]
+    common += ["--max_steps", "20"]
+    shown = run([*common, "--output_dir", "whole"], tmp_path)
+    assert "sal/protected" in shown, "in the progress bar's log"
+    whole = tmp_path / "whole" / "checkpoint-20"
+    history = json.loads((whole / "trainer_state.json").read_text())["log_history"]
+    found = [entry for entry in history if "sal/consolidations" in entry]
+    assert [entry["sal/consolidations"] for entry in found] == [0.0, 0.0, 1.0, 1.0, 2.0]
+    assert all("mean_token_accuracy" in entry for entry in found), "beside TRL's own"
+    assert history[-1]["loss"] < history[0]["loss"]
+    events = next((tmp_path / "whole").rglob("events.out.tfevents*"))
+    assert b"sal/mean_gate" in events.read_bytes()
+    state = torch.load(whole / "optimizer.pt", weights_only=True)
 
-    return {
-        path: value.tolist() if isinstance(value, torch.Tensor) else value
-        for path, value in flat(state)
-    }
+    half = str(tmp_path / "whole" / "checkpoint-10")
+    run([*common, "--output_dir", "rest", "--resume_from_checkpoint", half], tmp_path)
+    again = torch.load(tmp_path / "rest" / "checkpoint-20" / "optimizer.pt", weights_only=True)
+    assert leaves(again) == leaves(state)
 
 
 def test_lightning(tmp_path: Path) -> None:
