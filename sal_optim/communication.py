@@ -271,7 +271,8 @@ class CommunicationLayer(Protection):
             for item in items:
                 state = self._state_of(item.whole)
                 if group["protection"] > 0.0 and "previous" in state:
-                    item.param.copy_(plain(state["previous"]))
+                    # As data: Adahessian is still to differentiate a graph that holds the weights.
+                    item.param.data.copy_(plain(state["previous"]))
 
     # ---------------------------------------------------------------- the published two lines
 

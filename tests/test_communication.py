@@ -300,3 +300,33 @@ def test_what_is_refused() -> None:
     params[0].grad = torch.zeros(6, 5).to_sparse()
     with pytest.raises(RuntimeError, match="sparse"):
         optimizer.step()
+
+
+class Curvature(torch.optim.Optimizer):
+    """Differentiates the gradients once more in its step, as Adahessian does."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            params, grads = group["params"], [p.grad for p in group["params"]]
+            ones = [torch.ones_like(grad) for grad in grads]
+            with torch.enable_grad():
+                seconds = torch.autograd.grad(grads, params, ones)
+            for param, grad, second in zip(params, grads, seconds, strict=True):
+                param.sub_(group["lr"] * grad / (second.abs() + 1.0))
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_a_graph_over_the_weights_survives_a_change() -> None:
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(6))
+    optimizer = Curvature([weight], {"lr": 0.1})
+    layer = CommunicationLayer(optimizer)
+    for step in range(90):
+        inputs = torch.randn(32, 6)
+        goal = inputs.sum(1) if step < 60 else -5.0 * inputs.sum(1)
+        loss = (inputs @ weight - goal).pow(2).mean() + weight.pow(4).sum() * 1e-3
+        optimizer.zero_grad()
+        loss.backward(create_graph=True)
+        optimizer.step()
+    assert layer.diagnostics()["consolidations"] == 1

@@ -29,7 +29,7 @@ RATES = {
 UNFIT = {
     "torch_optimizer.Lookahead": "it is no optimizer by itself",
     "torch_optimizer.Adahessian": "it differentiates gradients, for which training here keeps no "
-    "graph, and a layer that takes an update back would break one",
+    "graph",
 }
 UNSET = 1.0  # written down for an optimizer that sets its steps itself
 
