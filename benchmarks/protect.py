@@ -75,6 +75,7 @@ def _step(row: Row) -> None:
     method = row.build(model, base(row.base).lr, {})
     batch = Batch(torch.ones(2, 3), torch.tensor([0, 1]), None)
     nn.functional.cross_entropy(model(batch.x), batch.y).backward()  # type: ignore[no-untyped-call]
+    method.before_step(batch)
     method.optimizer.step()
 
 

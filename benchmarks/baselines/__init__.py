@@ -23,6 +23,7 @@ from benchmarks.baselines.mas import MAS
 from benchmarks.baselines.packages import base
 from benchmarks.baselines.published_sal import PublishedSAL
 from benchmarks.baselines.quadratic import L2
+from benchmarks.baselines.second_order import SECOND_ORDER, Graphed, GraphedLayered
 from benchmarks.baselines.si import SI
 from benchmarks.baselines.simple import Configured, Decay, Joint
 from benchmarks.baselines.streaming import AR1, StreamingEWC, StreamingSI
@@ -213,9 +214,11 @@ class Methods(dict[str, Row]):
         if not is_plain and "." not in own:
             raise KeyError(name)
         if own == name:
-            return Row(name, name, f"{name}, at its own defaults")
+            kind = Graphed if own in SECOND_ORDER else Method
+            return Row(name, name, f"{name}, at its own defaults", kind)
         summary = f"{own} with a CommunicationLayer around it"
-        return Row(name, own, summary, Layered, fixed=LAYER.get(own, {}))
+        around = GraphedLayered if own in SECOND_ORDER else Layered
+        return Row(name, own, summary, around, fixed=LAYER.get(own, {}))
 
 
 METHODS = Methods({row.name: row for row in ROWS})

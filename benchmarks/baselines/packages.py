@@ -28,8 +28,6 @@ RATES = {
 # Left out of a package's list, with the reason.
 UNFIT = {
     "torch_optimizer.Lookahead": "it is no optimizer by itself",
-    "torch_optimizer.Adahessian": "it differentiates gradients, for which training here keeps no "
-    "graph",
 }
 UNSET = 1.0  # written down for an optimizer that sets its steps itself
 
