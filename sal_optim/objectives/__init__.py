@@ -1,0 +1,25 @@
+"""Terms of a loss, for any optimizer: self-modelling, a floor of the rank, channels with budgets.
+
+Each is imported when it is first asked for; ``import sal_optim`` imports none of them. What looks
+at a run without changing it is in ``sal_optim.monitors``.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+__all__ = ["SelfModel"]
+
+if TYPE_CHECKING:
+    from sal_optim.objectives.self_model import SelfModel
+else:
+    _LATER = {
+        "SelfModel": "self_model",
+    }
+
+    def __getattr__(name: str) -> object:
+        if name in _LATER:
+            return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
