@@ -7,13 +7,15 @@ at a run without changing it is in ``sal_optim.monitors``.
 import importlib
 from typing import TYPE_CHECKING
 
-__all__ = ["SelfModel"]
+__all__ = ["SelfModel", "rank_floor_loss"]
 
 if TYPE_CHECKING:
+    from sal_optim.objectives.rank import rank_floor_loss
     from sal_optim.objectives.self_model import SelfModel
 else:
     _LATER = {
         "SelfModel": "self_model",
+        "rank_floor_loss": "rank",
     }
 
     def __getattr__(name: str) -> object:
