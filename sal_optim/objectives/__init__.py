@@ -7,14 +7,16 @@ at a run without changing it is in ``sal_optim.monitors``.
 import importlib
 from typing import TYPE_CHECKING
 
-__all__ = ["SelfModel", "ablate", "necessity_gap", "rank_floor_loss"]
+__all__ = ["Channels", "SelfModel", "ablate", "necessity_gap", "rank_floor_loss"]
 
 if TYPE_CHECKING:
     from sal_optim.objectives.ablation import ablate, necessity_gap
+    from sal_optim.objectives.channels import Channels
     from sal_optim.objectives.rank import rank_floor_loss
     from sal_optim.objectives.self_model import SelfModel
 else:
     _LATER = {
+        "Channels": "channels",
         "SelfModel": "self_model",
         "ablate": "ablation",
         "necessity_gap": "ablation",
