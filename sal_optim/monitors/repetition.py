@@ -1,0 +1,59 @@
+"""``repetition_rate``: how much of a generated text repeats itself.
+
+It is measured on outputs. What activations do is watched by ``spectral.py``; loops are not seen in
+their spectrum.
+"""
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sal_optim import checks
+
+
+def repetition_rate(tokens: Sequence[Any] | Tensor, n: int = 3) -> float:
+    """``1 - unique/total`` of the n-grams: 0 where none comes twice, near 1 in a loop.
+
+    Args:
+        tokens: one sequence of tokens, or several: a tensor of one or two dimensions, or a list of
+            tokens or of lists of them. N-grams are counted within each sequence; of several, the
+            shares are those of all n-grams together.
+        n: length of the n-grams, at least 1.
+
+    Raises:
+        TypeError: ``tokens`` is neither.
+        ValueError: no sequence has ``n`` tokens, or ``n`` is below 1.
+    """
+    n = checks.whole("n", n, low=1)
+    total = unique = 0
+    for sequence in _sequences(tokens):
+        grams = [tuple(sequence[at : at + n]) for at in range(len(sequence) - n + 1)]
+        total += len(grams)
+        unique += len(set(grams))
+    if not total:
+        raise ValueError(f"Invalid tokens value: no sequence of {n} tokens; tokens must have one")
+    return 1.0 - unique / total
+
+
+def _sequences(tokens: Any) -> list[list[Hashable]]:
+    given = tokens.tolist() if isinstance(tokens, Tensor) else tokens
+    if isinstance(given, str):
+        return [list(given)]
+    if not isinstance(given, Sequence):
+        raise TypeError(
+            f"Invalid tokens value: a {type(tokens).__name__}; tokens must be a sequence, a list "
+            "of sequences, or a tensor of one or two dimensions"
+        )
+    if given and all(isinstance(item, (list, tuple)) for item in given):
+        rows = [list(item) for item in given]
+    else:
+        rows = [list(given)]
+    for row in rows:
+        for token in row:
+            if not isinstance(token, Hashable):
+                raise TypeError(
+                    f"Invalid tokens value: a token is a {type(token).__name__}; tokens must be a "
+                    "sequence, a list of sequences, or a tensor of one or two dimensions"
+                )
+    return rows
