@@ -6,6 +6,7 @@ CONTRIBUTING.md tells how a name or an argument is retired.
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.resources
 import inspect
 import os
@@ -72,6 +73,28 @@ METHODS = {
     "observe": "self",
     "stability": "self, param",
     "step": "self, closure=None",
+}
+COMPANIONS = {
+    "sal_optim.monitors": {
+        "Drift": "self, model, probe, layer=None",
+        "SpectralMonitor": (
+            "self, model, layers, every=100, *, drifting=0.8, warning=0.5, alarm=None"
+        ),
+        "halve_lr": "optimizer, lowest=0.0",
+        "linear_cka": "x, y",
+        "repetition_rate": "tokens, n=3",
+        "shift_map": "features, bank, *, k=5, quantile=0.99, repeats=5, seed=0",
+    },
+    "sal_optim.objectives": {
+        "Channels": (
+            "self, optimizer, budgets, *, scaffold=None, penalty=10.0, dual_lr=0.1, "
+            "tolerance=0.01, lowest=0.0, limit=10000.0"
+        ),
+        "SelfModel": "self, model, layer, weight, detach=True, *, source=None, features=None",
+        "ablate": "module, how='mean', *, generator=None",
+        "necessity_gap": "module, metric, how='mean', *, repeats=1, seed=0",
+        "rank_floor_loss": "h, floor",
+    },
 }
 DIAGNOSTICS = {
     "protected",
@@ -158,6 +181,18 @@ def test_the_writers() -> None:
         assert _methods(cls) == {"remove": "self"}
 
 
+@pytest.mark.parametrize("package", COMPANIONS)
+def test_the_companions(package: str) -> None:
+    module = importlib.import_module(package)
+    assert set(module.__all__) == set(COMPANIONS[package]) <= set(dir(module))
+    for name, expected in COMPANIONS[package].items():
+        found = getattr(module, name)
+        assert signature(found.__init__ if inspect.isclass(found) else found) == expected
+        assert inspect.getdoc(found)
+    with pytest.raises(AttributeError, match=rf"{package}.*no attribute 'Other'"):
+        module.Other  # noqa: B018
+
+
 def test_diagnostics() -> None:
     import torch
 
@@ -199,3 +234,22 @@ print((taken, sorted({name.split(".")[0] for name in set(sys.modules) - before})
     taken, modules = _in_a_new_process(code)
     assert taken < 1.0
     assert set(modules) - set(sys.stdlib_module_names) <= {"sal_optim", "torch"}
+
+
+def test_companions_are_imported_when_asked_for() -> None:
+    """``import sal_optim`` imports none of them, and one of them none of the others."""
+    code = """
+import sys
+import sal_optim
+def loaded():
+    names = ("sal_optim.activations", "sal_optim.monitors", "sal_optim.objectives", "cooper")
+    return sorted(name for name in sys.modules if name.startswith(names))
+before = loaded()
+from sal_optim.objectives import rank_floor_loss
+import sal_optim.monitors
+print((before, loaded()))
+"""
+    before, after = _in_a_new_process(code)
+    assert before == []
+    packages = ["sal_optim.activations", "sal_optim.monitors", "sal_optim.objectives"]
+    assert after == [*packages, "sal_optim.objectives.rank"]
