@@ -75,7 +75,7 @@ class SpectralMonitor:
         drifting: as above, above ``warning`` and below 1.
         warning: as above, in (0, 1).
         alarm: called with the monitor when the state becomes *warning*, such as
-            :func:`halve_lr`\\ ``(optimizer)``.
+            ``halve_lr(optimizer)``.
 
     Attributes:
         states: state by layer; ``state`` is the worst of them.
