@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sal_optim import checks
 
-# Neighbourhoods that are looked at together, which bounds the memory.
-_CHUNK = 128
+# Samples, and neighbourhoods, that are looked at together, which bounds the memory.
+_SAMPLES, _NEIGHBOURHOODS = 1024, 128
 
 
 class ShiftMap(NamedTuple):
@@ -75,15 +75,14 @@ def shift_map(
         known = bank.double()
         views = features.double().to(known.device)
         views = views[None] if views.dim() == 2 else views
-        within = _nearest(torch.cdist(known, known).fill_diagonal_(torch.inf), k)
+        within = _nearest(known, known, k, own=torch.inf)[0].mean(1)
         bar = torch.quantile(within, quantile).clamp_min(torch.finfo(torch.double).tiny)
-        novelty = _nearest(torch.cdist(views[0], known), k) / bar
+        novelty = _nearest(views[0], known, k)[0].mean(1) / bar
         # A sample that has a twin must be its own first neighbour all the same.
-        apart = torch.cdist(views[0], views[0]).fill_diagonal_(-1.0)
-        around = apart.topk(min(8 * k, len(apart)), dim=1, largest=False).indices
+        around = _nearest(views[0], views[0], min(8 * k, views.shape[1]), own=-1.0)[1]
         both = [
             _agreement(views[:, rows], k, repeats, generator)
-            for rows in torch.split(around, _CHUNK)
+            for rows in torch.split(around, _NEIGHBOURHOODS)
         ]
         agreement = torch.cat([found for found, _ in both])
         noise = torch.cat([noise for _, noise in both])
@@ -92,9 +91,19 @@ def shift_map(
     return ShiftMap(novelty * agreement.clamp_min(0.0), novelty, agreement, null, flagged)
 
 
-def _nearest(distances: Tensor, k: int) -> Tensor:
-    """The mean of the k smallest of each row."""
-    return distances.topk(k, dim=1, largest=False).values.mean(1)
+def _nearest(
+    samples: Tensor, others: Tensor, k: int, own: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Distances to the k nearest others, and which they are; ``own`` stands for that to itself."""
+    distances, indices = [], []
+    for start in range(0, len(samples), _SAMPLES):
+        block = torch.cdist(samples[start : start + _SAMPLES], others)
+        if own is not None:
+            block.diagonal(start).fill_(own)
+        found = block.topk(k, dim=1, largest=False)
+        distances.append(found.values)
+        indices.append(found.indices)
+    return torch.cat(distances), torch.cat(indices)
 
 
 def _agreement(
