@@ -115,28 +115,19 @@ class Tap:
         # At the end of the process, modules may be gone already.
         self._remove.atexit = False
 
-    @property
-    def wanted(self) -> bool:
-        """Whether the next pass is caught."""
-        return self._catch.wanted
-
-    @wanted.setter
-    def wanted(self, value: bool) -> None:
-        self._catch.wanted = value
+    def want(self, wanted: bool) -> None:
+        """Whether passes are caught, from the next one on; what was caught is let go of."""
+        self._catch.wanted = wanted
+        self._catch.caught = None
 
     @property
     def caught(self) -> Tensor | None:
         """What came last, or None."""
         return self._catch.caught
 
-    def clear(self) -> None:
-        """Let go of what came last."""
-        self._catch.caught = None
-
     def remove(self) -> None:
         """Take the hook away. Calling it twice is harmless."""
-        self._catch.wanted = False
-        self.clear()
+        self.want(False)
         self._remove()
 
 

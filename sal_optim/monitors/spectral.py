@@ -6,7 +6,7 @@ of a loss that keeps the rank up is ``sal_optim.objectives.rank_floor_loss``.
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -88,7 +88,7 @@ class SpectralMonitor:
     def __init__(
         self,
         model: nn.Module,
-        layers: Iterable[str],
+        layers: Sequence[str],
         every: int = 100,
         *,
         drifting: float = 0.8,
@@ -200,8 +200,7 @@ class SpectralMonitor:
         """Whether the next step is measured; what was caught is let go of."""
         self._wanted = wanted
         for tap in self._taps.values():
-            tap.clear()
-            tap.wanted = wanted
+            tap.want(wanted)
 
     def _measure(self) -> bool:
         caught = {n: tap.caught for n, tap in self._taps.items() if tap.caught is not None}

@@ -28,7 +28,8 @@ class Channels:
 
     and λ ← max(0, λ + dual_lr·g) ascends by the signed excess, so that it returns to 0 where a
     budget is kept with room to spare. A channel in ``scaffold`` takes part only in steps in which
-    every channel before it keeps its budget; in other steps its multiplier rests.
+    every channel before it keeps its budget; in other steps its multiplier rests. Since the step is
+    taken here, a ``GradScaler`` has no place; autocast in bfloat16 has.
 
     Args:
         optimizer: the primal one, any that steps without a closure.
@@ -75,7 +76,8 @@ class Channels:
         self._limit = checks.number("limit", limit, low_open=True)
         penalty = checks.number("penalty", penalty, low_open=True)
         dual_lr = checks.number("dual_lr", dual_lr, low_open=True)
-        device = optimizer.param_groups[0]["params"][0].device
+        params = (param for group in optimizer.param_groups for param in group["params"])
+        device = next(params, torch.empty(())).device
         self._problem = _problem(list(self.budgets), penalty, device)
         dual = torch.optim.SGD(self._problem.dual_parameters(), lr=dual_lr, maximize=True)
         simultaneous = _cooper().optim.SimultaneousOptimizer

@@ -127,6 +127,8 @@ def test_what_drift_refuses() -> None:
         Drift(nn.Identity(), probe())
     with pytest.raises(TypeError, match=r"model.*puts out a tuple"):
         Drift(nn.Sequential(nn.Linear(4, 2), Nothing()), probe())
+    with pytest.raises(ValueError, match=r"layer.*'idle'.*take part"):
+        Drift(Idle(), probe(), layer="idle")
     drift = Drift(model, probe())
     model[3] = nn.Linear(6, 5)
     with pytest.raises(ValueError, match=r"model.*\(20, 5\).*\(20, 3\)"):
@@ -134,6 +136,25 @@ def test_what_drift_refuses() -> None:
     model[3] = nn.Linear(6, 3, bias=False)
     with pytest.raises(ValueError, match=r"model.*'3\.bias' is gone"):
         drift.measure()
+
+
+def test_weights_that_were_zero() -> None:
+    model = nn.Linear(4, 3)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    drift = Drift(model, probe())
+    assert drift.measure()["drift_weights"] == 0.0
+    nn.init.ones_(model.bias)
+    assert drift.measure()["drift_weights"] == float("inf")
+
+
+class Idle(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.idle = nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x)  # type: ignore[no-any-return]
 
 
 class Nothing(nn.Module):
@@ -210,6 +231,16 @@ def test_it_repeats_itself(digits: dict[str, Tensor]) -> None:
     assert not torch.equal(runs[0].null, runs[2].null)
     before = copy.deepcopy(digits["new"])
     assert torch.equal(before, digits["new"])
+
+
+def test_large_batches_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is found does not depend on the parts."""
+    features, bank = torch.randn(50, 4) + 3.0, torch.randn(70, 4)
+    whole = shift_map(features, bank)
+    monkeypatch.setattr("sal_optim.monitors.shift._SAMPLES", 13)
+    parts = shift_map(features, bank)
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+    assert whole.novelty.mean() > 1.0
 
 
 def test_what_the_map_refuses() -> None:

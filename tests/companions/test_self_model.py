@@ -175,7 +175,7 @@ def test_compiled(whole: bool) -> None:
     torch._dynamo.reset()
     plain, model = network(), network()
     expected = SelfModel(plain, "1", 2.0)
-    compiled: Any = torch.compile(model, backend="eager", fullgraph=True)
+    compiled: Any = torch.compile(model, backend="aot_eager", fullgraph=True)
     own = SelfModel(compiled if whole else model, "1", 2.0)
     own.load_state_dict(expected.state_dict())
     for scale in (1.0, 2.0):
@@ -200,6 +200,32 @@ def test_sequences_and_images() -> None:
     h = torch.randn(5, 2, 4)
     attention[0](h, h, h)
     assert own.loss().item() > 0.0
+
+
+def test_widths() -> None:
+    """What a layer tells, or the one before it in a sequence, but not across a Flatten."""
+    model = nn.Sequential(nn.Embedding(9, 4), nn.LayerNorm(4), nn.GELU(), nn.Flatten(), nn.ReLU())
+    assert [SelfModel(model, name, 1.0).head.out_features for name in "012"] == [4, 4, 4]
+    with pytest.raises(ValueError, match=r"features.*'4'.*ReLU"):
+        SelfModel(model, "4", 1.0)
+
+
+def test_layers_of_other_batches_and_outputs() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Unflatten(1, (2, 4)), nn.Linear(4, 3))
+    own = SelfModel(model, "0", 1.0, source="2")
+    model(batch())
+    with pytest.raises(ValueError, match=r"16 and 32 samples"):
+        own.loss()
+    SelfModel(model, "1", 1.0, features=4)  # gone at once, and its hook with it
+    lost = SelfModel(nn.Sequential(whole := Whole()), "0", 1.0, features=4)
+    with pytest.raises(TypeError, match=r"layer '0' put out a Tensor.*floating"):
+        whole(batch())
+    assert not lost._removed
+
+
+class Whole(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.long()
 
 
 def test_what_is_refused() -> None:
