@@ -87,7 +87,7 @@ COMPANIONS = {
     },
     "sal_optim.objectives": {
         "Channels": (
-            "self, optimizer, budgets, *, scaffold=None, penalty=10.0, dual_lr=0.1, "
+            "self, optimizer, budgets, *, scaffold=None, penalty=10.0, dual_lr=1.0, "
             "tolerance=0.01, lowest=0.0, limit=10000.0"
         ),
         "SelfModel": "self, model, layer, weight, detach=True, *, source=None, features=None",

@@ -22,7 +22,7 @@ class Channels:
     """Minimises a task loss subject to ``loss ≤ budget`` for each channel, by priority.
 
     The augmented Lagrangian of Nocedal & Wright (2006, eq. 17.64): with the excess g = loss -
-    budget, multiplier λ and penalty r of each channel, the primal optimizer descends ::
+    budget, multiplier λ and penalty r of each channel, the primal optimizer descends:
 
         task + Σ (max(0, λ + r·g)² - λ²) / (2r)
 
@@ -36,7 +36,7 @@ class Channels:
         budgets: largest loss allowed, by channel, the most important first, such as
             ``{"safety": 0.1, "memory": 0.3, "action": 0.5}``.
         scaffold: channels that wait for those before them. Default: ``memory``, if there is one.
-        penalty: r, above 0. With a small one, multipliers oscillate.
+        penalty: r, above 0. Where it is no larger than ``dual_lr``, multipliers oscillate.
         dual_lr: of cooper's dual optimizer, which is ``torch.optim.SGD``; above 0.
         tolerance: how far a loss may be above its budget and yet keep it, for the scaffold; at
             least 0. A budget that is just reached is overstepped in every second step or so.
@@ -58,7 +58,7 @@ class Channels:
         *,
         scaffold: Iterable[str] | None = None,
         penalty: float = 10.0,
-        dual_lr: float = 0.1,
+        dual_lr: float = 1.0,
         tolerance: float = 0.01,
         lowest: float | None = 0.0,
         limit: float = 1e4,

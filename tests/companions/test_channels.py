@@ -36,7 +36,7 @@ def losses(point: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("primal", [torch.optim.SGD, torch.optim.Adam, SALAdam, SALSGD])
 def test_known_multipliers_are_recovered(primal: Any) -> None:
     point = problem()
-    channels = Channels(primal([point], lr=0.01), BUDGETS, scaffold=(), dual_lr=1.0)
+    channels = Channels(primal([point], lr=0.01), BUDGETS, scaffold=())
     for _ in range(800):
         found = channels.step(losses(point))
     assert point.tolist() == pytest.approx([1.0, Y], abs=0.01)
