@@ -15,6 +15,8 @@ from benchmarks.tables import percent
 
 SHOWN = ("average", "worst", "learned", "lowest")
 COMPARED = ("average", "worst")
+# With fewer seeds a bootstrap interval says nothing.
+LEAST_SEEDS = 5
 
 
 def document(sections: Sequence[Section]) -> str:
@@ -58,7 +60,7 @@ def _row(section: Section, summary: Summary) -> str:
 def _gap(gap: Difference) -> str:
     """In points, with its interval; bold where that excludes 0."""
     text = f"{100 * gap.mean:+.1f}"
-    if gap.count < 2:
+    if gap.count < LEAST_SEEDS:
         return text
     text += f" [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
     return f"**{text}**" if gap.excludes_zero else text
