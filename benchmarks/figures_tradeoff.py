@@ -20,6 +20,7 @@ from benchmarks.metrics import Summary
 from benchmarks.settings import Settings
 
 MARKERS = "osD^vPX*<>hp"
+FEW = 20  # points that can all be named
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -48,9 +49,12 @@ def tradeoff(title: str, summaries: Sequence[Summary], path: Path) -> None:
     front = [own[place] for place in pareto([points[index] for index in own])]
     panel.plot([points[i][0] for i in front], [points[i][1] for i in front],
                color="0.2", lw=0.9, ls="--", zorder=1)  # fmt: skip
+    main_rows = [row for row in summaries if row.label == row_of(row.label).name]
     named = set(front) | {
         index for index, row in enumerate(summaries)
-        if row.label in ("adam", "sgd", "ewc", "si", "joint", "lwf", "upgd", "bgd")
+        # Where points are many, only those that a reader looks for first.
+        if (row in main_rows and len(main_rows) <= FEW)
+        or row.label in ("adam", "sgd", "ewc", "si", "joint", "lwf", "upgd", "bgd")
         or (kind_color(row.label) == SAL and row.label == row_of(row.label).name)
         or row.label.startswith("control")
     }  # fmt: skip
