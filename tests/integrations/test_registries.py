@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 import sal_optim
 from sal_optim import CommunicationLayer, SALAdamW
 from sal_optim.integrations import OPTIMIZERS, protection_of, register
+from tests.integrations.runs import EXAMPLES, needs, run
 from tests.layered import problem, train
 
 
@@ -59,3 +62,12 @@ def test_protection_is_found_through_wrappers() -> None:
     assert wrapped is not optimizer
     assert protection_of(wrapped) is optimizer
     assert isinstance(protection_of(wrapped), sal_optim.SALOptimizer)
+
+
+@pytest.mark.parametrize("registry", ["timm", "pytorch_optimizer", "torch_optimizer"])
+def test_the_example(registry: str, tmp_path: Path) -> None:
+    needs(registry)
+    shown = run([str(EXAMPLES / "registries.py"), "--registry", registry], tmp_path)
+    found = re.findall(r"task (\d): loss (\d\.\d+), consolidations (\d)", shown)
+    assert [(task, times) for task, _, times in found] == [("0", "0"), ("1", "1")]
+    assert all(float(loss) < 1.5 for _, loss, _ in found)
