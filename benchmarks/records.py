@@ -142,12 +142,26 @@ def _imports(path: Path) -> frozenset[Path]:
     return frozenset(file for file in ours if file.is_relative_to(ROOT) and file.is_file())
 
 
-def _package_sources() -> list[Path]:
-    """The optimizers themselves: sal_optim's top level, without its integrations and monitors."""
+@lru_cache
+def _package_sources() -> tuple[Path, ...]:
+    """The files of sal_optim that its optimizers and its layer import, on and on."""
     spec = importlib.util.find_spec("sal_optim")
     if spec is None or not spec.submodule_search_locations:
-        return []
-    return sorted(Path(next(iter(spec.submodule_search_locations))).glob("*.py"))
+        return ()
+    root = Path(next(iter(spec.submodule_search_locations)))
+    found: set[Path] = set()
+    ahead = {root / f"{name}.py" for name in ("adam", "sgd", "lion", "communication")}
+    while ahead:
+        path = ahead.pop()
+        if path in found or not path.is_file():
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+                inside = [name.partition(".")[2] for name in names if name.startswith("sal_optim.")]
+                ahead |= {root / (name.replace(".", "/") + ".py") for name in inside}
+    return tuple(sorted(found))
 
 
 @lru_cache

@@ -178,3 +178,10 @@ def test_controls_depend_on_sal_optim(
     monkeypatch.setattr(records, "_package_sources", lambda: [package])
     after = [code_version(settings(method=name)) for name in names]
     assert [a != b for a, b in zip(before, after, strict=True)] == [False, True, True]
+
+
+def test_what_of_the_package_decides_a_result() -> None:
+    """What an optimizer is made of, and not what shows it."""
+    names = {path.name for path in records._package_sources()}
+    assert {"adam.py", "communication.py", "plasticity.py", "state.py", "update.py"} <= names
+    assert not names & {"plot.py", "live.py", "reporting.py", "writers.py", "run.py"}
