@@ -137,7 +137,8 @@ class Protection:
     def consolidate(self) -> None:
         """Declare that a regime ends here: what was learned is protected from now on.
 
-        Harmless before any step, and when there is nothing new to consolidate.
+        Harmless before any step, and when there is nothing new to consolidate. Where parameters
+        are sharded (DTensor), every process must call it.
         """
         consolidate(self, decline(self._threshold()))
 

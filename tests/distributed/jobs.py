@@ -197,7 +197,7 @@ def trained(way: str, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def collectives(way: str) -> list[int]:
-    """How many a step takes, a first one, one later, one that consolidates; and diagnostics."""
+    """How many a step takes, a first one, one later, one that consolidates; and one by hand."""
     model = placed(Parameters(), way)
     params = list(model.parameters())
     optimizer = make("SALAdam", params)
