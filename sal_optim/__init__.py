@@ -4,12 +4,12 @@ Drop-in replacements for Adam, AdamW, SGD and Lion that keep evidence of what wa
 themselves when the data changes, and protect what the old data rests on.
 """
 
-import importlib
 from typing import TYPE_CHECKING
 
 from sal_optim._version import __version__
 from sal_optim.adam import SALAdam, SALAdamW
 from sal_optim.communication import CommunicationLayer
+from sal_optim.later import later
 from sal_optim.lion import SALLion
 from sal_optim.optimizer import SALOptimizer
 from sal_optim.sgd import SALSGD
@@ -32,15 +32,7 @@ if TYPE_CHECKING:
     from sal_optim.live import LiveView
     from sal_optim.reporting import report
 else:
-    _LATER = {"LiveView": "live", "report": "reporting"}
-
-    def __getattr__(name: str) -> object:
-        """What looks at a run, imported when it is first asked for."""
-        if name == "plot":
-            return importlib.import_module("sal_optim.plot")
-        if name in _LATER:
-            return getattr(importlib.import_module(f"sal_optim.{_LATER[name]}"), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-    def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+    # What looks at a run.
+    __getattr__, __dir__ = later(
+        __name__, {"LiveView": "live", "plot": "plot", "report": "reporting"}, globals()
+    )

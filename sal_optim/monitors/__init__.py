@@ -4,8 +4,9 @@ Each is imported when it is first asked for; ``import sal_optim`` imports none o
 loss are in ``sal_optim.objectives``.
 """
 
-import importlib
 from typing import TYPE_CHECKING
+
+from sal_optim.later import later
 
 __all__ = ["Drift", "SpectralMonitor", "halve_lr", "linear_cka", "repetition_rate", "shift_map"]
 
@@ -15,19 +16,15 @@ if TYPE_CHECKING:
     from sal_optim.monitors.shift import shift_map
     from sal_optim.monitors.spectral import SpectralMonitor, halve_lr
 else:
-    _LATER = {
-        "Drift": "drift",
-        "SpectralMonitor": "spectral",
-        "halve_lr": "spectral",
-        "linear_cka": "drift",
-        "repetition_rate": "repetition",
-        "shift_map": "shift",
-    }
-
-    def __getattr__(name: str) -> object:
-        if name in _LATER:
-            return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-    def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+    __getattr__, __dir__ = later(
+        __name__,
+        {
+            "Drift": "drift",
+            "SpectralMonitor": "spectral",
+            "halve_lr": "spectral",
+            "linear_cka": "drift",
+            "repetition_rate": "repetition",
+            "shift_map": "shift",
+        },
+        globals(),
+    )

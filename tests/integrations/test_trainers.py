@@ -8,15 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.integrations.runs import EXAMPLES, leaves, needs, run
 
 
-def test_transformers(tmp_path: Path) -> None:
-    needs("transformers")
+@pytest.mark.parametrize(
+    ("package", "example"), [("transformers", "transformers_trainer.py"), ("trl", "trl_sft.py")]
+)
+def test_hugging_face(tmp_path: Path, package: str, example: str) -> None:
+    needs(package)
     needs("tensorboard")
-    common = ["-m", "sal_optim.run", str(EXAMPLES / "transformers_trainer.py")]
+    common = ["-m", "sal_optim.run", str(EXAMPLES / example)]
     common += ["--optim", "saladamw", "--optim_args", "protection=0.25,consolidate_every=8"]
     common += ["--learning_rate", "1e-3", "--logging_steps", "4", "--save_steps", "10"]
     common += ["--use_cpu", "--report_to", "tensorboard", "--per_device_train_batch_size", "4"]
@@ -27,37 +31,13 @@ def test_transformers(tmp_path: Path) -> None:
     history = json.loads((whole / "trainer_state.json").read_text())["log_history"]
     found = [entry for entry in history if "sal/consolidations" in entry]
     assert [entry["sal/consolidations"] for entry in found] == [0.0, 0.0, 1.0, 1.0, 2.0]
+    if package == "trl":
+        assert all("mean_token_accuracy" in entry for entry in found), "beside TRL's own"
     assert history[-1]["loss"] < history[0]["loss"]
     events = next((tmp_path / "whole").rglob("events.out.tfevents*"))
     assert b"sal/mean_gate" in events.read_bytes()
     state = torch.load(whole / "optimizer.pt", weights_only=True)
     assert state["param_groups"][0]["protection"] == 0.25
-
-    half = str(tmp_path / "whole" / "checkpoint-10")
-    run([*common, "--output_dir", "rest", "--resume_from_checkpoint", half], tmp_path)
-    again = torch.load(tmp_path / "rest" / "checkpoint-20" / "optimizer.pt", weights_only=True)
-    assert leaves(again) == leaves(state)
-
-
-def test_trl(tmp_path: Path) -> None:
-    needs("trl")
-    needs("tensorboard")
-    common = ["-m", "sal_optim.run", str(EXAMPLES / "trl_sft.py")]
-    common += ["--optim", "saladamw", "--optim_args", "protection=0.25,consolidate_every=8"]
-    common += ["--learning_rate", "1e-3", "--logging_steps", "4", "--save_steps", "10"]
-    common += ["--use_cpu", "--report_to", "tensorboard", "--per_device_train_batch_size", "4"]
-    common += ["--max_steps", "20"]
-    shown = run([*common, "--output_dir", "whole"], tmp_path)
-    assert "sal/protected" in shown, "in the progress bar's log"
-    whole = tmp_path / "whole" / "checkpoint-20"
-    history = json.loads((whole / "trainer_state.json").read_text())["log_history"]
-    found = [entry for entry in history if "sal/consolidations" in entry]
-    assert [entry["sal/consolidations"] for entry in found] == [0.0, 0.0, 1.0, 1.0, 2.0]
-    assert all("mean_token_accuracy" in entry for entry in found), "beside TRL's own"
-    assert history[-1]["loss"] < history[0]["loss"]
-    events = next((tmp_path / "whole").rglob("events.out.tfevents*"))
-    assert b"sal/mean_gate" in events.read_bytes()
-    state = torch.load(whole / "optimizer.pt", weights_only=True)
 
     half = str(tmp_path / "whole" / "checkpoint-10")
     run([*common, "--output_dir", "rest", "--resume_from_checkpoint", half], tmp_path)
