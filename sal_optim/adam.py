@@ -84,7 +84,8 @@ class SALAdam(SALOptimizer):
     ) -> tuple[list[float], ...]:
         beta1, beta2 = group["betas"]
         corrections = [(1 - beta2**step) ** 0.5 for step in steps]
-        return corrections, [(lr / (1 - beta1**step)) * -1 for step in steps]
+        inverses = [1 / correction for correction in corrections]
+        return corrections, inverses, [(lr / (1 - beta1**step)) * -1 for step in steps]
 
     @staticmethod
     def _direction(
@@ -103,10 +104,13 @@ class SALAdam(SALOptimizer):
     def _last_update(
         rule: Rule, state: Tensors, numbers: tuple[Sequence[Number], ...]
     ) -> Direction:
-        corrections, factors = numbers
+        corrections, inverses, factors = numbers
         squares = state["max_exp_avg_sq" if rule["amsgrad"] else "exp_avg_sq"]
         denominators = list(torch._foreach_sqrt(squares))
-        torch._foreach_div_(denominators, corrections)  # type: ignore[arg-type]
+        if isinstance(inverses[0], Tensor):  # compiled: a product where a quotient takes long
+            torch._foreach_mul_(denominators, inverses)  # type: ignore[arg-type]
+        else:
+            torch._foreach_div_(denominators, corrections)  # type: ignore[arg-type]
         torch._foreach_add_(denominators, rule["eps"])
         return Direction(state["exp_avg"], denominators, factors)
 

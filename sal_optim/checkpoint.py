@@ -232,8 +232,11 @@ def check_ready(protection: "Protection", group: dict[str, Any], param: Tensor) 
     for name, value in protection._state_of(param).items():
         if not isinstance(value, Tensor) or name == "step":
             continue
+        alike = value.shape == shape and value.device == device
+        if alike and value.dtype == dtype:
+            continue
         statistic = name.startswith(_STATISTICS)
-        if value.shape == shape and value.device == device and (statistic or value.dtype == dtype):
+        if alike and statistic:
             continue
         names = (*protection._moment_names(group), "anchor")
         known = {**dict.fromkeys(names, tuple(shape)), **statistics(param, group)}

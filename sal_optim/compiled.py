@@ -3,7 +3,8 @@
 A tensor and its state are handed over as flat vectors of dynamic length, and the numbers of the
 step as one small tensor. So a new parameter, another learning rate or another step compiles
 nothing. What a step does is compiled once each: with evidence gathered or, as the step is
-surprising, not; with protection or, before the first consolidation, without.
+surprising, not; with protection or, before the first consolidation, without. Small tensors never
+come here, see ``pieces.py``.
 """
 
 import warnings
@@ -73,8 +74,6 @@ def _flat(tensor: Tensor) -> Tensor | None:
 def _prepared(work: Work) -> tuple[Tensor, Tensor, dict[str, Tensor]] | None:
     """What the kernel takes; None where the eager path has to serve."""
     param, grad, state = work.param.detach(), work.grad, work.state
-    if param.numel() < 2:  # a compiler takes lengths of 0 and 1 for constants
-        return None
     if not work.sliceable:
         return param, grad, state
     alike = [param, grad, *state.values()]

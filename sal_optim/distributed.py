@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.nn import Parameter
 
 
 class Sharding(NamedTuple):
@@ -28,8 +29,14 @@ class Sharding(NamedTuple):
         return value
 
 
+# Asking these for an attribute that they lack takes longer than many a small tensor's update.
+_PLAIN = (Parameter, Tensor)
+
+
 def is_distributed(tensor: Tensor) -> bool:
     """Whether a tensor is a ``DTensor``."""
+    if type(tensor) in _PLAIN:
+        return False
     return hasattr(tensor, "to_local") and hasattr(tensor, "placements")
 
 

@@ -258,7 +258,7 @@ class SALOptimizer(Protection, Optimizer):
             rounding=dither(self._threshold()["pending_steps"]),
         )
         rule = self._rule(group, work.fresh)
-        if group["compile"] and advance_compiled(plan, rule, work, numbers):
+        if piece.compiled and advance_compiled(plan, rule, work, numbers):
             return
         for params, grads, state in piece.parts():
             advance(plan, rule, params, grads, state, numbers)

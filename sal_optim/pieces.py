@@ -21,6 +21,9 @@ from sal_optim.evidence import GRANULARITIES
 SLICE = 1 << 16
 # Elements of a foreach list: bounds the temporaries of a step at three times this many values.
 LIST = 1 << 24
+# Elements from which a tensor is worth the call of a compiled kernel: on smaller ones that call
+# takes longer than all operations of a list. (A compiler takes lengths of 0 and 1 for constants.)
+KERNEL = 1 << 16
 
 
 # Parameters, gradients and lists of state tensors by name.
@@ -50,6 +53,7 @@ class Piece:
 
     group: dict[str, Any]
     works: list[Work] = field(default_factory=list)
+    compiled: bool = False  # one large tensor, for a kernel if there is one
 
     def parts(self) -> Iterator[Part]:
         """Lists to be updated together: of all works, or slice by slice of a single large one."""
@@ -79,15 +83,16 @@ def pieces(group: dict[str, Any], works: Sequence[Work]) -> Iterator[Piece]:
     """Cut the works of one param group, by its ``foreach`` flag or, where None, by device.
 
     On an accelerator, where each launch costs, lists are the faster; on a CPU, what fits a cache:
-    slices of large tensors, and lists of small ones that are together no larger.
+    slices of large tensors, and lists of small ones that are together no larger. With ``compile``,
+    large tensors are pieces of their own.
     """
     lists: dict[tuple[Any, ...], Piece] = {}
     sizes: dict[tuple[Any, ...], int] = {}
     for work in works:
-        if group["compile"]:
-            yield Piece(group, [work])
-            continue
         listed, size = group["foreach"], work.param.numel()
+        if group["compile"] and size >= KERNEL:
+            yield Piece(group, [work], compiled=True)
+            continue
         limit = LIST
         if listed is None and work.param.device.type == "cpu":
             listed, limit = size < SLICE, SLICE

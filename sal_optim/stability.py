@@ -27,7 +27,7 @@ def resistance(
     Args:
         evidence: Omega, each broadcastable to its update.
         protection: c, at least 0.
-        sizes: what the base optimizer itself divides its update by; None: 1.
+        sizes: what the base optimizer itself divides its update by; overwritten. None: 1.
         activity: a, gradients over the root of their mean square, in the shapes of the updates;
             overwritten. None: 1.
     """
@@ -35,7 +35,8 @@ def resistance(
         square(activity)
         evidence = list(torch._foreach_div(evidence, activity))
     if sizes is not None and not isinstance(protection, Tensor):
-        return list(torch._foreach_addcmul(sizes, sizes, evidence, protection))
+        torch._foreach_addcmul_(sizes, sizes, evidence, protection)
+        return sizes
     divisors = torch._foreach_mul(evidence, protection)
     torch._foreach_add_(divisors, 1.0)
     return list(divisors if sizes is None else torch._foreach_mul(divisors, sizes))

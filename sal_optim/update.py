@@ -122,14 +122,22 @@ def _move_protected(
     if plan.pulled:
         # A spring in units of gradients, seen through the preconditioner like any gradient.
         weights = stability.pull_weights(evidence, numbers.stiffness, direction.denominators)
-    sizes = direction.denominators
+    sizes, numerators = direction.denominators, direction.numerators
+    decaying: list[Tensor] = []
+    if plan.decays:
+        decaying = params if sizes is None else list(torch._foreach_mul(params, sizes))
     divisors = stability.resistance(
         evidence, numbers.protection, sizes=sizes, activity=scaled if plan.activity else None
     )
-    if plan.decays:
-        decaying = params if sizes is None else torch._foreach_mul(params, sizes)
-        _add_quotient(params, decaying, divisors, [-numbers.decay] * len(params))
-    _add_quotient(params, direction.numerators, divisors, direction.factors)
+    if decaying and isinstance(numbers.decay, Tensor):
+        # Compiled, both moves share their one division.
+        moves = list(torch._foreach_mul(numerators, list(direction.factors)))  # type: ignore[arg-type]
+        torch._foreach_sub_(moves, torch._foreach_mul(decaying, numbers.decay))
+        torch._foreach_add_(params, torch._foreach_div(moves, divisors))
+    else:
+        if decaying:
+            _add_quotient(params, decaying, divisors, [-numbers.decay] * len(params))
+        _add_quotient(params, numerators, divisors, direction.factors)
     if plan.pulled:
         stability.pull(params, state["anchor"], weights)
 

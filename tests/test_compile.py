@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from sal_optim import SALAdam, SALOptimizer, compiled
+from sal_optim import SALAdam, SALOptimizer, compiled, pieces
 from tests.drive import (
     assert_equal,
     assert_near,
@@ -40,7 +40,8 @@ def graphs() -> int:
 
 @pytest.fixture(autouse=True)
 def _apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test leaves in the module is not the next one's."""
+    """Kernels for small tensors too; what a test leaves in the module is not the next one's."""
+    monkeypatch.setattr(pieces, "KERNEL", 2)
     monkeypatch.setattr(compiled, "_unavailable", False)
     compiled._kernels.cache_clear()
     compiled._warn_of_many.cache_clear()
@@ -130,6 +131,25 @@ def test_other_layouts_equal_eager(dtype: torch.dtype, kwargs: dict[str, Any]) -
             # One unit in the last place of bfloat16, where a tie may fall to either side.
             rtol = 1e-2 if theirs.dtype == torch.bfloat16 else 1e-4
             assert_near([ours], [theirs], rtol=rtol, atol=1e-6)
+
+
+def test_small_tensors_are_left_to_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel's call takes longer than they do; large ones beside them get theirs."""
+    monkeypatch.undo()
+    params = make_params([(8, 9), (9,), (3, 4)])
+    fast = SALAdam(params, compile=True)
+    twins = clone_params(params)
+    slow = SALAdam(twins)
+    for now in stream(params, profile(4)):
+        step_with(fast, params, now)
+        step_with(slow, twins, now)
+    assert graphs() == 0
+    assert_equal(params, twins)
+    large = make_params([(pieces.KERNEL // 64, 64)])
+    fast.add_param_group({"params": large})
+    for now in stream([*params, *large], profile(2)):
+        step_with(fast, [*params, *large], now)
+    assert graphs() == 1 or graphs() == 2  # one that gathers evidence, one that does not
 
 
 def test_without_a_compiler(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
