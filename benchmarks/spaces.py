@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from benchmarks.baselines import Row
 from benchmarks.baselines.bases import BASES
+from sal_optim.optimizer import PROTECTION, PULL
 
 RATE = "lr"
 # How far from a base optimizer's default its learning rate is searched, either way.
@@ -32,7 +33,10 @@ PATH_STRENGTH = Range(0.1, 1e5, 1.0)
 STEPS = Range(20, 2000, 200, whole=True)
 NOISE, UTILITY_DECAY = Range(1e-4, 1.0, 1e-3), Range(0.9, 0.9999, 0.999)
 DEVIATION = Range(0.005, 0.2, 0.05)
-PROTECTION, PULL = Range(0.003, 10.0, 0.1), Range(0.3, 100.0, 10.0)
+SAL_OPTIONS = {
+    "protection": Range(0.003, 10.0, PROTECTION),
+    "pull": Range(0.3, 100.0, PULL),
+}
 
 OPTIONS: dict[str, Mapping[str, Range]] = {
     "ewc": {"strength": FISHER_STRENGTH},
@@ -57,5 +61,5 @@ def space(row: Row) -> dict[str, Range]:
     rate = BASES[row.base].lr
     found = {RATE: Range(rate / RATE_FACTOR, rate * RATE_FACTOR, rate)}
     if row.uses_sal:
-        return {**found, "protection": PROTECTION, "pull": PULL}
+        return {**found, **SAL_OPTIONS}
     return {**found, **OPTIONS.get(row.name, {})}

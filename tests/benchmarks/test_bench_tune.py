@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from benchmarks.baselines.bases import BASES
 from benchmarks.manifest import manifests
 from benchmarks.spaces import OPTIONS, space
 from benchmarks.studies import Study
+from sal_optim import SALAdam
 
 TINY = ["--tasks", "2", "--steps", "6", "--batch", "16", "--hidden", "8", "--jobs", "1"]
 
@@ -121,6 +123,17 @@ def test_every_method_has_a_space_of_options_that_it_takes() -> None:
         assert set(ranges) - {"lr"} <= set(row.allowed())
         assert ranges["lr"].start == BASES[row.base].lr
         assert all(span.low <= span.start <= span.high for span in ranges.values())
+
+
+@pytest.mark.parametrize("name", ["sal-adam", "ewc", "si", "mas", "lwf", "l2"])
+def test_tuning_starts_from_the_defaults_of_a_method(name: str) -> None:
+    """Its first trial is said to be the default: what `continual` runs untuned."""
+    row = METHODS[name]
+    owner: Any = SALAdam if row.uses_sal else row.kind
+    taken = inspect.signature(owner).parameters
+    for option, span in space(row).items():
+        if option != "lr":
+            assert span.start == taken[option].default, option
 
 
 @pytest.mark.parametrize(
