@@ -17,7 +17,7 @@ bench: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --ignore tests/distributed --ignore tests/integrations $(ARGS)
 
-# 2 and 4 processes on loopback: on two cores these wait for each other for minutes.
+# 2 and 4 processes on loopback. Alone: on two cores they wait for each other for minutes.
 test-distributed: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/distributed $(ARGS)
 

@@ -1,7 +1,9 @@
 """Processes that form one torch.distributed group and run the same function, under a time-out.
 
 Starting them takes seconds, so a pool is kept for all tests of one size. A function that fails or
-hangs on any rank ends the pool: the other ranks may wait for that one for ever.
+hangs on any rank ends the pool: the other ranks may wait for that one for ever. Processes that hang
+wait and use no processor time; on a busy machine others merely are slow. So a group hangs that has
+used next to none for ``IDLE`` seconds, and so does one, whatever it does, after ``LIMIT`` seconds.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import os
 import time
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +23,9 @@ import torch.distributed as dist
 from torch import multiprocessing
 
 HOST = "127.0.0.1"
+IDLE, LIMIT = 60.0, 500.0
+# Of a processor: what one at work gets however busy the machine is, and one that waits never takes.
+SHARE = 1 / 60
 
 
 class Pool:
@@ -45,26 +51,48 @@ class Pool:
     def alive(self) -> bool:
         return all(process.is_alive() for process in self._processes)
 
-    def __call__(self, function: Callable[..., Any], *args: Any, limit: float = 240.0) -> list[Any]:
+    def __call__(
+        self, function: Callable[..., Any], *args: Any, idle: float = IDLE, limit: float = LIMIT
+    ) -> list[Any]:
         """``function(*args)`` on every rank; the results by rank."""
-        for pipe in self._pipes:
-            pipe.send((function, args))
-        end = time.monotonic() + limit
-        results = []
-        for rank, pipe in enumerate(self._pipes):
-            if not pipe.poll(max(0.0, end - time.monotonic())):
-                self.close()
-                raise TimeoutError(f"{function.__name__} hung on rank {rank} for {limit:g} s")
+        try:
+            for pipe in self._pipes:
+                pipe.send((function, args))
+            return self._results(function.__name__, idle, limit)
+        except BaseException:
+            self.close()
+            raise
+
+    def _results(self, name: str, idle: float, limit: float) -> list[Any]:
+        results: dict[int, Any] = {}
+        begun = seen = time.monotonic()
+        used = self._seconds_used()
+        while len(results) < self.world:
+            pending = {self._pipes[r]: r for r in range(self.world) if r not in results}
+            for pipe in wait(list(pending), timeout=min(idle, 1.0)):
+                assert isinstance(pipe, Connection)
+                results[pending[pipe]] = _result(name, pending[pipe], pipe)
+                seen = time.monotonic()
+            now, since = time.monotonic(), self._seconds_used() - used
+            if since > SHARE * idle:
+                seen, used = now, used + since
+            if now - seen > idle or now - begun > limit:
+                left = sorted(set(range(self.world)) - results.keys())
+                if left:
+                    raise TimeoutError(f"{name} hung on ranks {left} for {now - seen:.0f} s")
+        return [results[rank] for rank in range(self.world)]
+
+    def _seconds_used(self) -> float:
+        """Processor time of the group; 0 where the system does not tell it."""
+        total = 0.0
+        for process in self._processes:
             try:
-                ok, data = pipe.recv()
-            except EOFError:
-                self.close()
-                raise RuntimeError(f"{function.__name__}: rank {rank} died") from None
-            if not ok:
-                self.close()
-                raise RuntimeError(f"{function.__name__} failed on rank {rank}:\n{data}")
-            results.append(torch.load(io.BytesIO(data), weights_only=False))
-        return results
+                fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            # User and system time.
+            total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return total
 
     def close(self) -> None:
         """End them: an idle one ends as its pipe does, and may save what it measured."""
@@ -78,11 +106,21 @@ class Pool:
             process.join(10)
 
 
+def _result(name: str, rank: int, pipe: Connection) -> Any:
+    try:
+        ok, data = pipe.recv()
+    except EOFError:
+        raise RuntimeError(f"{name}: rank {rank} died") from None
+    if not ok:
+        raise RuntimeError(f"{name} failed on rank {rank}:\n{data}")
+    return torch.load(io.BytesIO(data), weights_only=False)
+
+
 def _serve(rank: int, world: int, port: int, pipe: Connection) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     store = dist.TCPStore(HOST, port, is_master=False)
-    limit = datetime.timedelta(seconds=200)
+    limit = datetime.timedelta(seconds=2 * LIMIT)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=limit)
     while True:
         try:

@@ -13,16 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.distributed import jobs
+from tests.distributed import checkpoints, jobs
 from tests.distributed.pool import Pool
 from tests.rows import CLASSES, ROWS
 
 # One group for xdist: its processes are enough for one machine.
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("processes")]
 
-KWARGS: dict[str, Any] = {"protection": 0.3, "pull": 1.0, "plasticity": 0.0}
-# So much plasticity that evidence is scaled down.
-DRAWN: dict[str, Any] = {**KWARGS, "plasticity": 0.9}
+# For drawn gradients: so much plasticity that evidence is scaled down.
+DRAWN: dict[str, Any] = {"protection": 0.3, "pull": 1.0, "plasticity": 0.9}
 
 
 @functools.cache
@@ -84,23 +83,28 @@ def test_foreach(pool_of: Any, world: int, way: str) -> None:
         assert_identical(results[0], result)
 
 
-@pytest.mark.parametrize(("world", "name"), [(2, "SALAdam"), (4, "SALSGD-momentum")])
-@pytest.mark.parametrize("way", ["ddp", "fsdp", "tensor-parallel"])
+@functools.cache
+def trained_alone(name: str) -> dict[str, Any]:
+    """With every default."""
+    result = jobs.trained("single", name, {})
+    assert len(result["found"]) == 2, result["found"]
+    return result
+
+
+@pytest.mark.parametrize(
+    ("world", "way", "name"),
+    [
+        *((world, way, row.name) for world in (2, 4) for way in ("ddp", "fsdp") for row in CLASSES),
+        *((4, way, "SALSGD-momentum") for way in ("ddp", "fsdp")),
+        *((world, "tensor-parallel", "SALAdam") for world in (2, 4)),
+        (4, "tensor-parallel", "SALSGD-momentum"),
+        *((4, way, "SALAdam") for way in ("hybrid", "fsdp-and-tensor-parallel")),
+    ],
+)
 def test_training(pool_of: Any, world: int, way: str, name: str) -> None:
-    single = jobs.trained("single", name, {**KWARGS, "lr": 0.01})
-    assert len(single["found"]) == 2, single["found"]
-    results = pool_of(world)(jobs.trained, way, name, {**KWARGS, "lr": 0.01})
+    results = pool_of(world)(jobs.trained, way, name, {})
     for result in results:
-        assert_same(single, result)
-        assert_identical(results[0], result)
-
-
-@pytest.mark.parametrize("way", ["hybrid", "fsdp-and-tensor-parallel"])
-def test_meshes_of_two_dimensions(pool_of: Any, way: str) -> None:
-    single = jobs.trained("single", "SALAdam", {**KWARGS, "lr": 0.01})
-    results = pool_of(4)(jobs.trained, way, "SALAdam", {**KWARGS, "lr": 0.01})
-    for result in results:
-        assert_same(single, result)
+        assert_same(trained_alone(name), result)
         assert_identical(results[0], result)
 
 
@@ -133,7 +137,7 @@ def test_a_bad_gradient_on_one_rank(pool: Pool, value: float) -> None:
 
 
 def test_refusals(pool_of: Any) -> None:
-    for errors in pool_of(2)(jobs.refusals):
+    for errors in pool_of(2)(checkpoints.refusals):
         for name in ("factored", "tensor", "later", "factored state"):
             assert "granularity" in errors[name], (name, errors[name])
             assert "DTensor" in errors[name]
@@ -170,34 +174,43 @@ def test_partial_gradients(pool: Pool) -> None:
 )
 def test_checkpoint(pool_of: Any, tmp_path: Any, way: str, name: str, at: int) -> None:
     """Exact on as many processes; on others all that was saved is exact, and the rest the same."""
-    saved = pool_of(2)(jobs.save, way, name, str(tmp_path), at)[0]
+    saved = pool_of(2)(checkpoints.save, way, name, str(tmp_path), at)[0]
     assert len(saved["end"]["found"]) == 2
     for world in (2, 4):
-        for result in pool_of(world)(jobs.resume, way, name, str(tmp_path), at):
+        for result in pool_of(world)(checkpoints.resume, way, name, str(tmp_path), at):
             end = {**result["end"], "found": saved["halfway"]["found"] + result["end"]["found"]}
             assert_identical({**saved["halfway"], "found": []}, result["halfway"])
             if world == 2:
                 assert_identical(saved["end"], end)
             else:
                 assert_same(saved["end"], end)
-    result = jobs.resume("single", name, str(tmp_path), at)
+    result = checkpoints.resume("single", name, str(tmp_path), at)
     assert_identical({**saved["halfway"], "found": []}, result["halfway"])
 
 
 def test_four_processes_to_two(pool_of: Any, tmp_path: Any) -> None:
-    saved = pool_of(4)(jobs.save, "fsdp", "SALAdam", str(tmp_path), 100)[0]
-    for result in pool_of(2)(jobs.resume, "fsdp", "SALAdam", str(tmp_path), 100):
+    saved = pool_of(4)(checkpoints.save, "fsdp", "SALAdam", str(tmp_path), 100)[0]
+    for result in pool_of(2)(checkpoints.resume, "fsdp", "SALAdam", str(tmp_path), 100):
         assert_identical({**saved["halfway"], "found": []}, result["halfway"])
 
 
 def test_full_state_dict(pool: Pool) -> None:
-    for result in pool(jobs.full_state, "SALAdam"):
+    for result in pool(checkpoints.full_state, "SALAdam"):
         assert_identical(result["before"], result["after"])
 
 
 def test_a_hang_is_a_failure() -> None:
-    """The tests' own net holds."""
+    """The tests' own net holds; and slow is not hung."""
     pool = Pool(2)
-    with pytest.raises(TimeoutError, match="hung on rank 0"):
-        pool(jobs.hang, 0, limit=15.0)
+    assert pool(jobs.work, 6.0, idle=3.0) == [0, 1]
+    with pytest.raises(TimeoutError, match=r"hung on ranks \[0\]"):
+        pool(jobs.hang, 0, idle=5.0)
+    assert not pool.alive
+
+
+def test_an_error_is_told_by_the_rank_that_has_it() -> None:
+    """While the others wait for that rank."""
+    pool = Pool(2)
+    with pytest.raises(RuntimeError, match=r"(?s)fail failed on rank 1.*ZeroDivisionError"):
+        pool(jobs.fail, 1)
     assert not pool.alive

@@ -1,0 +1,131 @@
+"""What the processes save and load, and what is refused. Runs on all ranks alike; see jobs.py."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor, Partial
+
+from sal_optim import SALOptimizer
+from tests.distributed.jobs import STEPS, follow, make, outcome
+from tests.distributed.models import Parameters, mesh_of, placed
+
+
+def save(way: str, name: str, folder: str, at: int) -> dict[str, Any]:
+    """A run that saves halfway; its end."""
+    model = placed(Parameters(), way)
+    params = list(model.parameters())
+    optimizer = make(name, params)
+    found = follow(optimizer, params, (0, at))
+    state = {
+        "model": get_model_state_dict(model),
+        "optimizer": get_optimizer_state_dict(model, optimizer),
+    }
+    dcp.save(state, checkpoint_id=folder)
+    halfway = outcome(optimizer, found)
+    found += follow(optimizer, params, (at, STEPS))
+    return {"halfway": halfway, "end": outcome(optimizer, found)}
+
+
+def resume(way: str, name: str, folder: str, at: int) -> dict[str, Any]:
+    """The rest of that run, from its files."""
+    model = placed(Parameters(), way)
+    with torch.no_grad():
+        for param in model.parameters():
+            param.zero_()
+    params = list(model.parameters())
+    optimizer = make(name, params)
+    state = {
+        "model": get_model_state_dict(model),
+        "optimizer": get_optimizer_state_dict(model, optimizer),
+    }
+    dcp.load(state, checkpoint_id=folder, no_dist=way == "single")
+    set_model_state_dict(model, state["model"])
+    set_optimizer_state_dict(model, optimizer, state["optimizer"])
+    halfway = outcome(optimizer, [])
+    found = follow(optimizer, params, (at, STEPS))
+    return {"halfway": halfway, "end": outcome(optimizer, found)}
+
+
+def full_state(name: str) -> dict[str, Any]:
+    """Through one whole state dict, as for a file of one process."""
+    model = placed(Parameters(), "fsdp")
+    params = list(model.parameters())
+    optimizer = make(name, params)
+    follow(optimizer, params, (0, 80))
+    state = get_optimizer_state_dict(
+        model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    fresh = make(name, params)
+    fresh.zero_grad()  # torch makes the state to load into only where there is no gradient
+    # Rank 0 alone has the whole.
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_optimizer_state_dict(model, fresh, state, options=options)
+    return {"before": outcome(optimizer, []), "after": outcome(fresh, [])}
+
+
+def refusals() -> dict[str, str]:
+    """The errors for what is not supported, by case."""
+    mesh = mesh_of()
+    sharded = placed(Parameters(), "fsdp")
+    partial = nn.Parameter(DTensor.from_local(torch.ones(3), mesh, [Partial()]))
+    cases = {
+        "factored": lambda: make("SALAdam", sharded.parameters(), granularity="factored"),
+        "tensor": lambda: make("SALAdam", sharded.parameters(), granularity="tensor"),
+        "partial": lambda: make("SALAdam", [partial], granularity="tensor"),
+        "plain state": lambda: _load_plain(sharded),
+        "sharded state": lambda: _load_sharded(sharded),
+        "factored state": lambda: _load_factored(sharded),
+    }
+    errors = {}
+    for name, case in cases.items():
+        with contextlib.suppress(ZeroDivisionError):
+            try:
+                case()
+                errors[name] = "none"
+            except ValueError as error:
+                errors[name] = str(error)
+    later = make("SALAdam", [nn.Parameter(torch.ones(2))], granularity="factored")
+    try:
+        later.add_param_group({"params": list(sharded.parameters())})
+        errors["later"] = "none"
+    except ValueError as error:
+        errors["later"] = str(error)
+    errors["groups"] = str(len(later.param_groups))
+    return errors
+
+
+def _stepped(params: Iterable[Tensor], **kwargs: Any) -> SALOptimizer:
+    params = list(params)
+    optimizer = make("SALAdam", params, **kwargs)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    return optimizer
+
+
+def _load_plain(sharded: nn.Module) -> None:
+    state = _stepped(Parameters().parameters()).state_dict()
+    make("SALAdam", sharded.parameters()).load_state_dict(state)
+
+
+def _load_sharded(sharded: nn.Module) -> None:
+    state = _stepped(sharded.parameters()).state_dict()
+    make("SALAdam", Parameters().parameters()).load_state_dict(state)
+
+
+def _load_factored(sharded: nn.Module) -> None:
+    state = _stepped(Parameters().parameters(), granularity="factored").state_dict()
+    make("SALAdam", sharded.parameters()).load_state_dict(state)
