@@ -50,9 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     module = importlib.import_module(module_name)
     for part in args.only:
         require_choice("--only", part, module.PARTS)
-    options = Options(
-        args.seeds or seeds, args.steps, args.data_dir, args.jobs, tuple(args.only)
-    )
+    options = Options(args.seeds or seeds, args.steps, args.data_dir, args.jobs, tuple(args.only))
     torch.set_num_threads(1)
     outcome: Outcome = module.run(options)
     path = outcome.write(

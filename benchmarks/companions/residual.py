@@ -68,9 +68,7 @@ class Residual(SALAdam):
         return Direction(wanted, sizes, base.factors)
 
     @staticmethod
-    def _last_update(
-        rule: Rule, state: Tensors, numbers: tuple[Sequence[Any], ...]
-    ) -> Direction:
+    def _last_update(rule: Rule, state: Tensors, numbers: tuple[Sequence[Any], ...]) -> Direction:
         base = SALAdam._last_update(rule, state, numbers)
         if "leak" not in rule:
             return base
@@ -160,7 +158,9 @@ def run(options: Options) -> Outcome:
             axes[place].plot(shown[1], shown[0], marker, label=kind, markersize=4)
         axes[place].set(title=f"{data}, {base}", xlabel="forgetting, %", ylabel="learned, %")
         axes[place].legend(frameon=False)
-    return Outcome("Residual: error feedback of what is held back", parts, values, {"frontier": figure})
+    return Outcome(
+        "Residual: error feedback of what is held back", parts, values, {"frontier": figure}
+    )
 
 
 COLUMNS = ("learned", "forgetting", "average")
