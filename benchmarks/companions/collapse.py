@@ -162,7 +162,7 @@ def _alarms(
         here = [i for i in range(count) if events[i] is not None]
         last = len(faulty[0].steps) * EVERY
         pair = [_leads(events, alarms[n], here, last) for n in (name, "gradient norm")]
-        cells.append(against(*pair) if name != "gradient norm" and here else "")
+        cells.append(against(pair[0], pair[1]) if name != "gradient norm" and here else "")
         rows.append([name, *cells])
     heads = ["signal", *[f"lead, {name}" for name in MODES], "lead, all", "less gradient norm's"]
     low = [sum(min(t.start[SETTLED // EVERY :]) < bar for t in healthy) for bar in (0.8, 0.5)]

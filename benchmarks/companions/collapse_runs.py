@@ -20,10 +20,10 @@ from sal_optim.activations import Tap
 from sal_optim.monitors import SpectralMonitor
 from sal_optim.objectives import rank_floor_loss
 
-STEPS, EVERY, BATCH, SETTLED = 200, 4, 8, 60
+STEPS, EVERY, BATCH, SETTLED = 160, 4, 8, 60
 MODES = ("learning rate", "data", "noise")
 LAYERS = ("blocks.0", "blocks.1")
-RATE, RAMP = 2e-3, 80  # steps from the onset to the full fault
+RATE, RAMP = 2e-3, 60  # steps from the onset to the full fault
 RECENT, BEFORE = 2, 10  # measurements: what is held against what
 SIGNALS = ("rank", "top share", "loss", "gradient norm")
 FLOOR, FLOOR_WEIGHT = 0.8, 1.0
@@ -54,7 +54,7 @@ def text() -> tuple[Tensor, Tensor]:
     """Training text and, from its end, held-out windows."""
     codes = corpus(600_000)
     split = int(0.9 * len(codes))
-    start = torch.randint(len(codes) - split - CONTEXT - 1, (16,),
+    start = torch.randint(len(codes) - split - CONTEXT - 1, (8,),
                           generator=torch.Generator().manual_seed(7))  # fmt: skip
     return codes[:split], codes[split:][start[:, None] + torch.arange(CONTEXT + 1)]
 
@@ -91,7 +91,7 @@ def train(
     source, held = text()
     model, draw = GPT(), torch.Generator().manual_seed(seed)
     noisy = Noisy(model, torch.Generator().manual_seed(seed))
-    onset = SETTLED + int(torch.randint(20, 40, (1,), generator=draw))
+    onset = SETTLED + int(torch.randint(4, 24, (1,), generator=draw))
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
     monitor = SpectralMonitor(model, LAYERS, every=EVERY)
     tap, trace, factor, ranks = Tap(monitor, model, LAYERS[-1]), Trace(), 1.0, list[float]()

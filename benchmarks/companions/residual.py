@@ -43,7 +43,7 @@ class Residual(SALAdam):
     """SALAdam with error feedback of the gated part; evidence by element alone."""
 
     _moments: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq", "residual")
-    _momenta = ("exp_avg", "residual")
+    _momenta: Any = ("exp_avg", "residual")
 
     def __init__(self, params: Any, leak: float, **settings: Any) -> None:
         super().__init__(params, **settings)

@@ -72,12 +72,12 @@ def run(options: Options) -> Outcome:
         cells = [spread([r[score] for r in mine], 100) for score in SCORES]
         for score in SCORES:
             pair = [[r[score] for r in side] for side in (mine, found[name, "none"])]
-            cells.append("" if term == "none" else against(*pair, 100))
+            cells.append("" if term == "none" else against(pair[0], pair[1], 100))
         rows.append([f"{name}, {term}", *cells])
     figure, axes = panels_of(1, width=5.0, height=3.4, title="Learned against forgetting, %")
     for (name, term), mine in found.items():
         points = [[100 * r[score] for r in mine] for score in ("forgetting", "learned")]
-        axes[0].scatter(*points, s=14, label=f"{name}, {term}")
+        axes[0].scatter(points[0], points[1], s=14, label=f"{name}, {term}")
     axes[0].set(xlabel="forgetting", ylabel="learned")
     axes[0].legend(frameon=False, fontsize=8)
     values: dict[str, Any] = {f"{name} {term}": mine for (name, term), mine in found.items()}

@@ -55,9 +55,9 @@ def _text() -> nn.Sequential:
 
 
 SETTINGS = {
-    "mnist": Setting(500, 10.0, lambda: build("mlp", 784, (128,), 10, seed=0)),
-    "fashion-mnist": Setting(300, 2.0, lambda: build("conv", 196, (64,), 10, seed=0)),
-    "brown": Setting(500, 100.0, _text),
+    "mnist": Setting(400, 10.0, lambda: build("mlp", 784, (128,), 10, seed=0)),
+    "fashion-mnist": Setting(200, 2.0, lambda: build("conv", 196, (64,), 10, seed=0)),
+    "brown": Setting(300, 100.0, _text),
 }
 PARTS = tuple(SETTINGS)
 
@@ -85,10 +85,10 @@ def one(
     model = setting.make()
     for module in model.modules():  # drawn anew, by the seed
         if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+            module.reset_parameters()  # type: ignore[operator]
     last = model[-1]
-    width = last.in_features
-    own = SelfModel(model, str(len(model) - 2), setting.weight, features=int(width))
+    assert isinstance(last, nn.Linear)
+    own = SelfModel(model, str(len(model) - 2), setting.weight, features=last.in_features)
     params = [*model.parameters(), *own.parameters()]
     optimizer = torch.optim.AdamW(params, lr=1e-3, weight_decay=decay)
     draw = torch.Generator().manual_seed(seed)
@@ -118,7 +118,7 @@ def _measured(model: nn.Sequential, data: Dataset, seed: int, llc: bool) -> dict
             "accuracy": float((logits.argmax(1) == data.test_y).float().mean()),
             "train_ce": float(cross_entropy(model(data.train_x[:2000]), data.train_y[:2000])),
             "test_ce": float(cross_entropy(logits, data.test_y)),
-            "final_sd": float(model[-1].weight.std()),
+            "final_sd": float(next(model[-1].parameters()).std()),
             "rank": spectrum_of(hidden)["rankme"],
         }
 
@@ -170,7 +170,7 @@ def run(options: Options) -> Outcome:
         for arm in ARMS:
             valid = [r for r in found[arm] if _valid(r)]
             shown = [[r["rank"] for r in valid], [r["llc"] for r in valid]]
-            axes[place].scatter(*shown, s=14, label=arm)
+            axes[place].scatter(shown[0], shown[1], s=14, label=arm)
         axes[place].set(title=name, xlabel="effective rank, hidden", ylabel="LLC, valid points")
     axes[0].legend(frameon=False, fontsize=8)
     return Outcome("Self-modelling against its controls", parts, values, {"rank": figure})
@@ -199,6 +199,6 @@ def _table(found: dict[str, list[dict[str, Any]]]) -> str:
                 cells.append(against(ours, theirs, scale, digits))
             both = [(a, b) for a, b in zip(runs, base, strict=True) if _valid(a) and _valid(b)]
             llcs = [[pair[i]["llc"] for pair in both] for i in (0, 1)]
-            cells.append(against(*llcs) if both else "")
+            cells.append(against(llcs[0], llcs[1]) if both else "")
         rows.append([arm, *cells, *[""] * (len(heads) - 1 - len(cells))])
     return table(heads, rows)
