@@ -12,6 +12,10 @@ from benchmarks.errors import UserError, require_choice
 
 # command -> (module, what --help says)
 COMMANDS = {
+    "companions": (
+        "benchmarks.companions.command",
+        "experiments with self-models, spectra, budgets, residuals and shift",
+    ),
     "continual": ("benchmarks.continual", "compare forgetting on streams of tasks (make bench)"),
     "crosscheck": (
         "benchmarks.crosscheck",

@@ -31,15 +31,17 @@ class Spectrum:
     protected: float = 0.0
     volatile: float = 1.0
     mean_gate: float = 1.0
+    innovation_cost: float = 0.0
 
 
 class Counts(NamedTuple):
-    """Scalars of one parameter by stability, and the sum of their gates."""
+    """Scalars of one parameter by stability, the sum of their gates, and that of s²."""
 
     size: int
     protected: int
     volatile: int
     gate: float
+    held: float = 0.0
 
 
 def diagnose(protection: "Protection") -> dict[str, float]:
@@ -48,6 +50,9 @@ def diagnose(protection: "Protection") -> dict[str, float]:
     - ``protected``, ``neutral``, ``volatile``: fractions of scalars whose stability s, at mean
       activity, is above 2/3, between, and below 1/3; they sum to 1.
     - ``mean_gate``: the mean of ``1 - s``: the fraction of an update that the gate lets through.
+    - ``innovation_cost``: the root of the mean of ``s**2``, which is norm(s·u) / norm(u), what the
+      gate holds back of an update u over all of it, where the elements of u are of one size, as
+      Lion's are and Adam's nearly are.
     - ``surprise``, ``threshold``: the last gradient norm over its mean, and what that was held to.
     - ``consolidations``: their number, those asked for included.
     - ``drift``: ``norm(w - anchor) / norm(anchor)``, how far the weights are from the anchor, the
@@ -61,6 +66,7 @@ def diagnose(protection: "Protection") -> dict[str, float]:
         "neutral": max(0.0, 1.0 - spectrum.protected - spectrum.volatile),
         "volatile": spectrum.volatile,
         "mean_gate": spectrum.mean_gate,
+        "innovation_cost": spectrum.innovation_cost,
         "threshold": threshold["threshold"],
         "surprise": threshold["surprise"],
         "consolidations": threshold["consolidations"],
@@ -87,6 +93,7 @@ def _measure(protection: "Protection", spectrum: Spectrum) -> Spectrum:
         spectrum.protected = sum(counts.protected for counts in found) / size
         spectrum.volatile = sum(counts.volatile for counts in found) / size
         spectrum.mean_gate = sum(counts.gate for counts in found) / size
+        spectrum.innovation_cost = math.sqrt(sum(counts.held for counts in found) / size)
     return spectrum
 
 
@@ -97,7 +104,7 @@ def count(protection: "Protection", param: Tensor) -> Counts:
         return Counts(size, 0, size, float(size))
     s = protection.stability(param)
     protected, volatile = int((s > PROTECTED).sum()), int((s < VOLATILE).sum())
-    return Counts(size, protected, volatile, float((1.0 - s).sum()))
+    return Counts(size, protected, volatile, float((1.0 - s).sum()), float(s.square().sum()))
 
 
 def total_drift(protection: "Protection") -> float:

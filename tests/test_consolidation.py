@@ -164,6 +164,7 @@ KEYS = {
     "surprise",
     "consolidations",
     "mean_gate",
+    "innovation_cost",
     "drift",
 }
 
@@ -186,6 +187,8 @@ def test_diagnostics(row: Row, mode: Mode) -> None:
     assert seen["protected"] == pytest.approx(float((s > 2 / 3).float().mean()))
     assert seen["volatile"] == pytest.approx(float((s < 1 / 3).float().mean()))
     assert seen["mean_gate"] == pytest.approx(float((1 - s).mean()), rel=1e-5)
+    assert seen["innovation_cost"] == pytest.approx(float(s.square().mean().sqrt()), rel=1e-5)
+    assert first["innovation_cost"] == 0.0
     assert 0 < seen["protected"] < 1
     assert seen["consolidations"] == 1
     assert seen["drift"] > 0

@@ -78,10 +78,16 @@ COMPANIONS = {
     "sal_optim.monitors": {
         "Drift": "self, model, probe, layer=None",
         "SpectralMonitor": (
-            "self, model, layers, every=100, *, drifting=0.8, warning=0.5, alarm=None"
+            "self, model, layers, every=100, *, drifting=0.8, warning=0.5, alarm=None, "
+            "measured=None"
         ),
+        "HealthLine": "self, stream=None, width=100",
+        "SpectrumRows": "self, /, *args, **kwargs",
         "halve_lr": "optimizer, lowest=0.0",
+        "horizon": "p, target=0.5",
         "linear_cka": "x, y",
+        "plot_shift": "found",
+        "plot_spectra": "rows",
         "repetition_rate": "tokens, n=3",
         "shift_map": "features, bank, *, k=5, quantile=0.99, repeats=5, seed=0",
     },
@@ -101,6 +107,7 @@ DIAGNOSTICS = {
     "neutral",
     "volatile",
     "mean_gate",
+    "innovation_cost",
     "threshold",
     "surprise",
     "consolidations",

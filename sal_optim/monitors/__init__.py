@@ -8,11 +8,25 @@ from typing import TYPE_CHECKING
 
 from sal_optim.later import later
 
-__all__ = ["Drift", "SpectralMonitor", "halve_lr", "linear_cka", "repetition_rate", "shift_map"]
+__all__ = [
+    "Drift",
+    "HealthLine",
+    "SpectralMonitor",
+    "SpectrumRows",
+    "halve_lr",
+    "horizon",
+    "linear_cka",
+    "plot_shift",
+    "plot_spectra",
+    "repetition_rate",
+    "shift_map",
+]
 
 if TYPE_CHECKING:
     from sal_optim.monitors.drift import Drift, linear_cka
-    from sal_optim.monitors.repetition import repetition_rate
+    from sal_optim.monitors.health import HealthLine, SpectrumRows
+    from sal_optim.monitors.pictures import plot_shift, plot_spectra
+    from sal_optim.monitors.repetition import horizon, repetition_rate
     from sal_optim.monitors.shift import shift_map
     from sal_optim.monitors.spectral import SpectralMonitor, halve_lr
 else:
@@ -20,9 +34,14 @@ else:
         __name__,
         {
             "Drift": "drift",
+            "HealthLine": "health",
             "SpectralMonitor": "spectral",
+            "SpectrumRows": "health",
             "halve_lr": "spectral",
+            "horizon": "repetition",
             "linear_cka": "drift",
+            "plot_shift": "pictures",
+            "plot_spectra": "pictures",
             "repetition_rate": "repetition",
             "shift_map": "shift",
         },

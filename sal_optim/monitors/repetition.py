@@ -1,9 +1,11 @@
-"""``repetition_rate``: how much of a generated text repeats itself.
+"""``repetition_rate`` and ``horizon``: how much of a generated text repeats itself, and how long it
+stays right.
 
-It is measured on outputs. What activations do is watched by ``spectral.py``; loops are not seen in
+Both are of outputs. What activations do is watched by ``spectral.py``; loops are not seen in
 their spectrum.
 """
 
+import math
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -34,6 +36,26 @@ def repetition_rate(tokens: Sequence[Any] | Tensor, n: int = 3) -> float:
     if not total:
         raise ValueError(f"Invalid tokens value: no sequence of {n} tokens; tokens must have one")
     return 1.0 - unique / total
+
+
+def horizon(p: float, target: float = 0.5) -> float:
+    """``ln(target) / ln(p)``: tokens after which a share ``target`` of sequences is without error.
+
+    From p^L = target, where each token is right with probability p whatever came before. Errors
+    that gather in few places or few sequences make it wrong: how far is in
+    ``docs/companions-results.md``.
+
+    Args:
+        p: the probability that a token is right, in (0, 1).
+        target: share of the sequences, in (0, 1).
+
+    Raises:
+        TypeError: an argument is no number.
+        ValueError: it is out of range.
+    """
+    p = checks.number("p", p, high=1.0, low_open=True)
+    target = checks.number("target", target, high=1.0, low_open=True)
+    return math.log(target) / math.log(p)
 
 
 def _sequences(tokens: Any) -> list[list[Hashable]]:

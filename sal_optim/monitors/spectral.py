@@ -76,6 +76,8 @@ class SpectralMonitor:
         warning: as above, in (0, 1).
         alarm: called with the monitor when the state becomes *warning*, such as
             ``halve_lr(optimizer)``.
+        measured: called with the monitor after each measurement, such as ``HealthLine()``, which
+            shows it in the terminal, or ``rows = SpectrumRows()``, which keeps it for a picture.
 
     Attributes:
         states: state by layer; ``state`` is the worst of them.
@@ -94,6 +96,7 @@ class SpectralMonitor:
         drifting: float = 0.8,
         warning: float = 0.5,
         alarm: Callable[["SpectralMonitor"], object] | None = None,
+        measured: Callable[["SpectralMonitor"], object] | None = None,
     ) -> None:
         names = list(dict.fromkeys(checks.names("layers", layers)))
         if not names:
@@ -101,12 +104,13 @@ class SpectralMonitor:
         self._every = checks.whole("every", every, low=1)
         self._drifting = checks.number("drifting", drifting, high=1.0, low_open=True)
         self._warning = checks.number("warning", warning, high=self._drifting, low_open=True)
-        if alarm is not None and not callable(alarm):
-            raise TypeError(
-                f"Invalid alarm value: a {type(alarm).__name__}; alarm must be None or a function "
-                "of the monitor"
-            )
-        self._alarm = alarm
+        for name, called in (("alarm", alarm), ("measured", measured)):
+            if called is not None and not callable(called):
+                raise TypeError(
+                    f"Invalid {name} value: a {type(called).__name__}; {name} must be None or a "
+                    "function of the monitor"
+                )
+        self._alarm, self._measured = alarm, measured
         self._step = 0
         self._start: dict[str, dict[str, float]] = {}
         self._now: dict[str, dict[str, float]] = {}
@@ -128,6 +132,11 @@ class SpectralMonitor:
     def state(self) -> str:
         """The worst state of a layer: ``"stable"``, ``"drifting"`` or ``"warning"``."""
         return max(self.states.values(), key=STATES.index)
+
+    @property
+    def steps(self) -> int:
+        """Steps counted so far."""
+        return self._step
 
     def step(self) -> bool:
         """Count a step, and measure when one is due; returns whether it was measured.
@@ -224,6 +233,8 @@ class SpectralMonitor:
         self.states = {name: self._state_of(name) for name in self.states}
         if self.state == STATES[2] != before and self._alarm is not None:
             self._alarm(self)
+        if self._measured is not None:
+            self._measured(self)
         return True
 
     def _state_of(self, name: str) -> str:

@@ -1,0 +1,51 @@
+"""Experiments with the companions, each of which could prove its idea wrong.
+
+An experiment is a module with `PREDICTION`, said before it ran, and `run(options)`; its name and
+what `--help` says of it are here. The modules themselves are in sal_optim.
+"""
+
+from __future__ import annotations
+
+# name -> (module, seeds by default, summary)
+EXPERIMENTS = {
+    "residual": (
+        "benchmarks.companions.residual",
+        10,
+        "error feedback of what the gate held back, against a weaker gate",
+    ),
+    "self-model": (
+        "benchmarks.companions.self_model",
+        10,
+        "a network that predicts itself, against four controls",
+    ),
+    "self-model-forgetting": (
+        "benchmarks.companions.self_forgetting",
+        10,
+        "does it forget less, alone and with SAL?",
+    ),
+    "collapse": (
+        "benchmarks.companions.collapse",
+        20,
+        "how early spectra warn of a collapse, and what helps then",
+    ),
+    "channels": (
+        "benchmarks.companions.channels",
+        10,
+        "losses with budgets, against the best of 30 fixed weights",
+    ),
+    "shift": (
+        "benchmarks.companions.shift",
+        10,
+        "noise is not flagged, a new class is; drift at equal learned accuracy",
+    ),
+    "horizon": (
+        "benchmarks.companions.horizon",
+        10,
+        "does ln target / ln p tell how long a generated sequence survives?",
+    ),
+    "curriculum": (
+        "benchmarks.companions.curriculum",
+        10,
+        "data admitted in stages by a monitored score, against a random order",
+    ),
+}

