@@ -82,7 +82,8 @@ def read(path: Path | None) -> dict[str, Any]:
 
 def trial_for(choices: dict[str, Any], method: str) -> Trial:
     """What was chosen for a method, else its default."""
-    known = choices["chosen"].get(method)
+    chosen = choices["chosen"]
+    known = chosen.get(method) or chosen.get(METHODS[method].like)
     if known is not None:
         return float(known["lr"]), dict(known["options"])
     return METHODS[method].trials[0]

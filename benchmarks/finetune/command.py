@@ -13,7 +13,7 @@ from rich.console import Console
 
 from benchmarks.errors import UserError, require_choice, require_range
 from benchmarks.finetune import choices, report
-from benchmarks.finetune.choices import MATCHED, trial_for, trials_of
+from benchmarks.finetune.choices import trial_for, trials_of
 from benchmarks.finetune.methods import METHODS
 from benchmarks.finetune.run import Setting
 from benchmarks.finetune.suite import complete
@@ -25,7 +25,7 @@ from benchmarks.suite import default_jobs
 EXAMPLES = """examples:
   python -m benchmarks finetune
   python -m benchmarks finetune --methods adamw ewc sal-adamw --seeds 3
-  python -m benchmarks finetune --tune                  # five trials a method, validation text
+  python -m benchmarks finetune --tune                  # four trials a method, validation text
   python -m benchmarks finetune --how-few               # how many sequences have to be observed
   python -m benchmarks finetune --old foldoc --new brown-fiction --data-dir ~/corpora --tune
   python -m benchmarks finetune --model smollm2         # a real model; see --model
@@ -38,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     console = Console()
     if args.model == "smollm2":
-        from benchmarks.finetune import smollm2
+        from benchmarks.finetune import trainer
 
-        return smollm2.main(args, console)
+        return trainer.main(args, console)
     plain = _plain(args)
     methods = _methods(args.methods, console)
     if args.tune:
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _tune(args: Namespace, plain: Setting, methods: Sequence[str], console: Console) -> int:
     """The trials of every method; which was best goes into a file."""
-    tuned = [name for name in methods if name != MATCHED]
+    tuned = [name for name in methods if METHODS[name].like is None]
     plan = [setting for name in tuned for setting in trials_of(plain, name)]
     results = complete(plan, args.out, data_dir=args.data_dir, jobs=args.jobs, console=console)
     found: dict[str, list[dict[str, Any]]] = {}
@@ -122,7 +122,7 @@ def _tried(args: Namespace, plain: Setting, methods: Sequence[str]) -> dict[str,
     found: dict[str, Any] = {}
     for name in methods:
         read = [store.read(setting) for setting in trials_of(plain, name)]
-        if name != MATCHED and all(result is not None for result in read):
+        if METHODS[name].like is None and all(result is not None for result in read):
             found[name] = [result["points"] for result in read if result is not None]
     return found
 

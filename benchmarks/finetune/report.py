@@ -17,7 +17,7 @@ from benchmarks.finetune.methods import METHODS, Trial
 
 Grouped = Mapping[str, Sequence[dict[str, Any]]]
 CAPTION = (
-    "Rise of the old text's loss, in nats a character, where the new text's loss has first fallen "
+    "Least rise of the old text's loss, in nats a character, where the new text's loss has fallen "
     "by that part of what AdamW can gain; '-': not every seed gets there. Of AdamW's: the ratio of "
     "these rises at {level:.0%}, with a bootstrap interval of 95% over seeds. End: after the last "
     "step. Distance: of the weights from the pretrained ones. Bytes: kept per parameter beyond "

@@ -22,7 +22,7 @@ class SALW(Method):
     fixed: ClassVar[dict[str, Any]] = {}
 
     def prepare(self, model: nn.Module, **options: Any) -> nn.Module:
-        self.settings = {**self.fixed, **options}
+        self.settings = {**options, **self.fixed}
         return model
 
     def make(self, lr: float) -> Optimizer:
