@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -35,14 +36,17 @@ def required(name: str) -> Any:
     return importlib.util.find_spec(name)
 
 
+@lru_cache
 def loaded() -> tuple[Any, Any]:
-    """Model, in float32, and tokenizer."""
+    """Model, in float32, and tokenizer; read once, so that nobody may change the model."""
     for name in ("transformers", "accelerate", "gguf"):
         required(name)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = Path(required(PACKAGE).origin).parent
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32)
+    # The weights are numbers now; the Trainer would refuse what is marked as quantized.
+    model.is_quantized, model.hf_quantizer = False, None
     return model, AutoTokenizer.from_pretrained(folder, gguf_file=FILE)
 
 

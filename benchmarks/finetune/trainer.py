@@ -6,6 +6,7 @@ on with the next way.
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from argparse import Namespace
@@ -42,12 +43,13 @@ class Way:
     observes: str | None = None  # whose sequences: "old" or "own"
 
 
+STRONG = "protection=0.1,pull=1000.0"
 WAYS = (
-    Way("adamw", 1e-4),
-    Way("adamw-slow", 3e-5),
-    Way("sal-adamw", 1e-4, "saladamw", "protection=0.1,pull=1000.0", observes="old"),
-    Way("sal-adamw-own", 1e-4, "saladamw", "protection=0.1,pull=1000.0", observes="own"),
+    Way("adamw", 2e-4),
+    Way("sal-adamw", 2e-4, "saladamw", STRONG, observes="old"),
+    Way("adamw-slow", 5e-5),
     Way("lora", 1e-3, rank=8),
+    Way("sal-adamw-own", 2e-4, "saladamw", STRONG, observes="own"),
 )
 
 
@@ -58,7 +60,8 @@ def looks(steps: int) -> list[int]:
 
 def run(way: Way, args: Namespace, console: Console) -> dict[str, Any]:
     """Fine-tune in one way through the Trainer."""
-    model, tokenizer = loaded()
+    pristine, tokenizer = loaded()
+    model = copy.deepcopy(pristine)
     measure = Measure(tokenizer, args.new, args.data_dir)
     start = [p.detach().clone() for p in model.parameters()]
     path = args.out / "smollm2" / f"pretrained-{args.new}.json"
