@@ -70,7 +70,7 @@ PROTECTED = _each(
     (1e-3, {}),
     (1e-3, {"protection": 0.1, "pull": 1000.0}),
     (2e-3, {"protection": 1.0, "pull": 100.0}),
-    (2e-3, {"protection": 10.0, "pull": 10.0, "plasticity": 0.0}),
+    (3e-3, {"protection": 10.0, "pull": 10.0, "plasticity": 0.0}),
 )
 GATED = _each(
     (1e-3, {"protection": 10.0, "plasticity": 0.0}),
