@@ -21,6 +21,10 @@ COMMANDS = {
         "benchmarks.crosscheck",
         "our baselines beside Avalanche's, on the same batches",
     ),
+    "finetune": (
+        "benchmarks.finetune.command",
+        "a pretrained language model learns a text: what it still knows",
+    ),
     "memory": ("benchmarks.cost.memory", "bytes a parameter, kept and at the peak of a step"),
     "ordinary": ("benchmarks.ordinary", "on one distribution, does SAL lose anything?"),
     "report": ("benchmarks.report", "one HTML page of all results, with figures and intervals"),

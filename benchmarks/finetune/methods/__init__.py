@@ -1,0 +1,108 @@
+"""The ways of fine-tuning by name, each with its trials: the same number for all.
+
+The first trial is the default. `finetune --tune` takes the best of them on validation text and
+a seed that is not reported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.finetune.methods.base import Loss, Method
+from benchmarks.finetune.methods.peers import (
+    EWC,
+    L2SP,
+    SPD,
+    Half,
+    LoRA,
+    MoFO,
+    PlainMuon,
+    WiSE,
+)
+from benchmarks.finetune.methods.sal import (
+    SALL,
+    SALW,
+    Factored,
+    GateAlone,
+    MuonLayer,
+    NewText,
+    OwnSamples,
+    Shuffled,
+    Uniform,
+)
+
+Trial = tuple[float, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way of fine-tuning, what it is for, and what is tried of its settings."""
+
+    name: str
+    kind: type[Method]
+    trials: tuple[Trial, ...]
+    needs: str | None = field(default=None)  # a package beside the benchmark's own
+    like: str | None = None  # whose chosen setting it takes, without trials of its own
+    control: bool = False
+
+    @property
+    def is_sal(self) -> bool:
+        return issubclass(self.kind, SALW)
+
+
+def _lrs(*rates: float, **options: Any) -> tuple[Trial, ...]:
+    return tuple((rate, dict(options)) for rate in rates)
+
+
+def _over(name: str, lr: float, values: tuple[float, ...]) -> tuple[Trial, ...]:
+    """Values of one option at one learning rate."""
+    return tuple((lr, {name: value}) for value in values)
+
+
+def _each(*trials: tuple[float, dict[str, Any]]) -> tuple[Trial, ...]:
+    return trials
+
+
+PLAIN = _lrs(5e-4, 1e-3, 2.5e-4, 1.5e-4)
+# The default, then more pull, more of both, and more gate.
+PROTECTED = _each(
+    (1e-3, {}),
+    (1e-3, {"protection": 0.1, "pull": 1000.0}),
+    (2e-3, {"protection": 1.0, "pull": 100.0}),
+    (3e-3, {"protection": 10.0, "pull": 10.0, "plasticity": 0.0}),
+)
+GATED = _each(
+    (1e-3, {"protection": 10.0, "plasticity": 0.0}),
+    (2e-3, {"protection": 10.0, "plasticity": 0.0}),
+    (1e-3, {"protection": 3.0, "plasticity": 0.0}),
+    (2e-3, {"protection": 30.0, "plasticity": 0.0}),
+)
+LION = tuple((lr / 10, options) for lr, options in PROTECTED)
+ADAPTERS = (*_lrs(3e-3, 1e-3, 1e-2, rank=8), *_lrs(3e-3, rank=2))
+ROWS = (
+    Row("adamw", Method, PLAIN),
+    Row("l2-sp", L2SP, (*_over("strength", 1e-3, (0.1, 0.3, 1.0)), (2.5e-4, {"strength": 0.1}))),
+    Row("spd", SPD, (*_over("strength", 5e-4, (1.0, 4.0)), *_lrs(1e-3, 2.5e-4, strength=1.0))),
+    Row("mofo", MoFO, (*_over("fraction", 1e-3, (0.15, 0.05)), (5e-4, {"fraction": 0.15}),
+                       (2e-3, {"fraction": 0.05}))),
+    Row("ewc", EWC, (*_over("strength", 1e-3, (1e5, 1e4, 3e4)), (2e-3, {"strength": 1e5}))),
+    Row("half", Half, PLAIN),
+    Row("lora", LoRA, ADAPTERS, needs="peft"),
+    Row("wise-ft", WiSE, PLAIN),
+    Row("sal-adamw", SALW, PROTECTED),
+    Row("sal-adamw-own", OwnSamples, PROTECTED, like="sal-adamw"),
+    Row("sal-adamw-new", NewText, PROTECTED),
+    Row("sal-adamw-uniform", Uniform, PROTECTED),
+    Row("sal-adamw-factored", Factored, PROTECTED, like="sal-adamw"),
+    Row("sal-adamw-gate", GateAlone, GATED),
+    Row("sal-lion", SALL, LION),
+    Row("muon", PlainMuon, PLAIN),
+    Row("sal-muon", MuonLayer, PROTECTED),
+    Row("control-shuffled", Shuffled, PROTECTED, like="sal-adamw", control=True),
+    # Its learning rate comes from tuning: AdamW that goes as far from the start as SALAdamW.
+    Row("control-distance", Method, PLAIN, like="adamw", control=True),
+)  # fmt: skip
+METHODS = {row.name: row for row in ROWS}
+
+__all__ = ["METHODS", "ROWS", "Loss", "Method", "Row", "Trial"]
