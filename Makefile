@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 ARGS ?=
 
-.PHONY: bench test test-distributed test-trainers coverage fuzz long lint docs clean
+.PHONY: bench test test-distributed test-trainers coverage fuzz long gpu lint docs clean
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks continual $(ARGS)
@@ -36,6 +36,11 @@ long: $(VENV)/.installed
 test-trainers: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[integrations]'
 	$(BIN)/python -m pytest tests/integrations $(ARGS)
+
+# Where there is a card (with a CUDA build of torch in .venv): its checks, then its timings.
+gpu: $(VENV)/.installed
+	$(BIN)/python -m pytest tests/test_devices.py tests/test_waits.py $(ARGS)
+	$(BIN)/python -m benchmarks speed --device cuda --sizes 1e5,1e6,1e7,1e8
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -144,9 +144,9 @@ CONTESTANTS = [
 def parameters(total: int, tensors: int, *, seed: int = 0) -> list[Tensor]:
     """``tensors`` parameters of together about ``total`` elements, each with a gradient.
 
-    Matrices where that can be, so that factored state applies.
+    Matrices where that can be, so that factored state applies. On torch's default device.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     size = max(1, total // tensors)
     rows = max(1, int(size**0.5))
     made: list[Tensor] = []

@@ -24,7 +24,7 @@ from benchmarks.cost.contestants import CONTESTANTS, REFERENCES, Contestant, par
 from benchmarks.cost.figure import draw
 from benchmarks.cost.timing import copy_bandwidth, paired
 from benchmarks.cost.whole import overhead, whole_steps
-from benchmarks.errors import UserError, require_range
+from benchmarks.errors import UserError, require_choice, require_range
 from benchmarks.options import parser
 from benchmarks.suite import default_jobs
 
@@ -32,6 +32,7 @@ EXAMPLES = """examples:
   python -m benchmarks speed
   python -m benchmarks speed --sizes 1e4,1e6 --repeats 5
   python -m benchmarks speed --sizes 1e8 --methods "SALAdamW compiled"
+  python -m benchmarks speed --device cuda --sizes 1e6,1e8
 """
 FEW, MANY = 4, 256
 
@@ -39,6 +40,12 @@ FEW, MANY = 4, 256
 def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     torch.set_num_threads(args.threads)
+    with torch.device(args.device):
+        return _compare(args)
+
+
+def _compare(args: Namespace) -> int:
+    """All that was asked for, on torch's default device."""
     console = Console()
     chosen = [c for c in CONTESTANTS if not args.methods or c.name in args.methods]
     absent = [c.name for c in chosen if not c.installed()]
@@ -52,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 rows += _layout(chosen, size, tensors, args.repeats, console)
     report = {
         "torch": torch.__version__,
-        "machine": f"{platform.processor() or platform.machine()}, {args.threads} threads",
+        "machine": _machine(args),
         "steps": rows,
         "whole": [] if args.no_networks else whole_steps(args.repeats),
         "overhead": [overhead(size, args.repeats) for size in args.sizes],
@@ -65,6 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _machine(args: Namespace) -> str:
+    if args.device != "cpu":
+        return torch.cuda.get_device_name(args.device)
+    return f"{platform.processor() or platform.machine()}, {args.threads} threads"
+
+
 def _arguments(argv: Sequence[str] | None) -> Namespace:
     made = parser("python -m benchmarks speed", "Time optimizer steps in turns.", EXAMPLES)
     add = made.add_argument
@@ -72,6 +85,7 @@ def _arguments(argv: Sequence[str] | None) -> Namespace:
     add("--methods", action="append", metavar="NAME", help="repeatable; default: all")
     add("--repeats", type=int, default=15, help="turns (default: %(default)s)")
     add("--threads", type=int, default=default_jobs(), help="default: all cores")
+    add("--device", default="cpu", help="cpu, or cuda where there is a card (default: cpu)")
     add("--no-networks", action="store_true", help="leave the whole training steps out")
     add("--out", type=Path, default=Path("results"), help="folder for results (default: results)")
     args = made.parse_args(argv)
@@ -83,6 +97,8 @@ def _arguments(argv: Sequence[str] | None) -> Namespace:
         require_range("--sizes", size, 1000, 1e9)
     require_range("--repeats", args.repeats, 1)
     require_range("--threads", args.threads, 1)
+    cards = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    require_choice("--device", args.device, ["cpu", *(["cuda"] if cards else []), *cards])
     known = [c.name for c in CONTESTANTS]
     for name in args.methods or []:
         if name not in known:

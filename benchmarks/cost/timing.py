@@ -22,11 +22,18 @@ class Paired:
 
 
 def clock(call: Callable[[], object], count: int) -> float:
-    """Seconds a call, over ``count`` calls."""
+    """Seconds a call, over ``count`` calls; an accelerator is waited for before and after."""
+    _wait()
     begun = time.perf_counter()
     for _ in range(count):
         call()
+    _wait()
     return (time.perf_counter() - begun) / count
+
+
+def _wait() -> None:
+    if torch.get_default_device().type != "cpu":
+        torch.accelerator.synchronize()
 
 
 def paired(

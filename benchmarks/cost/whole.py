@@ -53,6 +53,7 @@ def _training(make: Callable[[], tuple[nn.Module, Tensor, Tensor]], entry: Entry
     """A function that takes one training step; SAL's after a consolidation."""
     torch.manual_seed(0)
     model, inputs, targets = make()
+    model.to(inputs.device)
     _, optimize, options = entry
     optimizer = optimize(model.parameters(), lr=LR, **options)
 

@@ -31,6 +31,7 @@ def test_speed_writes_ratios_and_a_figure(tmp_path: Path) -> None:
         (["--sizes", "many"], "--sizes: 'many'"),
         (["--sizes", "3"], "--sizes: 3 is out of range"),
         (["--repeats", "0"], "--repeats: 0 is out of range"),
+        (["--device", "tpu"], "--device: 'tpu' is unknown; allowed: cpu"),
         (["--methods", "AdamX"], "--methods: 'AdamX' is unknown"),
     ],
 )

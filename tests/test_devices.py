@@ -1,0 +1,72 @@
+"""On every device that is here: the result of a CPU's for-loop, to rounding; one read a step.
+
+Without an accelerator this compares the modes of a CPU with each other, so that it is never idle.
+`make gpu` runs it, and the timings, where there is a card.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.drive import (
+    assert_near,
+    clone_params,
+    consolidations,
+    make_params,
+    profile,
+    step_with,
+    stream,
+)
+from tests.rows import CLASSES, Row
+
+DEVICES = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+MODES = [{"foreach": True}, {"foreach": False}, {}]
+
+
+def states(optimizer: torch.optim.Optimizer, param: Tensor) -> dict[str, Tensor]:
+    values = optimizer.state[param].items()
+    return {name: value.cpu() for name, value in values if isinstance(value, Tensor)}
+
+
+@pytest.mark.parametrize("row", CLASSES, ids=str)
+@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_device_gives_what_a_cpu_gives(row: Row, mode: dict[str, bool], device: str) -> None:
+    twins = make_params()
+    params = [twin.detach().to(device).requires_grad_() for twin in clone_params(twins)]
+    there, here = row(params, **mode), row(twins, foreach=False)
+    for step, now in enumerate(stream(twins, profile(120, (50, 100)))):
+        step_with(here, twins, now)
+        step_with(there, params, [grad.to(device) for grad in now])
+        if step == 70:  # a checkpoint on the way
+            there.load_state_dict(copy.deepcopy(there.state_dict()))
+    assert consolidations(here) == consolidations(there) == 2
+    for param, twin in zip(params, twins, strict=True):
+        assert_near([param.cpu()], [twin], rtol=1e-4, atol=1e-6)
+        mine, theirs = states(there, param), states(here, twin)
+        assert mine.keys() == theirs.keys()
+        for name in theirs:
+            assert_near([mine[name]], [theirs[name]], rtol=1e-3, atol=1e-6)
+            if name != "step":
+                assert there.state[param][name].device == param.device
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="asks CUDA itself for its waits")
+@pytest.mark.parametrize("row", CLASSES, ids=str)
+def test_cuda_counts_one_wait_a_step(row: Row) -> None:
+    params = [param.detach().cuda().requires_grad_() for param in make_params([(8, 8)] * 20)]
+    optimizer = row(params)
+    grads = [torch.randn_like(param) for param in params]
+    for _ in range(10):
+        step_with(optimizer, params, grads)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with pytest.warns(UserWarning, match="synchroniz") as caught:
+            step_with(optimizer, params, grads)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(caught) == 1
