@@ -46,10 +46,10 @@ class Way:
 STRONG = "protection=0.1,pull=1000.0"
 WAYS = (
     Way("adamw", 2e-4),
-    Way("adamw-fast", 1e-3),
-    Way("sal-adamw", 1e-3, "saladamw", STRONG, observes="old"),
+    Way("sal-adamw", 2e-4, "saladamw", STRONG, observes="old"),
+    Way("sal-adamw-own", 2e-4, "saladamw", STRONG, observes="own"),
     Way("lora", 1e-3, rank=8),
-    Way("sal-adamw-own", 1e-3, "saladamw", STRONG, observes="own"),
+    Way("adamw-fast", 1e-3),
 )
 
 
