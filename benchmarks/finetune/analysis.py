@@ -19,9 +19,10 @@ from benchmarks.spread import LEVEL, RESAMPLES
 
 Points = Sequence[Sequence[float]]
 
-# Parts of what tuned AdamW can gain on the new text. Settings are chosen at CHOSEN.
-LEVELS = (0.3, 0.5, 0.7)
-CHOSEN = 0.5
+# Parts of what AdamW can gain on the new text. Settings are chosen at CHOSEN, of those that get
+# further by MARGIN, so that other seeds get there too.
+LEVELS = (0.3, 0.5, 0.6)
+CHOSEN, MARGIN = 0.5, 0.05
 
 
 def gain(runs: Sequence[Points]) -> float:
@@ -48,7 +49,7 @@ def forgetting(points: Points, goal: float) -> float | None:
 
 
 def best(trials: Sequence[Trial], runs: Sequence[Points], gained: float) -> int:
-    """The trial that has lost least at the chosen level; of those that never reach it, the closest.
+    """The trial that has lost least at the chosen level; where none gets there, the closest.
 
     Of equals it is the first, which is the default.
     """
@@ -56,7 +57,9 @@ def best(trials: Sequence[Trial], runs: Sequence[Points], gained: float) -> int:
     def cost(place: int) -> tuple[bool, float]:
         points = runs[place]
         lost = forgetting(points, target(points, gained, CHOSEN))
-        return (lost is None, min(new for new, _ in points) if lost is None else lost)
+        if lost is None or forgetting(points, target(points, gained, CHOSEN + MARGIN)) is None:
+            return True, min(new for new, _ in points)
+        return False, lost
 
     return min(range(len(trials)), key=cost)
 

@@ -15,7 +15,8 @@ from benchmarks.errors import UserError, require_choice, require_range
 from benchmarks.finetune import choices, report
 from benchmarks.finetune.choices import trial_for, trials_of
 from benchmarks.finetune.methods import METHODS
-from benchmarks.finetune.run import Setting
+from benchmarks.finetune.network import pretrained, spread_windows
+from benchmarks.finetune.run import HELD_OUT, Setting, _example
 from benchmarks.finetune.suite import complete
 from benchmarks.finetune.texts import load
 from benchmarks.options import parser
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = report.rows(grouped, trials, chosen["gain"])
     console.print(report.terminal(title, made))
     stem = args.out / f"{_stem(args.old)}-{_stem(args.new)}"
-    text = report.markdown(title, made) + "\n" + report.examples(grouped)
+    text = report.markdown(title, made) + "\n" + report.examples(grouped, _before(args, plain))
     write_atomically(stem.with_suffix(".md"), text)
     if not args.no_figures:
         tried = _tried(args, plain, methods)
@@ -125,6 +126,14 @@ def _tried(args: Namespace, plain: Setting, methods: Sequence[str]) -> dict[str,
         if METHODS[name].like is None and all(result is not None for result in read):
             found[name] = [result["points"] for result in read if result is not None]
     return found
+
+
+def _before(args: Namespace, plain: Setting) -> list[str]:
+    """How the pretrained network of the first seed goes on, before it is fine-tuned."""
+    old, new = load(args.old, args.data_dir), load(args.new, args.data_dir)
+    folder, shape = args.out / "pretrained", {"width": plain.width, "layers": plain.layers}
+    model = pretrained(old, plain.pretrain, 0, folder, **shape)
+    return [_example(model, spread_windows(text.test, HELD_OUT)) for text in (new, old)]
 
 
 def _stem(name: str) -> str:

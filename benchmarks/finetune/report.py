@@ -87,11 +87,11 @@ def markdown(title: str, made: Sequence[Sequence[str]]) -> str:
     return "\n".join([f"## {title}", "", lines[0], rule, *lines[1:], "", caption(), ""])
 
 
-def examples(grouped: Grouped, before: Sequence[str] | None = None) -> str:
-    """How methods go on from new and old text, as Markdown; the first seed's."""
+def examples(grouped: Grouped, before: Sequence[str]) -> str:
+    """How the pretrained network and each method go on from new and old text; the first seed's."""
     parts = ["## Examples", "", "The first 32 characters are held-out text."]
-    for label, results in grouped.items():
-        found = results[0].get("examples") or []
+    written = {"pretrained": before, **{k: r[0].get("examples", ()) for k, r in grouped.items()}}
+    for label, found in written.items():
         for kind, text in zip(("new", "old"), found, strict=False):
             parts += ["", f"{label}, {kind}:", "", "```text", text.replace("```", "'''"), "```"]
     return "\n".join(parts) + "\n"

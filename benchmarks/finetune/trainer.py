@@ -47,9 +47,9 @@ STRONG = "protection=0.1,pull=1000.0"
 WAYS = (
     Way("adamw", 2e-4),
     Way("sal-adamw", 2e-4, "saladamw", STRONG, observes="old"),
-    Way("adamw-slow", 5e-5),
-    Way("lora", 1e-3, rank=8),
     Way("sal-adamw-own", 2e-4, "saladamw", STRONG, observes="own"),
+    Way("lora", 1e-3, rank=8),
+    Way("adamw-fast", 1e-3),
 )
 
 
@@ -99,7 +99,7 @@ def run(way: Way, args: Namespace, console: Console) -> dict[str, Any]:
     )
     if not way.rank:
         moved = zip(model.parameters(), start, strict=True)
-        result["distance"] = sum(float((a - b).square().sum()) for a, b in moved) ** 0.5
+        result["distance"] = sum(float((a.detach() - b).square().sum()) for a, b in moved) ** 0.5
     return result
 
 

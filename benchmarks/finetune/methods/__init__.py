@@ -82,11 +82,11 @@ LION = tuple((lr / 10, options) for lr, options in PROTECTED)
 ADAPTERS = (*_lrs(3e-3, 1e-3, 1e-2, rank=8), *_lrs(3e-3, rank=2))
 ROWS = (
     Row("adamw", Method, PLAIN),
-    Row("l2-sp", L2SP, (*_over("strength", 1e-3, (0.1, 0.3, 1.0)), (2.5e-4, {"strength": 0.1}))),
+    Row("l2-sp", L2SP, (*_over("strength", 1e-3, (0.1, 0.2, 0.3)), (2.5e-4, {"strength": 0.1}))),
     Row("spd", SPD, (*_over("strength", 5e-4, (1.0, 4.0)), *_lrs(1e-3, 2.5e-4, strength=1.0))),
     Row("mofo", MoFO, (*_over("fraction", 1e-3, (0.15, 0.05)), (5e-4, {"fraction": 0.15}),
                        (2e-3, {"fraction": 0.05}))),
-    Row("ewc", EWC, (*_over("strength", 1e-3, (1e5, 1e4, 3e4)), (2e-3, {"strength": 1e5}))),
+    Row("ewc", EWC, (*_over("strength", 1e-3, (1e5, 6e4, 3e4)), (2e-3, {"strength": 1e5}))),
     Row("half", Half, PLAIN),
     Row("lora", LoRA, ADAPTERS, needs="peft"),
     Row("wise-ft", WiSE, PLAIN),
