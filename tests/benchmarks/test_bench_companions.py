@@ -17,7 +17,7 @@ from benchmarks.companions.brown import load_brown
 from benchmarks.companions.collapse_runs import Trace
 from benchmarks.companions.llc import estimate, sampler
 from benchmarks.companions.page import Options, gap, table
-from benchmarks.companions.residual import LEAKS, Residual, arms
+from benchmarks.companions.residual import LEAKS, Residual, arms, beyond_the_gates
 from benchmarks.errors import UserError
 from benchmarks.spread import paired
 from sal_optim import SALAdam
@@ -76,6 +76,25 @@ def test_each_leak_has_its_gate_at_the_same_pull() -> None:
     products = {round(gate * pull, 9) for _, gate, pull in found.values()}
     assert products == {0.5}
     assert found["gate", 0.5] == (0.0, pytest.approx(0.05), pytest.approx(10.0))
+
+
+def test_what_is_above_the_line_of_gates() -> None:
+    def runs(learned: float, forgetting: float) -> list[dict[str, float]]:
+        return [
+            {"learned": learned + e, "forgetting": forgetting, "average": 0.0}
+            for e in (-0.01, 0.01)
+        ]
+
+    found = {
+        ("leak", 0.0): runs(0.8, 0.1),
+        ("gate", 0.5): runs(0.9, 0.2),
+        ("leak", 0.5): runs(0.9, 0.15),
+        ("leak", 0.9): runs(0.95, 0.3),
+    }
+    above = beyond_the_gates(found, 0.5)
+    assert above.mean == pytest.approx(0.05)
+    assert above.low == pytest.approx(0.05)  # the seeds' own spread is shared
+    assert beyond_the_gates(found, 0.9).mean == pytest.approx(0.05)  # beyond its end
 
 
 def trace(rank: list[float], held_out: list[float]) -> Trace:
