@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.companions import EXPERIMENTS, collapse, curriculum, self_forgetting
+from benchmarks.companions import EXPERIMENTS, channels, collapse, curriculum, self_forgetting
 from benchmarks.companions import horizon as survival
 from benchmarks.companions.brown import load_brown
 from benchmarks.companions.collapse_runs import Trace
@@ -117,6 +117,33 @@ def test_alarms_and_events() -> None:
     assert seen == [60, 80, 100, 120]  # it rests between
     random = collapse.AtRandom(3, 160, 0)
     assert sum(random(falling, step) for step in range(0, 160, 4)) == 3
+
+
+def test_the_best_weights() -> None:
+    budgets = {"safety": 0.01, "memory": 1.2}
+    assert channels.violation({"safety": 0.02, "memory": 1.0}, budgets) == pytest.approx(1.0)
+    assert channels.violation({"safety": 0.0, "memory": 1.0}, budgets) == 0.0
+    told = [(1.0, 0.9), (1.005, 0.5), (1.2, 0.0)]
+    tried = [[{"task": task, "violation": excess}] for task, excess in told]
+    assert channels._best(tried, goal=1.0) == 1  # the last learns less
+    assert channels._best(tried, goal=1.3) == 2
+    assert channels._best(tried, goal=0.5) == 0  # none is as good
+
+
+def test_the_turned_letters() -> None:
+    assert "Hello, q1".translate(channels.TURN) == "Uryyb, d1"
+    code, prose = (channels.domains()[name][0] for name in ("code", "prose"))
+    assert not torch.equal(code[:500], prose[:500])
+
+
+def test_the_known_multipliers() -> None:
+    pytest.importorskip("cooper")
+    from benchmarks.companions.toy import solve
+
+    point, found, after = solve("SGD", 10.0)
+    assert point == pytest.approx([1.0, 5.0 / 18.0], abs=0.01)
+    assert found == pytest.approx({"safety": 3.0, "memory": 14.0}, rel=0.01)
+    assert after.multipliers() == {"safety": 0.0, "memory": 0.0}
 
 
 def test_brackets() -> None:
