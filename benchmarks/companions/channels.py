@@ -36,7 +36,7 @@ PREDICTION = (
     "needs a smaller multiplier of memory and learns the task less well."
 )
 PARTS = ("toy", "gpt")
-BASE_STEPS, STEPS, BATCH, HELD = 150, 80, 4, 16
+BASE_STEPS, STEPS, BATCH, HELD = 120, 60, 4, 16
 WEIGHTS, TRIALS_SEEDS, OBSERVED = 30, 1, 16
 RISE, SHARE = 0.05, 0.2
 FORBIDDEN = torch.tensor([ord(c) for c in "0123456789"])

@@ -28,7 +28,7 @@ PREDICTION = (
 )
 OPTIMIZERS = {"Adam": torch.optim.Adam, "SALAdam": SALAdam}
 TERMS = ("none", "self", "|a|²")
-WEIGHT, STEPS, BATCH, TASKS = 5.0, 120, 64, 5
+WEIGHT, STEPS, BATCH, TASKS = 5.0, 80, 64, 5
 PARTS: tuple[str, ...] = ()
 LAYER = "3"  # the ReLU before the last layer
 
