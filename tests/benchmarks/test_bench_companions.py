@@ -207,7 +207,7 @@ def test_numbers_as_text() -> None:
 def test_self_modelling_on_a_stream() -> None:
     outcome = self_forgetting.run(Options(seeds=1, steps=3))
     assert set(outcome.values) == {f"{o} {t}" for o in ("Adam", "SALAdam") for t in
-                                   ("none", "self", "|a|²")}  # fmt: skip
+                                   ("none", "self", "a²")}  # fmt: skip
     learned = [runs[0]["learned"] for runs in outcome.values.values()]
     assert len(set(learned)) > 2  # the terms do something
 
