@@ -20,7 +20,7 @@ from sal_optim.activations import Tap
 from sal_optim.monitors import SpectralMonitor
 from sal_optim.objectives import rank_floor_loss
 
-STEPS, EVERY, BATCH, SETTLED = 144, 4, 8, 60
+WIDTH, STEPS, EVERY, BATCH, SETTLED = 32, 144, 4, 8, 60
 MODES = ("learning rate", "data", "noise")
 LAYERS = ("blocks.0", "blocks.1")
 RATE, RAMP = 2e-3, 50  # steps from the onset to the full fault
@@ -89,7 +89,7 @@ def train(
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     source, held = text()
-    model, draw = GPT(), torch.Generator().manual_seed(seed)
+    model, draw = GPT(WIDTH), torch.Generator().manual_seed(seed)
     noisy = Noisy(model, torch.Generator().manual_seed(seed))
     onset = SETTLED + int(torch.randint(4, 20, (1,), generator=draw))
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
