@@ -19,7 +19,7 @@ from joblib import Parallel, delayed
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from benchmarks.companions.collapse_runs import loss_of
+from benchmarks.companions.collapse_runs import WIDTH, loss_of
 from benchmarks.companions.page import Options, Outcome, against, spread, table
 from benchmarks.companions.toy import known_multipliers
 from benchmarks.drawing import panels_of
@@ -36,7 +36,7 @@ PREDICTION = (
     "needs a smaller multiplier of memory and learns the task less well."
 )
 PARTS = ("toy", "gpt")
-BASE_STEPS, STEPS, BATCH, HELD = 150, 80, 4, 16
+BASE_STEPS, STEPS, BATCH, HELD = 120, 60, 4, 16
 WEIGHTS, TRIALS_SEEDS, OBSERVED = 30, 1, 16
 RISE, SHARE = 0.05, 0.2
 FORBIDDEN = torch.tensor([ord(c) for c in "0123456789"])
@@ -102,7 +102,7 @@ def base(seed: int, steps: int) -> tuple[GPT, Losses]:
     """A GPT that has learned prose, and its budgets."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    model, draw = GPT(), torch.Generator().manual_seed(seed)
+    model, draw = GPT(WIDTH), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for _ in range(steps):
         optimizer.zero_grad()

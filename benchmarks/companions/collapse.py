@@ -165,6 +165,15 @@ def _alarms(
         cells.append(against(pair[0], pair[1]) if name != "gradient norm" and here else "")
         rows.append([name, *cells])
     heads = ["signal", *[f"lead, {name}" for name in MODES], "lead, all", "less gradient norm's"]
+    counted = [
+        f"{name} "
+        + ", ".join(
+            f"{sum(a is not None and m == wanted for a, m in zip(found, mode, strict=True))} of "
+            f"{mode.count(wanted)}"
+            for wanted in MODES
+        )
+        for name, found in alarms.items()
+    ]
     low = [sum(min(t.start[SETTLED // EVERY :]) < bar for t in healthy) for bar in (0.8, 0.5)]
     hit = [sum(min(t.start[SETTLED // EVERY :]) < bar for t in faulty) for bar in (0.8, 0.5)]
     rose = sum(e is not None for e in events)
@@ -173,6 +182,7 @@ def _alarms(
         f"{sum(event(t) is not None for t in healthy)} of {len(healthy)} healthy ones. Steps by "
         "which an alarm precedes that rise; without an alarm, the end of the run counts as one.\n\n"
         f"{table(heads, rows)}\n\n"
+        f"Runs that it alarmed in at all ({', '.join(MODES)}): {'; '.join(counted)}.\n\n"
         "The monitor's own thresholds, rank below 0.8 (drifting) and 0.5 (warning) of the start: "
         f"passed by {low[0]} and {low[1]} of {len(healthy)} healthy runs, and {hit[0]} and "
         f"{hit[1]} of {count} faulty ones."

@@ -20,10 +20,10 @@ from sal_optim.activations import Tap
 from sal_optim.monitors import SpectralMonitor
 from sal_optim.objectives import rank_floor_loss
 
-STEPS, EVERY, BATCH, SETTLED = 160, 4, 8, 60
+WIDTH, STEPS, EVERY, BATCH, SETTLED = 32, 144, 4, 8, 60
 MODES = ("learning rate", "data", "noise")
 LAYERS = ("blocks.0", "blocks.1")
-RATE, RAMP = 2e-3, 60  # steps from the onset to the full fault
+RATE, RAMP = 2e-3, 50  # steps from the onset to the full fault
 RECENT, BEFORE = 2, 10  # measurements: what is held against what
 SIGNALS = ("rank", "top share", "loss", "gradient norm")
 FLOOR, FLOOR_WEIGHT = 0.8, 1.0
@@ -89,9 +89,9 @@ def train(
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     source, held = text()
-    model, draw = GPT(), torch.Generator().manual_seed(seed)
+    model, draw = GPT(WIDTH), torch.Generator().manual_seed(seed)
     noisy = Noisy(model, torch.Generator().manual_seed(seed))
-    onset = SETTLED + int(torch.randint(4, 24, (1,), generator=draw))
+    onset = SETTLED + int(torch.randint(4, 20, (1,), generator=draw))
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
     monitor = SpectralMonitor(model, LAYERS, every=EVERY)
     tap, trace, factor, ranks = Tap(monitor, model, LAYERS[-1]), Trace(), 1.0, list[float]()

@@ -52,7 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         require_choice("--only", part, module.PARTS)
     options = Options(args.seeds or seeds, args.steps, args.data_dir, args.jobs, tuple(args.only))
     torch.set_num_threads(1)
-    outcome: Outcome = module.run(options)
+    try:
+        outcome: Outcome = module.run(options)
+    except ImportError as error:  # an extra is missing; the message says which
+        raise UserError(f"{args.name}: {error}") from error
     path = outcome.write(
         args.out, args.name, module.PREDICTION, _command(args.name, options), f"{date.today()}"
     )

@@ -13,7 +13,7 @@ import torch
 from joblib import Parallel, delayed
 from torch import Tensor
 
-from benchmarks.companions.collapse_runs import loss_of, text
+from benchmarks.companions.collapse_runs import WIDTH, loss_of, text
 from benchmarks.companions.page import Options, Outcome, against, spread, table
 from benchmarks.drawing import panels_of
 from benchmarks.ordinary import CONTEXT, GPT, VOCABULARY
@@ -57,7 +57,7 @@ def order_of(arm: str, data: Tensor, seed: int, steps: int) -> Tensor:
 def trained(data: Tensor, order: Tensor, steps: int, seed: int, *, stages: int) -> GPT:
     """Train in as many stages, each of which admits another part of the windows."""
     torch.manual_seed(seed)
-    model, draw = GPT(), torch.Generator().manual_seed(seed)
+    model, draw = GPT(WIDTH), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     for step in range(steps):
         admitted = len(order) * (1 + step * stages // steps) // stages

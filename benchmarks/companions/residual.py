@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from joblib import Parallel, delayed
 from torch import Tensor
 
-from benchmarks.companions.page import Options, Outcome, against, spread, table
+from benchmarks.companions.page import Options, Outcome, against, gap, spread, table
 from benchmarks.companions.training import through
 from benchmarks.data import load
 from benchmarks.drawing import panels_of
 from benchmarks.networks import mlp
+from benchmarks.spread import RESAMPLES, Difference
 from benchmarks.streams import STREAMS
 from sal_optim import SALAdam
 from sal_optim.update import Direction, Rule, Tensors
@@ -172,6 +174,7 @@ def _mean(runs: list[dict[str, float]], name: str) -> float:
 
 def _table(found: dict[tuple[str, float], list[dict[str, float]]]) -> str:
     heads = ["leak", *COLUMNS, "held", *[f"{name} less its gate's" for name in COLUMNS]]
+    heads.append("learned less the gates' at equal forgetting")
     rows = []
     for (kind, leak), runs in found.items():
         if kind != "leak":
@@ -181,5 +184,29 @@ def _table(found: dict[tuple[str, float], list[dict[str, float]]]) -> str:
         twin = found.get(("gate", leak))
         for name in COLUMNS:
             cells.append(against(mine[name], [r[name] for r in twin], 100) if twin else "")
+        cells.append(gap(beyond_the_gates(found, leak), 100) if twin else "")
         rows.append([f"{leak:g}", *cells])
     return table(heads, rows)
+
+
+def beyond_the_gates(
+    found: dict[tuple[str, float], list[dict[str, float]]], leak: float
+) -> Difference:
+    """How far a leak's learned accuracy is above the line of gates at the leak's own forgetting.
+
+    The line goes through the means of the gates; where a leak forgets more than any of them, it
+    stays at its end. The interval is of a bootstrap over seeds, of leak and gates together.
+    """
+    gates = [runs for (kind, value), runs in found.items() if kind == "gate" or value == 0.0]
+    mine = found["leak", leak]
+    x, y = ([[r[name] for r in runs] for runs in (*gates, mine)] for name in COLUMNS[1::-1])
+    forgetting, learned = np.array(x), np.array(y)
+
+    def above(seeds: Any) -> float:
+        across, up = forgetting[:, seeds].mean(1), learned[:, seeds].mean(1)
+        order = np.argsort(across[:-1])
+        return float(up[-1] - np.interp(across[-1], across[:-1][order], up[:-1][order]))
+
+    draw = np.random.default_rng(0).integers(len(mine), size=(RESAMPLES, len(mine)))
+    low, high = np.percentile([above(row) for row in draw], [2.5, 97.5])
+    return Difference(above(np.arange(len(mine))), float(low), float(high), len(mine))

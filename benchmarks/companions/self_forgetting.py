@@ -27,8 +27,8 @@ PREDICTION = (
     "and without it."
 )
 OPTIMIZERS = {"Adam": torch.optim.Adam, "SALAdam": SALAdam}
-TERMS = ("none", "self", "|a|²")
-WEIGHT, STEPS, BATCH, TASKS = 5.0, 120, 64, 5
+TERMS = ("none", "self", "a²")
+WEIGHT, STEPS, BATCH, TASKS = 5.0, 80, 64, 5
 PARTS: tuple[str, ...] = ()
 LAYER = "3"  # the ReLU before the last layer
 
@@ -49,7 +49,7 @@ def one(name: str, term: str, steps: int, seed: int) -> dict[str, float]:
         assert tap.caught is not None
         return WEIGHT * tap.caught.square().mean()
 
-    extra = {"none": None, "self": own.loss, "|a|²": size}[term]
+    extra = {"none": None, "self": own.loss, "a²": size}[term]
     scores = through(stream, model, optimizer, extra)
     own.remove()
     return scores

@@ -32,9 +32,9 @@ PREDICTION = (
     "self narrows the effective rank of the hidden layer and lowers the local learning "
     "coefficient at the same accuracy; the spread of the final layer's weights does not fall by "
     "more than weight decay's at equal cross-entropy. Targets of other samples do as much to the "
-    "rank as self, since both reward activations that vary little; |a|² widens the rank."
+    "rank as self, since both reward activations that vary little; the penalty a² widens the rank."
 )
-ARMS = ("none", "self", "shuffled", "|a|²", "decay")
+ARMS = ("none", "self", "shuffled", "a²", "decay")
 DECAYS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)
 BATCH, MOST_TRAIN, MOST_TEST = 64, 8000, 2000
 HALVED = "fashion-mnist"  # shown at 14 x 14, which costs a conv net a quarter
@@ -42,7 +42,7 @@ HALVED = "fashion-mnist"  # shown at 14 x 14, which costs a conv net a quarter
 
 @dataclass(frozen=True)
 class Setting:
-    """A network on a data set: how long it is trained, and the weight of self and |a|²."""
+    """A network on a data set: how long it is trained, and the weight of self and a²."""
 
     steps: int
     weight: float
@@ -101,7 +101,7 @@ def one(
         elif arm == "shuffled":
             other = hidden.detach()[torch.randperm(BATCH, generator=draw)]
             loss = loss + setting.weight * mse_loss(own(hidden), other)
-        elif arm == "|a|²":
+        elif arm == "a²":
             loss = loss + setting.weight * hidden.square().mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -184,12 +184,12 @@ def _table(found: dict[str, list[dict[str, Any]]]) -> str:
     shown = (("accuracy", 100.0, 1), ("train_ce", 1.0, 3), ("final_sd", 1.0, 4), ("rank", 1.0, 1))
     heads = ["arm", "accuracy %", "training CE", "SD of final weights", "effective rank", "LLC"]
     heads += ["LLC invalid", "accuracy less none", "SD less none", "rank less none"]
-    heads += ["LLC less none"]
+    heads += ["LLC less none", "rank less decay's"]
     rows = []
     for arm, runs in found.items():
         cells = [spread([r[n] for r in runs], scale, digits) for n, scale, digits in shown]
         valid = [r["llc"] for r in runs if _valid(r)]
-        cells += [spread(valid) if valid else "not measured"]
+        cells += [spread(valid) if valid else "none"]
         known = [r for r in runs if r.get("llc") is not None]
         cells += [f"{len(runs) - len(valid)} of {len(runs)}" if known else ""]
         if arm != "none":
@@ -200,5 +200,7 @@ def _table(found: dict[str, list[dict[str, Any]]]) -> str:
             both = [(a, b) for a, b in zip(runs, base, strict=True) if _valid(a) and _valid(b)]
             llcs = [[pair[i]["llc"] for pair in both] for i in (0, 1)]
             cells.append(against(llcs[0], llcs[1]) if both else "")
+            ranks = [[r["rank"] for r in side] for side in (runs, found["decay"])]
+            cells.append(against(ranks[0], ranks[1]) if arm != "decay" else "")
         rows.append([arm, *cells, *[""] * (len(heads) - 1 - len(cells))])
     return table(heads, rows)

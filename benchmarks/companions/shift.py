@@ -188,7 +188,7 @@ def run(options: Options) -> Outcome:
         places = [step - WINDOW for step in range(len(means["flagged"]))]
         axes[1].plot(places, means["flagged"], label="share flagged")
         axes[1].plot(places, means["surprise"], label="surprise over threshold")
-        axes[1].set(xlabel="step after the change", yscale="symlog")
+        axes[1].set(xlabel="step after the change")
         axes[1].legend(frameon=False, fontsize=8)
         parts.append(_stream(streams))
     if options.wants("drift"):
@@ -234,8 +234,17 @@ def _drift(found: list[dict[str, dict[str, float]]]) -> str:
             cells.append(spread([f[arm][name] for f in found], scale, digits))
         pair = [[f[a]["drift_weights"] for f in found] for a in (arm, "Adam")]
         less = [1.0 - mine / base for mine, base in zip(*pair, strict=True)]
-        pair = [[f[a]["learned"] for f in found] for a in (arm, "Adam")]
-        rows.append([arm, *cells, interval(less, 100), against(pair[0], pair[1], 100)])
-    heads = ["method", *names, "drift of weights reduced by, %", "learned less Adam's, points"]
+        cells.append(interval(less, 100))
+        for name, scale, digits in (
+            ("drift_kl", 1.0, 2),
+            ("drift_cka", 1.0, 3),
+            ("learned", 100.0, 1),
+            ("kept", 100.0, 1),
+        ):
+            pair = [[f[a][name] for f in found] for a in (arm, "Adam")]
+            cells.append("" if arm == "Adam" else against(pair[0], pair[1], scale, digits))
+        rows.append([arm, *cells])
+    heads = ["method", *names, "drift of weights reduced by, %", "KL less Adam's"]
+    heads += ["CKA less Adam's", "learned less Adam's", "kept less Adam's"]
     text = "A second permutation is learned; drift on the test data of the first."
     return f"{text}\n\n{table(heads, rows)}"

@@ -45,7 +45,7 @@ def shift_map(
     - *Noise null*: the ``quantile``, as of a normal distribution, of the agreement that is left
       when each feature is shuffled over the neighbourhood, which keeps how each is distributed and
       ends what they share (after Horn's parallel analysis, 1965). Noise is novel, and it does not
-      agree beyond its null.
+      agree beyond its null, unless a network has mapped it to features that share something.
 
     Args:
         features: samples by features, or views by samples by features: the samples as they are,

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.companions import EXPERIMENTS, collapse, curriculum, self_forgetting
+from benchmarks.companions import EXPERIMENTS, channels, collapse, curriculum, self_forgetting
 from benchmarks.companions import horizon as survival
 from benchmarks.companions.brown import load_brown
 from benchmarks.companions.collapse_runs import Trace
 from benchmarks.companions.llc import estimate, sampler
 from benchmarks.companions.page import Options, gap, table
-from benchmarks.companions.residual import LEAKS, Residual, arms
+from benchmarks.companions.residual import LEAKS, Residual, arms, beyond_the_gates
 from benchmarks.errors import UserError
 from benchmarks.spread import paired
 from sal_optim import SALAdam
@@ -78,6 +78,25 @@ def test_each_leak_has_its_gate_at_the_same_pull() -> None:
     assert found["gate", 0.5] == (0.0, pytest.approx(0.05), pytest.approx(10.0))
 
 
+def test_what_is_above_the_line_of_gates() -> None:
+    def runs(learned: float, forgetting: float) -> list[dict[str, float]]:
+        return [
+            {"learned": learned + e, "forgetting": forgetting, "average": 0.0}
+            for e in (-0.01, 0.01)
+        ]
+
+    found = {
+        ("leak", 0.0): runs(0.8, 0.1),
+        ("gate", 0.5): runs(0.9, 0.2),
+        ("leak", 0.5): runs(0.9, 0.15),
+        ("leak", 0.9): runs(0.95, 0.3),
+    }
+    above = beyond_the_gates(found, 0.5)
+    assert above.mean == pytest.approx(0.05)
+    assert above.low == pytest.approx(0.05)  # the seeds' own spread is shared
+    assert beyond_the_gates(found, 0.9).mean == pytest.approx(0.05)  # beyond its end
+
+
 def trace(rank: list[float], held_out: list[float]) -> Trace:
     made = Trace(steps=[4 * i for i in range(len(rank))], held_out=held_out)
     made.signals["rank"] = rank
@@ -98,6 +117,33 @@ def test_alarms_and_events() -> None:
     assert seen == [60, 80, 100, 120]  # it rests between
     random = collapse.AtRandom(3, 160, 0)
     assert sum(random(falling, step) for step in range(0, 160, 4)) == 3
+
+
+def test_the_best_weights() -> None:
+    budgets = {"safety": 0.01, "memory": 1.2}
+    assert channels.violation({"safety": 0.02, "memory": 1.0}, budgets) == pytest.approx(1.0)
+    assert channels.violation({"safety": 0.0, "memory": 1.0}, budgets) == 0.0
+    told = [(1.0, 0.9), (1.005, 0.5), (1.2, 0.0)]
+    tried = [[{"task": task, "violation": excess}] for task, excess in told]
+    assert channels._best(tried, goal=1.0) == 1  # the last learns less
+    assert channels._best(tried, goal=1.3) == 2
+    assert channels._best(tried, goal=0.5) == 0  # none is as good
+
+
+def test_the_turned_letters() -> None:
+    assert "Hello, q1".translate(channels.TURN) == "Uryyb, d1"
+    code, prose = (channels.domains()[name][0] for name in ("code", "prose"))
+    assert not torch.equal(code[:500], prose[:500])
+
+
+def test_the_known_multipliers() -> None:
+    pytest.importorskip("cooper")
+    from benchmarks.companions.toy import solve
+
+    point, found, after = solve("SGD", 10.0)
+    assert point == pytest.approx([1.0, 5.0 / 18.0], abs=0.01)
+    assert found == pytest.approx({"safety": 3.0, "memory": 14.0}, rel=0.01)
+    assert after.multipliers() == {"safety": 0.0, "memory": 0.0}
 
 
 def test_brackets() -> None:
@@ -161,7 +207,7 @@ def test_numbers_as_text() -> None:
 def test_self_modelling_on_a_stream() -> None:
     outcome = self_forgetting.run(Options(seeds=1, steps=3))
     assert set(outcome.values) == {f"{o} {t}" for o in ("Adam", "SALAdam") for t in
-                                   ("none", "self", "|a|²")}  # fmt: skip
+                                   ("none", "self", "a²")}  # fmt: skip
     learned = [runs[0]["learned"] for runs in outcome.values.values()]
     assert len(set(learned)) > 2  # the terms do something
 
