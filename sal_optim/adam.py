@@ -68,6 +68,9 @@ class SALAdam(SALOptimizer):
             "betas": checks.betas(group["betas"]),
             "eps": checks.number("eps", group["eps"], label="epsilon value"),
             "amsgrad": checks.flag("amsgrad", group["amsgrad"]),
+            "decoupled_weight_decay": checks.flag(
+                "decoupled_weight_decay", group["decoupled_weight_decay"]
+            ),
         }
 
     def _decoupled(self, group: dict[str, Any]) -> bool:

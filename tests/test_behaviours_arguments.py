@@ -49,6 +49,9 @@ REFUSED_BASE: dict[str, tuple[Any, ...]] = {
     "eps": (-1e-8, NAN, INF),
     "momentum": (-0.5, NAN, INF),
     "dampening": (NAN, INF),
+    "amsgrad": ("yes", 2, torch.zeros(0)),
+    "nesterov": ("yes", 2, torch.zeros(0)),
+    "decoupled_weight_decay": ("yes", 2, torch.zeros(0)),
 }
 WORDS = {"lr": "learning rate", "betas": "beta", "eps": "epsilon"}
 
