@@ -18,7 +18,7 @@ TUNED = Path(__file__).parent / "tuned.json"
 TUNING_SEED = 1000
 REFERENCE, OURS, MATCHED = "adamw", "sal-adamw", "control-distance"
 # Where nothing was tuned: of the new text's first loss, the part that is to be gained.
-USUAL_GAIN = 0.4
+USUAL_GAIN = 0.14
 
 
 def trials_of(plain: Setting, method: str) -> list[Setting]:

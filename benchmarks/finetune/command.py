@@ -82,7 +82,8 @@ def _tune(args: Namespace, plain: Setting, methods: Sequence[str], console: Cons
         raise UserError(f"--methods: {choices.REFERENCE} is what others are measured by; name it")
     made = choices.choose(found)
     path = args.out / "tuned.json"
-    choices.write(path, "python -m benchmarks finetune --tune", plain, made)
+    made_by = f"python -m benchmarks finetune --tune --methods {' '.join(tuned)}"
+    choices.write(path, made_by, plain, made)
     console.print(f"written: {path}; `finetune --tuned {path}` uses it")
     return 0
 

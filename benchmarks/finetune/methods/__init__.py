@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.finetune.methods.averaged import SALWiSE
 from benchmarks.finetune.methods.base import Loss, Method
 from benchmarks.finetune.methods.peers import (
     EWC,
@@ -91,6 +92,7 @@ ROWS = (
     Row("lora", LoRA, ADAPTERS, needs="peft"),
     Row("wise-ft", WiSE, PLAIN),
     Row("sal-adamw", SALW, PROTECTED),
+    Row("sal-wise", SALWiSE, (*PROTECTED[2:0:-1], PROTECTED[0], PROTECTED[3])),
     Row("sal-adamw-own", OwnSamples, PROTECTED, like="sal-adamw"),
     Row("sal-adamw-new", NewText, PROTECTED),
     Row("sal-adamw-uniform", Uniform, PROTECTED),
