@@ -230,7 +230,7 @@ def _drift(found: list[dict[str, dict[str, float]]]) -> str:
     for arm in found[0]:
         cells = []
         for name in names:
-            scale, digits = (100, 1) if name in ("learned", "kept") else (1, 3)
+            scale, digits = (100.0, 1) if name in ("learned", "kept") else (1.0, 3)
             cells.append(spread([f[arm][name] for f in found], scale, digits))
         pair = [[f[a]["drift_weights"] for f in found] for a in (arm, "Adam")]
         less = [1.0 - mine / base for mine, base in zip(*pair, strict=True)]
