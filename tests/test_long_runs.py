@@ -44,6 +44,8 @@ def gradients(regime: int | None = REGIME) -> Iterator[Tensor]:
             since = step % regime if regime and step >= regime else -1
             if since == 0:
                 size = torch.rand(SIZE, generator=generator, dtype=torch.float64) + 0.1
+                # Elements differ and the norm does not: it rises eightfold, whatever was drawn.
+                size /= size.square().mean().sqrt()
             yield noise[step - start] * size * (fall(since, 0) if 0 <= since < 10 else 1.0)
 
 

@@ -65,21 +65,25 @@ class Pool:
 
     def _results(self, name: str, idle: float, limit: float) -> list[Any]:
         results: dict[int, Any] = {}
-        begun = seen = time.monotonic()
         used = self._seconds_used()
+        last = time.monotonic()
+        waited = total = 0.0
         while len(results) < self.world:
             pending = {self._pipes[r]: r for r in range(self.world) if r not in results}
-            for pipe in wait(list(pending), timeout=min(idle, 1.0)):
+            ready = wait(list(pending), timeout=min(idle, 1.0))
+            for pipe in ready:
                 assert isinstance(pipe, Connection)
                 results[pending[pipe]] = _result(name, pending[pipe], pipe)
-                seen = time.monotonic()
-            now, since = time.monotonic(), self._seconds_used() - used
-            if since > SHARE * idle:
-                seen, used = now, used + since
-            if now - seen > idle or now - begun > limit:
-                left = sorted(set(range(self.world)) - results.keys())
-                if left:
-                    raise TimeoutError(f"{name} hung on ranks {left} for {now - seen:.0f} s")
+            # A machine that was suspended, or processes that were, have not waited.
+            now = time.monotonic()
+            passed, last = min(now - last, 2.0), now
+            total, waited = total + passed, waited + passed
+            since = self._seconds_used() - used
+            if ready or since > SHARE * idle:
+                waited, used = 0.0, used + since
+            left = sorted(set(range(self.world)) - results.keys())
+            if left and (waited > idle or total > limit):
+                raise TimeoutError(f"{name} hung on ranks {left} for {waited:.0f} s")
         return [results[rank] for rank in range(self.world)]
 
     def _seconds_used(self) -> float:
