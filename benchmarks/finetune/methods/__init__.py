@@ -92,7 +92,7 @@ ROWS = (
     Row("lora", LoRA, ADAPTERS, needs="peft"),
     Row("wise-ft", WiSE, PLAIN),
     Row("sal-adamw", SALW, PROTECTED),
-    Row("sal-wise", SALWiSE, (*PROTECTED[2:0:-1], PROTECTED[0], PROTECTED[3])),
+    Row("sal-wise", SALWiSE, ((1e-3, {"protection": 0.1, "pull": 100.0}), *PROTECTED[:3])),
     Row("sal-adamw-own", OwnSamples, PROTECTED, like="sal-adamw"),
     Row("sal-adamw-new", NewText, PROTECTED),
     Row("sal-adamw-uniform", Uniform, PROTECTED),
