@@ -65,7 +65,7 @@ def test_a_leak_amounts_to_a_weaker_gate(leak: float) -> None:
     lists = {name: [value] for name, value in state.items() if isinstance(value, torch.Tensor)}
     last = optimizer._last_update(rule, lists, numbers)
     assert last.denominators is not None
-    proposed = last.numerators[0] / last.denominators[0] * numbers[1][0]
+    proposed = last.numerators[0] / last.denominators[0] * last.factors[0]
     gate = 1.0 / (1.0 + state["evidence"])
     torch.testing.assert_close(gate * proposed, expected, rtol=1e-2, atol=1e-9)
 
