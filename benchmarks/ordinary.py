@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import sal_optim
+from benchmarks.characters import CONTEXT, VOCABULARY, next_loss, windows
 from benchmarks.data import load
 from benchmarks.networks import mlp
 
@@ -30,7 +31,7 @@ PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]] 
     "AdamW": (torch.optim.AdamW, sal_optim.SALAdamW, {"lr": 1e-3, "weight_decay": 0.1}),
     "SGD": (torch.optim.SGD, sal_optim.SALSGD, {"lr": 0.05, "momentum": 0.9}),
 }
-CONTEXT, BATCH, VOCABULARY = 64, 16, 128
+BATCH = 16
 
 
 class GPT(nn.Module):
@@ -79,10 +80,7 @@ def gpt_loss(seed: int, make: Callable[..., Any], options: dict[str, Any], steps
     draw = torch.Generator().manual_seed(seed)
 
     def loss(source: Tensor, batch: int) -> Tensor:
-        start = torch.randint(len(source) - CONTEXT - 1, (batch,), generator=draw)
-        window = source[start[:, None] + torch.arange(CONTEXT + 1)]
-        logits = model(window[:, :-1])
-        return functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
+        return next_loss(model, windows(source, batch, draw))
 
     return _train(
         model, optimizer, lambda: loss(text[:split], BATCH), steps, lambda: loss(held, 64)

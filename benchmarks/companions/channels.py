@@ -19,11 +19,12 @@ from joblib import Parallel, delayed
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from benchmarks.companions.collapse_runs import WIDTH, loss_of
+from benchmarks.characters import next_loss, windows
+from benchmarks.companions.collapse_runs import WIDTH
 from benchmarks.companions.page import Options, Outcome, against, spread, table
 from benchmarks.companions.toy import known_multipliers
 from benchmarks.drawing import panels_of
-from benchmarks.ordinary import CONTEXT, GPT, corpus
+from benchmarks.ordinary import GPT, corpus
 from benchmarks.settings import TUNING_SEED
 from sal_optim import SALAdamW
 from sal_optim.objectives import Channels
@@ -66,16 +67,13 @@ def domains() -> dict[str, tuple[Tensor, Tensor]]:
         codes = torch.tensor(list(text.encode("ascii")))[:400_000]
         split = int(0.9 * len(codes))
         draw = torch.Generator().manual_seed(7)
-        start = torch.randint(len(codes) - split - CONTEXT - 1, (HELD,), generator=draw)
-        found[name] = codes[:split], codes[split:][start[:, None] + torch.arange(CONTEXT + 1)]
+        found[name] = codes[:split], windows(codes[split:], HELD, draw)
     return found
 
 
 def batch(name: str, draw: torch.Generator) -> Tensor:
     """Windows of a domain."""
-    codes = domains()[name][0]
-    start = torch.randint(len(codes) - CONTEXT - 1, (BATCH,), generator=draw)
-    return codes[start[:, None] + torch.arange(CONTEXT + 1)]
+    return windows(domains()[name][0], BATCH, draw)
 
 
 def three(model: GPT, code: Tensor, prose: Tensor) -> dict[str, Tensor]:
@@ -106,7 +104,7 @@ def base(seed: int, steps: int) -> tuple[GPT, Losses]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for _ in range(steps):
         optimizer.zero_grad()
-        loss_of(model, batch("prose", draw)).backward()  # type: ignore[no-untyped-call]
+        next_loss(model, batch("prose", draw)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     digits = fmean(float(torch.isin(d[0], FORBIDDEN).float().mean()) for d in domains().values())
     budgets = {"safety": SHARE * digits, "memory": held_out(model)["memory"] + RISE}
@@ -123,7 +121,7 @@ def one(seed: int, arm: dict[str, Any], steps: int, base_steps: int) -> dict[str
         with optimizer.observe():
             for _ in range(OBSERVED):
                 optimizer.zero_grad()
-                loss_of(model, batch("prose", draw)).backward()  # type: ignore[no-untyped-call]
+                next_loss(model, batch("prose", draw)).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
         optimizer.consolidate()
     channels = None

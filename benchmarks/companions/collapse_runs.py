@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from benchmarks.ordinary import CONTEXT, GPT, corpus
+from benchmarks.characters import next_loss, windows
+from benchmarks.ordinary import GPT, corpus
 from sal_optim.activations import Tap
 from sal_optim.monitors import SpectralMonitor
 from sal_optim.objectives import rank_floor_loss
@@ -54,14 +54,7 @@ def text() -> tuple[Tensor, Tensor]:
     """Training text and, from its end, held-out windows."""
     codes = corpus(600_000)
     split = int(0.9 * len(codes))
-    start = torch.randint(len(codes) - split - CONTEXT - 1, (8,),
-                          generator=torch.Generator().manual_seed(7))  # fmt: skip
-    return codes[:split], codes[split:][start[:, None] + torch.arange(CONTEXT + 1)]
-
-
-def loss_of(model: nn.Module, windows: Tensor) -> Tensor:
-    """Mean cross-entropy of the next character."""
-    return cross_entropy(model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten())
+    return codes[:split], windows(codes[split:], 8, torch.Generator().manual_seed(7))
 
 
 class Noisy:
@@ -99,14 +92,13 @@ def train(
         fault = 0.0 if mode is None else min(1.0, max(0.0, (step - onset) / RAMP))
         rate = RATE * (100.0**fault if mode == MODES[0] else 1.0)
         noisy.scale = 30.0 * fault if mode == MODES[2] else 0.0
-        start = torch.randint(len(source) - CONTEXT - 1, (BATCH,), generator=draw)
-        windows = source[start[:, None] + torch.arange(CONTEXT + 1)].clone()
+        batch = windows(source, BATCH, draw)
         if mode == MODES[1]:
-            windows[: round(BATCH * fault)] = 32  # nothing but blanks
+            batch[: round(BATCH * fault)] = 32  # nothing but blanks
         for group in optimizer.param_groups:
             group["lr"] = rate * factor
         optimizer.zero_grad()
-        loss = loss_of(model, windows)
+        loss = next_loss(model, batch)
         total = loss
         if floor and ranks and tap.caught is not None:
             total = loss + FLOOR_WEIGHT * rank_floor_loss(tap.caught[:, ::4], FLOOR * ranks[-1])
@@ -154,6 +146,6 @@ def _see(
     trace.start.append(min(found[f"{layer}/rankme_relative"] for layer in LAYERS))
     model.eval()
     with torch.no_grad():
-        value = float(loss_of(model, held))
+        value = float(next_loss(model, held))
     model.train()
     trace.held_out.append(min(value, 50.0) if math.isfinite(value) else 50.0)

@@ -13,10 +13,11 @@ import torch
 from joblib import Parallel, delayed
 from torch import Tensor
 
-from benchmarks.companions.collapse_runs import WIDTH, loss_of, text
+from benchmarks.characters import VOCABULARY, next_loss, windows
+from benchmarks.companions.collapse_runs import WIDTH, text
 from benchmarks.companions.page import Options, Outcome, against, spread, table
 from benchmarks.drawing import panels_of
-from benchmarks.ordinary import CONTEXT, GPT, VOCABULARY
+from benchmarks.ordinary import GPT
 from sal_optim.monitors import repetition_rate
 
 PREDICTION = (
@@ -29,12 +30,11 @@ ARMS = ("random", "repetition", "loss", "no stages")
 STEPS, BATCH, WINDOWS, STAGES = 120, 8, 600, 3
 
 
-def windows(seed: int) -> Tensor:
+def spoilt(seed: int) -> Tensor:
     """Training windows of which every third is spoilt."""
     source, _ = text()
     draw = torch.Generator().manual_seed(seed)
-    start = torch.randint(len(source) - CONTEXT - 1, (WINDOWS,), generator=draw)
-    found = source[start[:, None] + torch.arange(CONTEXT + 1)].clone()
+    found = windows(source, WINDOWS, draw)
     found[::6] = torch.randint(32, 127, (len(found[::6]), 1), generator=draw)
     noise = torch.randint(VOCABULARY, found[3::6].shape, generator=draw)
     found[3::6] = noise
@@ -49,7 +49,7 @@ def order_of(arm: str, data: Tensor, seed: int, steps: int) -> Tensor:
     if arm == "loss":
         scorer = trained(data, torch.arange(len(data)), steps // 4, seed + 1, stages=1)
         with torch.no_grad():
-            losses = [float(loss_of(scorer, row[None])) for row in data]
+            losses = [float(next_loss(scorer, row[None])) for row in data]
         return torch.tensor(losses).argsort()
     return torch.randperm(len(data), generator=draw)
 
@@ -63,7 +63,7 @@ def trained(data: Tensor, order: Tensor, steps: int, seed: int, *, stages: int) 
         admitted = len(order) * (1 + step * stages // steps) // stages
         rows = order[torch.randint(admitted, (BATCH,), generator=draw)]
         optimizer.zero_grad()
-        loss_of(model, data[rows]).backward()  # type: ignore[no-untyped-call]
+        next_loss(model, data[rows]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return model
 
@@ -71,11 +71,11 @@ def trained(data: Tensor, order: Tensor, steps: int, seed: int, *, stages: int) 
 def one(arm: str, seed: int, steps: int) -> float:
     """Held-out loss at the end."""
     torch.set_num_threads(1)
-    data, (_, held) = windows(seed), text()
+    data, (_, held) = spoilt(seed), text()
     order = order_of(arm, data, seed, steps)
     model = trained(data, order, steps, seed, stages=1 if arm == "no stages" else STAGES)
     with torch.no_grad():
-        return float(loss_of(model.eval(), held))
+        return float(next_loss(model.eval(), held))
 
 
 def run(options: Options) -> Outcome:

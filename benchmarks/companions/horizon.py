@@ -12,9 +12,10 @@ import torch
 from joblib import Parallel, delayed
 from torch import Tensor
 
+from benchmarks.characters import CONTEXT, next_loss
 from benchmarks.companions.page import Options, Outcome, interval, spread, table
 from benchmarks.drawing import panels_of
-from benchmarks.ordinary import CONTEXT, GPT
+from benchmarks.ordinary import GPT
 from sal_optim.monitors import horizon
 
 PREDICTION = (
@@ -76,8 +77,7 @@ def one(seed: int, steps: int, count: int = SEQUENCES) -> dict[str, Any]:
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(steps):
         batch = sequences(BATCH, draw)
-        logits = model(batch[:, :-1])
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        loss = next_loss(model, batch)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -12,10 +12,11 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 import sal_optim
+from benchmarks.characters import CONTEXT, VOCABULARY
 from benchmarks.cost.contestants import LEAN, LR, parameters
 from benchmarks.cost.timing import clock, paired
 from benchmarks.networks import mlp
-from benchmarks.ordinary import CONTEXT, GPT, VOCABULARY
+from benchmarks.ordinary import GPT
 from sal_optim.threshold import new_threshold, observe_norm
 
 

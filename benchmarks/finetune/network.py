@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.finetune.texts import VOCABULARY, Text
+from benchmarks.characters import CONTEXT, VOCABULARY, next_loss, stretches, windows
+from benchmarks.finetune.texts import Text
 
-CONTEXT, WIDTH, LAYERS, HEADS = 64, 200, 2, 4
+WIDTH, LAYERS, HEADS = 200, 2, 4
 PRETRAIN_BATCH, PRETRAIN_LR = 16, 2e-3
 
 
@@ -62,28 +63,15 @@ class GPT(nn.Module):
         return logits
 
 
-def windows(text: Tensor, count: int, draw: torch.Generator, length: int = CONTEXT) -> Tensor:
-    """`count` stretches of length + 1, drawn with replacement."""
-    start = torch.randint(len(text) - length - 1, (count,), generator=draw)
-    return text[start[:, None] + torch.arange(length + 1)]
-
-
-def spread_windows(text: Tensor, count: int, length: int = CONTEXT) -> Tensor:
-    """`count` stretches of length + 1, evenly spaced: the same in every run."""
-    start = torch.linspace(0, len(text) - length - 1, count).long()
-    return text[start[:, None] + torch.arange(length + 1)]
-
-
-def loss(model: nn.Module, sequences: Tensor) -> Tensor:
-    """Mean loss of the next character, in nats."""
-    logits = model(sequences[:, :-1])
-    return functional.cross_entropy(logits.flatten(0, 1), sequences[:, 1:].flatten())
+def spread_windows(text: Tensor, count: int) -> Tensor:
+    """`count` stretches of CONTEXT + 1, evenly spaced: the same in every run."""
+    return stretches(text, torch.linspace(0, len(text) - CONTEXT - 1, count).long())
 
 
 @torch.no_grad()
 def held_out(model: nn.Module, sequences: Tensor) -> float:
     """The loss on sequences that are not trained on."""
-    return loss(model, sequences).item()
+    return next_loss(model, sequences).item()
 
 
 @torch.no_grad()
@@ -112,7 +100,7 @@ def pretrained(text: Text, steps: int, seed: int, folder: Path, **shape: int) ->
         warm, falling = min(1.0, (step + 1) / 30), 0.5 * (1 + math.cos(math.pi * step / steps))
         optimizer.param_groups[0]["lr"] = PRETRAIN_LR * warm * falling
         optimizer.zero_grad()
-        loss(model, windows(text.train, PRETRAIN_BATCH, draw)).backward()  # type: ignore[no-untyped-call]
+        next_loss(model, windows(text.train, PRETRAIN_BATCH, draw)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     _save(model, path)
     return model

@@ -12,18 +12,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from benchmarks.characters import CONTEXT, next_loss, windows
 from benchmarks.finetune.methods import METHODS, Method
 from benchmarks.finetune.methods.base import copies
 from benchmarks.finetune.network import (
-    CONTEXT,
     LAYERS,
     WIDTH,
     held_out,
-    loss,
     pretrained,
     sample,
     spread_windows,
-    windows,
 )
 from benchmarks.finetune.texts import Text, load
 
@@ -85,7 +83,7 @@ def run(setting: Setting, folder: Path, data_dir: str | None = None) -> dict[str
     draw = torch.Generator().manual_seed(setting.seed)
     begun = time.process_time()
     if method.observes is not None:
-        method.observe(_observed(method, setting, old, new), loss)
+        method.observe(_observed(method, setting, old, new), next_loss)
     observing = time.process_time() - begun
     draw.manual_seed(setting.seed)
     rates = [group["lr"] for group in method.optimizer.param_groups]
@@ -121,7 +119,7 @@ def run(setting: Setting, folder: Path, data_dir: str | None = None) -> dict[str
 def train_step(method: Method, batch: Tensor) -> None:
     """One step on one batch."""
     method.optimizer.zero_grad()
-    loss(method.model, batch).backward()  # type: ignore[no-untyped-call]
+    next_loss(method.model, batch).backward()  # type: ignore[no-untyped-call]
     method.before_step()
     method.optimizer.step()
     method.after_step()

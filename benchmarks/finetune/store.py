@@ -20,7 +20,7 @@ from benchmarks.records import (
 )
 
 HERE = Path(__file__).resolve().parent
-CORE = ("texts.py", "network.py", "run.py")
+CORE = ("../characters.py", "texts.py", "network.py", "run.py")
 
 
 class Store:

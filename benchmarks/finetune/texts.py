@@ -23,7 +23,6 @@ from torch import Tensor
 from benchmarks.data import places
 from benchmarks.errors import UserError
 
-VOCABULARY = 128
 SIZE = 1_000_000  # characters at the most
 LEAST = 50_000
 FOLDOC = Path("/usr/share/dictd")

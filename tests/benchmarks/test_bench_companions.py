@@ -155,7 +155,7 @@ def test_brackets() -> None:
 
 
 def test_repetition_admits_one_character_last() -> None:
-    data = curriculum.windows(0)
+    data = curriculum.spoilt(0)
     order = curriculum.order_of("repetition", data, 0, 10)
     spoilt = set(range(0, len(data), 6))
     assert set(order[-len(spoilt) :].tolist()) == spoilt

@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
+from benchmarks.characters import VOCABULARY, windows
+from benchmarks.characters import next_loss as loss
 from benchmarks.errors import UserError
 from benchmarks.finetune import texts
 from benchmarks.finetune.analysis import best, forgetting, front, matched_lr, ratio, target
 from benchmarks.finetune.choices import choose, read
 from benchmarks.finetune.methods import METHODS
-from benchmarks.finetune.network import GPT, loss, pretrained, sample, windows
+from benchmarks.finetune.network import GPT, pretrained, sample
 from benchmarks.finetune.run import Setting, looks, run, schedule, train_step
 from benchmarks.finetune.store import Store
 
@@ -55,7 +57,7 @@ def setting(corpora: tuple[str, str]) -> Any:
 def test_library_is_split_into_prose_and_code_without_it() -> None:
     prose, code = texts.load("prose"), texts.load("code")
     assert min(len(part) for text in (prose, code) for part in vars(text).values()) > 10_000
-    assert int(code.train.max()) < texts.VOCABULARY
+    assert int(code.train.max()) < VOCABULARY
     written = bytes(code.train.tolist()).decode()
     assert "def " in written
     # Those of asynchronous functions are still there.
