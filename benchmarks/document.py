@@ -58,9 +58,5 @@ def _row(section: Section, summary: Summary) -> str:
 
 
 def _gap(gap: Difference) -> str:
-    """In points, with its interval; bold where that excludes 0."""
-    text = f"{100 * gap.mean:+.1f}"
-    if gap.count < LEAST_SEEDS:
-        return text
-    text += f" [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
-    return f"**{text}**" if gap.excludes_zero else text
+    """In points, with its interval where there are seeds enough."""
+    return f"{100 * gap.mean:+.1f}" if gap.count < LEAST_SEEDS else gap.text(100)

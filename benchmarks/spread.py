@@ -45,6 +45,12 @@ class Difference:
         """Whether the whole interval lies on one side of 0; one seed never says so."""
         return self.count > 1 and (self.low > 0 or self.high < 0)
 
+    def text(self, scale: float = 1.0, digits: int = 1) -> str:
+        """Mean and interval; bold, as Markdown has it, where that excludes 0."""
+        mean, low, high = (scale * x for x in (self.mean, self.low, self.high))
+        written = f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+        return f"**{written}**" if self.excludes_zero else written
+
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     """ours - theirs, seed by seed, with a percentile bootstrap interval of 95% over seeds.

@@ -39,19 +39,10 @@ def layer_of(model: object, name: object, argument: str = "layer") -> nn.Module:
     return found[name]
 
 
-def tensor_of(output: Any, name: str) -> Tensor:
-    """The tensor that a layer put out: the output, or the first of a tuple.
-
-    Raises:
-        TypeError: there is none.
-    """
+def tensor_of(output: Any) -> Tensor | None:
+    """The floating tensor that was put out: the output, or the first of a tuple; None: neither."""
     first = output[0] if isinstance(output, (tuple, list)) and output else output
-    if not isinstance(first, Tensor) or not first.is_floating_point():
-        raise TypeError(
-            f"layer {name!r} put out a {type(output).__name__}; it must put out a tensor of "
-            "floating dtype, or a tuple that begins with one"
-        )
-    return first
+    return first if isinstance(first, Tensor) and first.is_floating_point() else None
 
 
 class _Catch:
@@ -69,7 +60,12 @@ class _Catch:
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         if self.wanted and (module.training or not self.training_only):
-            tensor = tensor_of(output, self.name)
+            tensor = tensor_of(output)
+            if tensor is None:
+                raise TypeError(
+                    f"layer {self.name!r} put out a {type(output).__name__}; it must put out a "
+                    "tensor of floating dtype, or a tuple that begins with one"
+                )
             self.caught = tensor.detach() if self.detach else tensor
 
     def __reduce__(self) -> Any:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from sal_optim import reporting
+from sal_optim.canvas import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +58,7 @@ def history(source: str | os.PathLike[str] | Iterable[Mapping[str, float]]) -> "
         ValueError: ``source`` is no such file, lacks a column, or has no rows.
     """
     series = _series(source)
-    figure = _figure(8.0, 6.4)
+    figure = new_figure(8.0, 6.4, "sal_optim.plot needs")
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
     steps = series["step"]
 
@@ -121,7 +122,7 @@ def layers(optimizer: object, model: nn.Module) -> "Figure":
     found = _by_layer(reporting.rows(optimizer, model))
     kinds = {name: type(module).__name__ for name, module in model.named_modules()}
     names = list(found)
-    figure = _figure(8.0, 1.3 + 0.3 * min(len(names), TALLEST))
+    figure = new_figure(8.0, 1.3 + 0.3 * min(len(names), TALLEST), "sal_optim.plot needs")
     axes = figure.subplots()
     places = range(len(names))
     left = [0.0] * len(names)
@@ -153,19 +154,6 @@ def layers(optimizer: object, model: nn.Module) -> "Figure":
         fontsize=9,
     )
     return figure
-
-
-def _figure(width: float, height: float) -> "Figure":
-    try:
-        # By this import a notebook learns how to show a Figure.
-        import matplotlib.pyplot  # noqa: F401
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "sal_optim.plot needs the package matplotlib: pip install sal_optim[plot]"
-        ) from error
-    # Not pyplot's: it is freed with its last reference, and needs no window system.
-    return Figure(figsize=(width, height), dpi=110, layout="constrained")
 
 
 def _ticks(axes: "Axes", values: list[float]) -> None:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.drawing import save
 from benchmarks.records import write_atomically
-from benchmarks.spread import Difference, Spread, paired
+from benchmarks.spread import Spread, paired
 
 FOLDER = "companions"
 
@@ -75,18 +75,11 @@ def spread(values: Sequence[float], scale: float = 1.0, digits: int = 1) -> str:
     return f"{found.mean:.{digits}f} ± {found.sd:.{digits}f}"
 
 
-def gap(difference: Difference, scale: float = 1.0, digits: int = 1) -> str:
-    """Mean and interval of 95%; bold where that excludes 0."""
-    mean, low, high = (scale * x for x in (difference.mean, difference.low, difference.high))
-    text = f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-    return f"**{text}**" if difference.excludes_zero else text
-
-
 def against(
     ours: Sequence[float], theirs: Sequence[float], scale: float = 1.0, digits: int = 1
 ) -> str:
     """The paired difference as text."""
-    return gap(paired(ours, theirs), scale, digits)
+    return paired(ours, theirs).text(scale, digits)
 
 
 def interval(values: Sequence[float], scale: float = 1.0, digits: int = 1) -> str:

@@ -15,7 +15,7 @@ import torch
 from joblib import Parallel, delayed
 from torch import Tensor
 
-from benchmarks.companions.page import Options, Outcome, against, gap, spread, table
+from benchmarks.companions.page import Options, Outcome, against, spread, table
 from benchmarks.companions.training import through
 from benchmarks.data import load
 from benchmarks.drawing import panels_of
@@ -184,7 +184,7 @@ def _table(found: dict[tuple[str, float], list[dict[str, float]]]) -> str:
         twin = found.get(("gate", leak))
         for name in COLUMNS:
             cells.append(against(mine[name], [r[name] for r in twin], 100) if twin else "")
-        cells.append(gap(beyond_the_gates(found, leak), 100) if twin else "")
+        cells.append(beyond_the_gates(found, leak).text(100) if twin else "")
         rows.append([f"{leak:g}", *cells])
     return table(heads, rows)
 

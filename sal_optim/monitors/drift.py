@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sal_optim.activations import Tap, as_rows, layer_of, unwrapped
+from sal_optim.activations import Tap, as_rows, layer_of, tensor_of, unwrapped
 
 _PROBE = (
     "probe must be a tensor, a tuple of arguments or a dict of named ones, of at least 2 samples"
@@ -182,9 +182,8 @@ def _probe(probe: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _output(output: Any) -> Tensor:
-    logits = getattr(output, "logits", output)
-    first = logits[0] if isinstance(logits, (tuple, list)) and logits else logits
-    if not isinstance(first, Tensor) or not first.is_floating_point():
+    first = tensor_of(getattr(output, "logits", output))
+    if first is None:
         raise TypeError(
             f"Invalid model value: it puts out a {type(output).__name__}; model must put out a "
             "tensor of floating dtype, one as .logits, or a tuple that begins with one"

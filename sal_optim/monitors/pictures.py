@@ -7,6 +7,7 @@ matplotlib (extra ``plot``) is imported when the first picture is drawn.
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from sal_optim.canvas import new_figure
 from sal_optim.monitors.shift import ShiftMap
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def plot_spectra(rows: Iterable[Mapping[str, float]]) -> "Figure":
     """
     found = list(rows)
     layers = _layers(found)
-    figure = _figure(8.0, 6.0)
+    figure = new_figure(8.0, 6.0, "pictures need")
     steps = [row["step"] for row in found]
     for axes, (number, title) in zip(
         figure.subplots(len(_SHOWN), 1, sharex=True), _SHOWN.items(), strict=True
@@ -60,7 +61,7 @@ def plot_shift(found: ShiftMap) -> "Figure":
         raise TypeError(
             f"Invalid found value: a {type(found).__name__}; found must be what shift_map returned"
         )
-    figure = _figure(5.0, 4.0)
+    figure = new_figure(5.0, 4.0, "pictures need")
     axes = figure.subplots()
     beyond, flagged = (found.agreement - found.null).cpu(), found.flagged.cpu()
     for wanted, color, label in ((False, _ORDINARY, "not flagged"), (True, _FLAGGED, "flagged")):
@@ -105,15 +106,3 @@ def _warnings(rows: list[Any], layers: list[str]) -> list[float]:
         for row, now, then in zip(rows, worst, before, strict=False)
         if now == 2.0 != then
     ]
-
-
-def _figure(width: float, height: float) -> "Figure":
-    try:
-        # By this import a notebook learns how to show a Figure.
-        import matplotlib.pyplot  # noqa: F401
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "pictures need the package matplotlib: pip install sal_optim[plot]"
-        ) from error
-    return Figure(figsize=(width, height), dpi=110, layout="constrained")

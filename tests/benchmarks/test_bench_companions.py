@@ -16,7 +16,7 @@ from benchmarks.companions import horizon as survival
 from benchmarks.companions.brown import load_brown
 from benchmarks.companions.collapse_runs import Trace
 from benchmarks.companions.llc import estimate, sampler
-from benchmarks.companions.page import Options, gap, table
+from benchmarks.companions.page import Options, table
 from benchmarks.companions.residual import LEAKS, Residual, arms, beyond_the_gates
 from benchmarks.errors import UserError
 from benchmarks.spread import paired
@@ -200,8 +200,8 @@ def test_the_coefficient_of_a_quadratic() -> None:
 
 def test_numbers_as_text() -> None:
     assert table(["a", "b"], [["x", "1"]]) == "| a | b |\n|---|---:|\n| x | 1 |"
-    assert gap(paired([1.0, 1.0], [0.0, 0.0])) == "**+1.0 [+1.0, +1.0]**"
-    assert gap(paired([1.0, -1.0], [0.0, 0.0])) == "+0.0 [-1.0, +1.0]"
+    assert paired([1.0, 1.0], [0.0, 0.0]).text() == "**+1.0 [+1.0, +1.0]**"
+    assert paired([1.0, -1.0], [0.0, 0.0]).text() == "+0.0 [-1.0, +1.0]"
 
 
 def test_self_modelling_on_a_stream() -> None:

@@ -14,16 +14,26 @@ from benchmarks.errors import UserError
 from benchmarks.finetune.methods.base import WEIGHT_DECAY, Loss, Method, copies
 
 
-class L2SP(Method):
-    """A spring of one strength to the pretrained weights (Li et al. 2018, arXiv 1802.01483)."""
+class Anchored(Method):
+    """AdamW without weight decay that keeps the pretrained weights, and an option `strength`."""
 
-    def prepare(self, model: nn.Module, *, strength: float = 0.01, **options: Any) -> nn.Module:
-        self.strength = strength
+    usual: ClassVar[float]  # strength where none is given
+
+    def prepare(
+        self, model: nn.Module, *, strength: float | None = None, **options: Any
+    ) -> nn.Module:
+        self.strength = self.usual if strength is None else strength
         return super().prepare(model, **options)
 
     def make(self, lr: float) -> Optimizer:
         self.kept = self.start = copies(self.params)
         return AdamW(self.params, lr=lr, weight_decay=0.0)
+
+
+class L2SP(Anchored):
+    """A spring of one strength to the pretrained weights (Li et al. 2018, arXiv 1802.01483)."""
+
+    usual: ClassVar[float] = 0.01
 
     @torch.no_grad()
     def before_step(self) -> None:
@@ -32,23 +42,20 @@ class L2SP(Method):
                 param.grad.add_(param - start, alpha=self.strength)
 
 
-class EWC(Method):
+class EWC(Anchored):
     """A spring by the Fisher's diagonal (Kirkpatrick et al. 2017, arXiv 1612.00796).
 
     The Fisher is the mean square of the gradient of one sequence's loss, over the observed ones.
     """
 
     observes: ClassVar[str | None] = "old"
-
-    def prepare(self, model: nn.Module, *, strength: float = 100.0, **options: Any) -> nn.Module:
-        self.strength = strength
-        return super().prepare(model, **options)
+    usual: ClassVar[float] = 100.0
 
     def make(self, lr: float) -> Optimizer:
-        self.start = copies(self.params)
+        made = super().make(lr)
         self.fisher = [torch.zeros_like(p) for p in self.params]
         self.kept = [*self.start, *self.fisher]
-        return AdamW(self.params, lr=lr, weight_decay=0.0)
+        return made
 
     def observe(self, batches: Sequence[Tensor], loss: Loss) -> None:
         rows = [row[None] for batch in batches for row in batch]
@@ -64,20 +71,14 @@ class EWC(Method):
                 param.grad.addcmul_(fisher, param - start, value=self.strength)
 
 
-class SPD(Method):
+class SPD(Anchored):
     """Selective projection decay (Tian et al. 2024, NeurIPS).
 
     After AdamW's step, a tensor whose gradient asks to go back toward its pretrained weights is
     drawn there, by `strength` times the part of its distance that this step has added.
     """
 
-    def prepare(self, model: nn.Module, *, strength: float = 1.0, **options: Any) -> nn.Module:
-        self.strength = strength
-        return super().prepare(model, **options)
-
-    def make(self, lr: float) -> Optimizer:
-        self.kept = self.start = copies(self.params)
-        return AdamW(self.params, lr=lr, weight_decay=0.0)
+    usual: ClassVar[float] = 1.0
 
     @torch.no_grad()
     def before_step(self) -> None:
