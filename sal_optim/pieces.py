@@ -24,9 +24,9 @@ SLICE = 1 << 17
 # Elements of a foreach list: bounds the temporaries of a step at three times this many values.
 LIST = 1 << 24
 # Elements from which a tensor is worth the call of a compiled kernel: on smaller ones that call
-# takes longer than all operations of a list: in 64 tensors of 16 thousand, 111 µs a tensor for 89,
-# of 33 thousand 134 for 143. (A compiler takes lengths of 0 and 1 for constants.)
-KERNEL = 1 << 15
+# takes longer than all operations of a list. In 64 tensors of 33 thousand neither is clearly the
+# faster, of 66 thousand the kernel is. (A compiler takes lengths of 0 and 1 for constants.)
+KERNEL = 1 << 16
 
 
 # Parameters, gradients and lists of state tensors by name.
