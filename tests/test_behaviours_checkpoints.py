@@ -13,7 +13,6 @@ from torch import Tensor
 
 from sal_optim import SALOptimizer
 from tests.drive import (
-    Stream,
     assert_equal,
     assert_same_state,
     clone_params,
@@ -288,96 +287,3 @@ def test_load_keeps_its_parameter_name(row: Row) -> None:
     """Distributed checkpoints pass it by name."""
     _, optimizer = seasoned(row)
     optimizer.load_state_dict(state_dict=optimizer.state_dict())
-
-
-def test_zero_step_makes_all_state(row: Row, mode: Mode) -> None:
-    """A step with zero gradients and lr=0 is how distributed checkpoints materialise state."""
-    params = make_params()
-    still = clone_params(params)
-    optimizer = row(params, **mode)
-    rate = optimizer.param_groups[0]["lr"]
-    optimizer.param_groups[0]["lr"] = 0.0
-    zeros: Stream = [[torch.zeros_like(param) for param in params]]
-    step_with(optimizer, params, zeros[0])
-    optimizer.param_groups[0]["lr"] = rate
-    assert_equal(params, still)
-    assert consolidations(optimizer) == 0
-    used = seasoned(row, **mode)[1]
-    # Also once consolidated, in the middle of a detection, and observed.
-    used.consolidate()
-    empty, full = snapshot(optimizer), snapshot(used)
-    assert empty.keys() == full.keys()
-    for path, value in empty.items():
-        assert type(value) is type(full[path]), path
-        if isinstance(value, Tensor):
-            assert (value.shape, value.dtype) == (full[path].shape, full[path].dtype), path
-
-
-@pytest.mark.parametrize("which", ["zero gradient", "zero lr"])
-def test_a_step_that_says_nothing_leaves_the_threshold(row: Row, mode: Mode, which: str) -> None:
-    params = make_params()
-    optimizer = row(params, **mode)
-    drive(optimizer, params, stream(params, profile(61, (60,))))
-    names = ("pending", "evidence")
-
-    def told() -> list[Any]:
-        values = [optimizer.state[param][name].clone() for param in params for name in names]
-        return [*values, dict(optimizer.param_groups[0]["threshold"])]
-
-    before = told()
-    assert before[-1]["suspicion"] > 0
-    if which == "zero gradient":
-        now = [torch.zeros_like(param) for param in params]
-    else:
-        now = stream(params, [8.0])[0]
-        optimizer.param_groups[0]["lr"] = 0.0
-        optimizer.param_groups[0]["weight_decay"] = 0.1
-    still = clone_params(params)
-    for _ in range(5):
-        step_with(optimizer, params, now)
-    after = told()
-    assert after[-1] == before[-1]
-    assert_equal(before[:-1], after[:-1])
-    assert all(bool(torch.isfinite(param).all()) for param in params)
-    if which == "zero lr":
-        assert_equal(params, still)
-
-
-def test_grad_scaler_inf_step_leaves_all_state_alone(row: Row, mode: Mode) -> None:
-    params, optimizer = seasoned(row, **mode)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    start = clone_params(params)
-    for now in stream(params, profile(3)):
-        scaler.scale(torch.ones(()))
-        for param, grad in zip(params, now, strict=True):
-            param.grad = grad * 1024.0
-        scaler.step(optimizer)
-        scaler.update()
-    assert not torch.equal(params[0], start[0])
-    assert scaler.get_scale() == 1024.0
-    before, still = snapshot(optimizer), clone_params(params)
-    for param, grad in zip(params, now, strict=True):
-        param.grad = grad * 1024.0
-    params[1].grad[0] = torch.inf  # type: ignore[index]
-    scaler.step(optimizer)
-    scaler.update()
-    assert scaler.get_scale() == 512.0
-    assert_equal(params, still)
-    assert_same_state(snapshot(optimizer), before)
-
-
-def test_grad_scaler_changes_nothing(row: Row, mode: Mode) -> None:
-    """Unscaled gradients reach the threshold: a doubling scale is no change of regime."""
-    params, twin = make_params(), make_params()
-    one, other = row(params, **mode), row(twin, **mode)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=20)
-    for now in stream(params, profile(80, (60,))):
-        scale = scaler.scale(torch.ones(())).item()
-        for param, grad in zip(params, now, strict=True):
-            param.grad = grad * scale
-        scaler.step(one)
-        scaler.update()
-        step_with(other, twin, now)
-    assert consolidations(one) == consolidations(other) == 1
-    assert scaler.get_scale() > 1024.0
-    assert_equal(params, twin)

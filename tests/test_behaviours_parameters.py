@@ -54,27 +54,6 @@ def test_named_parameters(row: Row, mode: Mode) -> None:
     assert other.state_dict()["param_groups"][0]["param_names"] == names
 
 
-def test_step_hooks(row: Row, mode: Mode) -> None:
-    params, calls = make_params(), []
-    optimizer = row(params, **mode)
-
-    def before(optimizer: Any, args: Any, kwargs: Any) -> None:
-        calls.append("before")
-        for param in params:
-            param.grad.zero_()
-
-    optimizer.register_step_pre_hook(before)
-    handle = optimizer.register_step_post_hook(lambda *_: calls.append("after"))
-    still = clone_params(params)
-    optimizer.param_groups[0]["weight_decay"] = 0.0
-    step_with(optimizer, params, stream(params, [1.0])[0])
-    assert calls == ["before", "after"]
-    assert_equal(params, still, "the hook set the gradient to 0, so nothing moves:")
-    handle.remove()
-    step_with(optimizer, params, stream(params, [1.0])[0])
-    assert calls == ["before", "after", "before"]
-
-
 def _strided(kind: str) -> Tensor:
     if kind == "transposed":
         return make_params([(5, 4)])[0].detach().t().requires_grad_()
@@ -189,53 +168,6 @@ def test_add_param_group(row: Row, mode: Mode) -> None:
     assert not torch.equal(params[0], before[0])
 
 
-def test_steps_are_per_parameter(row: Row, mode: Mode) -> None:
-    params, optimizer = make_params(), None
-    optimizer = row(params, **mode)
-    for index, now in enumerate(stream(params, profile(6))):
-        late: Tensor | None = now[-1] if index >= 4 else None
-        step_with(optimizer, params, [*now[:-1], late])
-    assert [optimizer.state[p]["step"].item() for p in params] == [6, 6, 6, 6, 2]
-
-
-def test_closure(row: Row, mode: Mode) -> None:
-    params = make_params([(3,)])
-    optimizer = row(params, **mode)
-    seen = []
-
-    def closure() -> Tensor:
-        seen.append(torch.is_grad_enabled())
-        optimizer.zero_grad()
-        loss = params[0].square().sum()
-        loss.backward()
-        return loss.detach()
-
-    first = optimizer.step(closure)
-    with torch.no_grad():
-        second = optimizer.step(closure)
-    assert seen == [True, True]
-    assert 0 < float(second) < float(first)
-    assert optimizer.step() is None
-
-
-@pytest.mark.parametrize("maximize", [False, True])
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_gradient_is_left_alone(
-    class_row: Row, mode: Mode, maximize: bool, granularity: str
-) -> None:
-    params = make_params()
-    optimizer = class_row(params, maximize=maximize, granularity=granularity, **mode)
-    optimizer.param_groups[0]["weight_decay"] = 0.1
-    for now in stream(params, profile(70, (60,))):
-        for param, grad in zip(params, now, strict=True):
-            param.grad = grad.clone()
-        objects = [param.grad for param in params]
-        optimizer.step()
-        assert all(p.grad is grad for p, grad in zip(params, objects, strict=True))
-        assert_equal([p.grad for p in params], now, "gradient")
-    assert consolidations(optimizer) == 1
-
-
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
 def test_complex_equals_its_real_view(
@@ -262,16 +194,6 @@ def test_sparse_gradients_are_refused(row: Row, mode: Mode) -> None:
     with pytest.raises(RuntimeError, match="does not support sparse gradients"):
         optimizer.step()
     assert_equal(params, still, "refused before anything moved:")
-
-
-def test_maximize(row: Row, mode: Mode) -> None:
-    up, down = make_params(), make_params()
-    grads = stream(up, profile(90, (60,)))
-    one, other = row(up, maximize=True, **mode), row(down, **mode)
-    negated = [[-grad for grad in now] for now in grads]
-    assert drive(one, up, grads) == drive(other, down, negated) == [61]
-    assert_equal(up, down)
-    assert not torch.equal(up[0], make_params()[0])
 
 
 def test_avalanche_replaces_state_and_params(row: Row, mode: Mode) -> None:
@@ -315,19 +237,6 @@ def test_no_state_on_the_instance(row: Row, mode: Mode) -> None:
     passing = {"_spectrum", "_observing"}
     assert vars(optimizer).keys() - vars(row.base(make_params())).keys() <= passing
     assert not optimizer._observing
-
-
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_step_outside_no_grad_builds_no_graph(class_row: Row, mode: Mode, granularity: str) -> None:
-    params, optimizer = seasoned(class_row, granularity=granularity, **mode)
-    step_with(optimizer, params, stream(params, [1.0])[0])
-    with torch.enable_grad():
-        optimizer.consolidate()
-        optimizer.diagnostics()
-    assert all(param.is_leaf and param.requires_grad for param in params)
-    tensors = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
-    assert tensors
-    assert not any(value.requires_grad for value in tensors)
 
 
 def test_no_warning(row: Row, mode: Mode) -> None:
