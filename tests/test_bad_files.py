@@ -178,6 +178,21 @@ def test_lion_does_not_load_into_adam() -> None:
         adam(make_params()).load_state_dict(older)
 
 
+def test_steps_of_another_optimizer_are_not_counted() -> None:
+    """They would correct the bias of moments that begin now as if these were old."""
+    adam = next(row for row in ROWS if row.name == "SALAdam")
+    params = make_params()
+    optimizer = adam(params)
+    optimizer.load_state_dict(_trained(torch.optim.Adagrad(params), params, steps=400))
+    twins = clone_params(params)
+    group = optimizer.param_groups[0]  # with the settings of theirs
+    fresh = adam(twins, lr=group["lr"], eps=group["eps"])
+    for now in stream(params, profile(5)):
+        step_with(optimizer, params, now)
+        step_with(fresh, twins, now)
+    assert_equal(params, twins)
+
+
 def test_another_model(row: Row, mode: Mode) -> None:
     _, optimizer = seasoned(row, **mode)
     before = snapshot(optimizer)
