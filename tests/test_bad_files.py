@@ -193,6 +193,23 @@ def test_steps_of_another_optimizer_are_not_counted() -> None:
     assert_equal(params, twins)
 
 
+def test_a_buffer_saved_as_none() -> None:
+    """As older versions of torch's SGD save it where there is no momentum."""
+    sgd = next(row for row in ROWS if row.name == "SALSGD-momentum")
+    params = make_params()
+    saved = _trained(torch.optim.SGD(params), params)
+    saved["state"] = {index: {"momentum_buffer": None} for index in range(len(params))}
+    twins = clone_params(params)
+    optimizer, fresh = sgd(params), sgd(twins)
+    saved["param_groups"][0].update({"lr": 0.01, "momentum": 0.9})
+    optimizer.load_state_dict(saved)
+    fresh.load_state_dict({**saved, "state": {}})
+    for now in stream(params, profile(5)):
+        step_with(optimizer, params, now)
+        step_with(fresh, twins, now)
+    assert_equal(params, twins)
+
+
 def test_another_model(row: Row, mode: Mode) -> None:
     _, optimizer = seasoned(row, **mode)
     before = snapshot(optimizer)
