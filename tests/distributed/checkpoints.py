@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.tensor import DTensor, Partial
+from torch.distributed.tensor import DTensor, Partial, Shard
 
 from sal_optim import SALOptimizer
 from tests.distributed.jobs import STEPS, follow, make, outcome
@@ -88,6 +88,7 @@ def refusals() -> dict[str, str]:
         "plain state": lambda: _load_plain(sharded),
         "sharded state": lambda: _load_sharded(sharded),
         "factored state": lambda: _load_factored(sharded),
+        "sharded gradient": _step_by_sharded,
     }
     errors = {}
     for name, case in cases.items():
@@ -114,6 +115,14 @@ def _stepped(params: Iterable[Tensor], **kwargs: Any) -> SALOptimizer:
         param.grad = torch.ones_like(param)
     optimizer.step()
     return optimizer
+
+
+def _step_by_sharded() -> None:
+    """A whole parameter, a gradient in parts."""
+    param = nn.Parameter(torch.ones(4))
+    optimizer = make("SALAdam", [param])
+    param.grad = DTensor.from_local(torch.ones(2), mesh_of(), [Shard(0)])
+    optimizer.step()
 
 
 def _load_plain(sharded: nn.Module) -> None:

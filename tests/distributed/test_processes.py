@@ -145,6 +145,7 @@ def test_refusals(pool_of: Any) -> None:
         assert "partial" in errors["partial"]
         assert "set_optimizer_state_dict" in errors["plain state"]
         assert "set_optimizer_state_dict" in errors["sharded state"]
+        assert "both must be DTensor" in errors["sharded gradient"]
 
 
 @pytest.mark.parametrize("granularity", ["factored", "tensor"])
