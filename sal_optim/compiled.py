@@ -39,7 +39,7 @@ def _kernel(plan: Plan, rule: tuple[tuple[str, Any], ...], coupled_decay: float)
     constants = dict(rule)
 
     def run(param: Tensor, grad: Tensor, state: dict[str, Tensor], numbers: Tensor) -> None:
-        decay, protection, stiffness, scale, rounding, *base = numbers.unbind()
+        decay, share, protection, stiffness, scale, rounding, *base = numbers.unbind()
         advance(
             plan,
             constants,
@@ -49,6 +49,7 @@ def _kernel(plan: Plan, rule: tuple[tuple[str, Any], ...], coupled_decay: float)
             Numbers(
                 base=tuple([number] for number in base),
                 decay=decay,
+                decay_shares=[share],
                 coupled_decay=coupled_decay,
                 protection=protection,
                 stiffness=stiffness,
@@ -96,7 +97,8 @@ def advance_compiled(plan: Plan, rule: dict[str, Any], work: Work, numbers: Numb
     if prepared is None:
         return False
     values = [
-        *(numbers.decay, numbers.protection, numbers.stiffness, numbers.scale, numbers.rounding),
+        *(numbers.decay, *(numbers.decay_shares or [0.0]), numbers.protection),
+        *(numbers.stiffness, numbers.scale, numbers.rounding),
         *(column[0] for column in numbers.base),
     ]
     param, grad, state = prepared

@@ -246,11 +246,14 @@ class SALOptimizer(Protection, Optimizer):
             protected=work.protected,
             pulled=survey.pulls and group["pull"] > 0.0,
         )
+        base: tuple[list[float], ...] = ()
+        if plan.moves:
+            base = self._numbers(group, lr, [item.step for item in piece.works])
+        factors = base[-1] if plan.decays and base else []
         numbers = Numbers(
-            base=self._numbers(group, lr, [item.step for item in piece.works])
-            if plan.moves
-            else (),
+            base=base,
             decay=lr * decay,
+            decay_shares=[-lr * decay / factor if factor else 0.0 for factor in factors],
             coupled_decay=0.0 if decoupled else decay,
             protection=group["protection"],
             stiffness=lr * self._gain(group) * pull,
