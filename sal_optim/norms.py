@@ -47,11 +47,15 @@ def squared_norms(tensors: list[Tensor]) -> Tensor:
 
 def gradient_norm(works: Sequence[Work]) -> tuple[float, int]:
     """The norm over all gradients, of all processes, and the number of their scalars."""
-    parts: dict[Sharding | None, list[Tensor]] = {}
+    parts: dict[Sharding | None, list[Work]] = {}
     for work in works:
-        parts.setdefault(work.sharding, []).append(work.grad)
+        parts.setdefault(work.sharding, []).append(work)
     squares = 0.0
-    for where, grads in parts.items():
-        part = squared_norms(grads)
+    for where, members in parts.items():
+        part = squared_norms([work.grad for work in members if work.squares is None])
+        known = [work.squares for work in members if work.squares is not None]
+        if known:
+            device = known[0].device
+            part = torch.stack([value.to(device) for value in (part, *known)]).sum()
         squares += (part if where is None else where.total(part)).item()
     return math.sqrt(squares), sum(work.total for work in works)

@@ -61,6 +61,11 @@ class Plan:
     protected: bool
     pulled: bool  # toward the anchor
 
+    @property
+    def hears(self) -> bool:
+        """Whether such a step makes use of the norm of its gradients, which has to come first."""
+        return self.gathers or self.pulled or self.activity
+
 
 def advance(
     plan: Plan,
