@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 
 from sal_optim.distributed import Sharding
-from sal_optim.pieces import Work
+from sal_optim.pieces import SLICE, Work
+
+# Elements of a row of a large tensor on a CPU, where torch takes the norm of a whole tensor in one
+# thread, of rows in all of them.
+ROW = 1 << 14
 
 
 def squared_norms(tensors: list[Tensor]) -> Tensor:
@@ -21,22 +25,37 @@ def squared_norms(tensors: list[Tensor]) -> Tensor:
     """
     wide = any(tensor.dtype == torch.float64 for tensor in tensors)
     dtype = torch.float64 if wide else torch.float32
-    tensors = [tensor for tensor in tensors if tensor.numel()]
-    if not tensors:
+    norms: list[Tensor] = []
+    whole: list[Tensor] = []
+    for tensor in tensors:
+        size = tensor.numel()
+        if size >= SLICE and tensor.device.type == "cpu" and tensor.is_contiguous():
+            rows, rest = tensor.view(-1).split_with_sizes([size - size % ROW, size % ROW])
+            norms.append(torch.linalg.vector_norm(rows.view(-1, ROW), dim=1, dtype=dtype))
+            whole.append(rest)
+        else:
+            whole.append(tensor)
+    whole = [tensor for tensor in whole if tensor.numel()]
+    if whole:
+        each = torch._foreach_norm(whole, 2, dtype=dtype)
+        norms.append(torch.stack([norm.to(each[0].device, non_blocking=True) for norm in each]))
+    if not norms:
         return torch.zeros((), dtype=dtype)
-    norms = torch._foreach_norm(tensors, 2, dtype=dtype)
-    device = norms[0].device
-    stacked = torch.stack([norm.to(device, non_blocking=True) for norm in norms])
-    return torch.dot(stacked, stacked)
+    joined = torch.cat([norm.to(norms[-1].device, non_blocking=True) for norm in norms])
+    return torch.dot(joined, joined)
 
 
 def gradient_norm(works: Sequence[Work]) -> tuple[float, int]:
     """The norm over all gradients, of all processes, and the number of their scalars."""
-    parts: dict[Sharding | None, list[Tensor]] = {}
+    parts: dict[Sharding | None, list[Work]] = {}
     for work in works:
-        parts.setdefault(work.sharding, []).append(work.grad)
+        parts.setdefault(work.sharding, []).append(work)
     squares = 0.0
-    for where, grads in parts.items():
-        part = squared_norms(grads)
+    for where, members in parts.items():
+        part = squared_norms([work.grad for work in members if work.squares is None])
+        known = [work.squares for work in members if work.squares is not None]
+        if known:
+            device = known[0].device
+            part = torch.stack([value.to(device) for value in (part, *known)]).sum()
         squares += (part if where is None else where.total(part)).item()
     return math.sqrt(squares), sum(work.total for work in works)

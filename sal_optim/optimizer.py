@@ -24,7 +24,7 @@ from sal_optim.distributed import refuse_factored
 from sal_optim.evidence import GRANULARITIES
 from sal_optim.fitting import fitted
 from sal_optim.pieces import Piece, Work, pieces, work_on
-from sal_optim.protection import GroupedWork, Protection, Survey
+from sal_optim.protection import FORESEEN, GroupedWork, Protection, Survey
 from sal_optim.rounding import Number, dither
 from sal_optim.state import State, prepare
 from sal_optim.threshold import new_threshold
@@ -190,12 +190,16 @@ class SALOptimizer(Protection, Optimizer):
                     check_ready(self, group, param)
         work = [(group, self._collect(group)) for group in self.param_groups]
         moves = any(float(group["lr"]) != 0.0 for group in self.param_groups)
-        survey = self._survey(work, moves=moves)
+        # A kernel takes the norm as it updates, where that is not too late.
+        late = any(group["compile"] for group in self.param_groups) and self._foreseen()
+        survey = FORESEEN if late else self._survey(work, moves=moves)
         for group, items in work:
             for item in items:
                 item.protected = group["protection"] > 0.0 and item.owner["evidence_weight"] > 0.0
             for piece in pieces(group, items):
                 self._advance(piece, survey)
+        if late:
+            self._survey(work, moves=moves)
         return loss
 
     def _collect(self, group: dict[str, Any]) -> list[Work]:
@@ -246,11 +250,14 @@ class SALOptimizer(Protection, Optimizer):
             protected=work.protected,
             pulled=survey.pulls and group["pull"] > 0.0,
         )
+        base: tuple[list[float], ...] = ()
+        if plan.moves:
+            base = self._numbers(group, lr, [item.step for item in piece.works])
+        factors = base[-1] if plan.decays and base else []
         numbers = Numbers(
-            base=self._numbers(group, lr, [item.step for item in piece.works])
-            if plan.moves
-            else (),
+            base=base,
             decay=lr * decay,
+            decay_shares=[-lr * decay / factor if factor else 0.0 for factor in factors],
             coupled_decay=0.0 if decoupled else decay,
             protection=group["protection"],
             stiffness=lr * self._gain(group) * pull,

@@ -48,6 +48,7 @@ class Work:
     sharding: Sharding | None  # where the rest of them is
     whole: Tensor  # the parameter itself
     protected: bool = False  # by evidence
+    squares: Tensor | None = None  # the gradient's sum of squares, where a kernel has taken it
 
 
 @dataclass(slots=True)

@@ -20,7 +20,14 @@ from sal_optim.evidence import GRANULARITIES
 from sal_optim.norms import gradient_norm
 from sal_optim.pieces import Work, plain
 from sal_optim.state import State, lists
-from sal_optim.threshold import ThresholdState, decline, new_threshold, observe_norm, record_norm
+from sal_optim.threshold import (
+    ThresholdState,
+    decline,
+    may_confirm,
+    new_threshold,
+    observe_norm,
+    record_norm,
+)
 
 Group = dict[str, Any]
 # The parameters of each group that have a gradient.
@@ -35,6 +42,10 @@ class Survey(NamedTuple):
     surprising: bool  # above the threshold
     scale: float  # 1 / rms of all gradients; 0 if they tell nothing
     size: int  # scalars of all gradients
+
+
+# What is known of a step before its gradients are looked at, if it is foreseen.
+FORESEEN = Survey(gathers=False, pulls=False, surprising=False, scale=0.0, size=0)
 
 
 class Protection:
@@ -80,6 +91,20 @@ class Protection:
         """The state that belongs to all groups together; it lives in the first."""
         state: ThresholdState = self._threshold_owner().setdefault("threshold", new_threshold())
         return state
+
+    def _foreseen(self) -> bool:
+        """Whether the next step does the same whatever the norm of its gradients.
+
+        It may then be taken first, and the norm on the way: one pass over memory less.
+        """
+        steps, every = self._threshold()["steps"], self._groups()[0]["consolidate_every"]
+        return not (
+            self._observing
+            or self._activity
+            or steps % INTERVAL == 0.0  # evidence and the pull are due
+            or (every is not None and steps >= every)
+            or may_confirm(self._threshold())
+        )
 
     def _survey(self, work: GroupedWork, *, moves: bool, loss_scale: float = 1.0) -> Survey:
         """Pass the norm of all gradients to the threshold; consolidate if it says so.

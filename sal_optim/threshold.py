@@ -96,6 +96,11 @@ def observe_norm(
     return Verdict(surprising, None)
 
 
+def may_confirm(state: ThresholdState) -> bool:
+    """Whether the next norm, if large enough, confirms a change."""
+    return state["suspicion"] + LARGEST_COUNT >= CONFIRMATIONS
+
+
 def record_norm(state: ThresholdState, norm: float, *, beta: float) -> None:
     """Take a norm into the statistics of the regime, and raise no alarm."""
     mean = state["mean"]

@@ -39,6 +39,7 @@ class Numbers:
 
     base: tuple[Sequence[Number], ...]  # the base optimizer's, one a tensor each
     decay: Number  # lr * weight_decay
+    decay_shares: Sequence[Number]  # the same in units of the update's factors, one a tensor
     coupled_decay: float  # weight decay that acts through the gradient
     protection: Number
     stiffness: Number  # of the pull, before evidence and preconditioner
@@ -59,6 +60,11 @@ class Plan:
     moves: bool  # parameters
     protected: bool
     pulled: bool  # toward the anchor
+
+    @property
+    def hears(self) -> bool:
+        """Whether such a step makes use of the norm of its gradients, which has to come first."""
+        return self.gathers or self.pulled or self.activity
 
 
 def advance(
@@ -123,23 +129,32 @@ def _move_protected(
         # A spring in units of gradients, seen through the preconditioner like any gradient.
         weights = stability.pull_weights(evidence, numbers.stiffness, direction.denominators)
     sizes, numerators = direction.denominators, direction.numerators
-    decaying: list[Tensor] = []
     if plan.decays:
-        decaying = params if sizes is None else list(torch._foreach_mul(params, sizes))
+        numerators = _with_decay(numerators, params, sizes, numbers.decay_shares)
     divisors = stability.resistance(
         evidence, numbers.protection, sizes=sizes, activity=scaled if plan.activity else None
     )
-    if decaying and isinstance(numbers.decay, Tensor):
-        # Compiled, both moves share their one division.
-        moves = list(torch._foreach_mul(numerators, list(direction.factors)))  # type: ignore[arg-type]
-        torch._foreach_sub_(moves, torch._foreach_mul(decaying, numbers.decay))
-        torch._foreach_add_(params, torch._foreach_div(moves, divisors))
-    else:
-        if decaying:
-            _add_quotient(params, decaying, divisors, [-numbers.decay] * len(params))
-        _add_quotient(params, numerators, divisors, direction.factors)
+    _add_quotient(params, numerators, divisors, direction.factors)
     if plan.pulled:
         stability.pull(params, state["anchor"], weights)
+
+
+def _with_decay(
+    numerators: tuple[Tensor, ...] | list[Tensor],
+    params: list[Tensor],
+    sizes: list[Tensor] | None,
+    shares: Sequence[Number],
+) -> list[Tensor]:
+    """Numerators, new, by which the parameters decay as well: both moves share one division."""
+    if isinstance(shares[0], Tensor):
+        decaying = params if sizes is None else torch._foreach_mul(params, sizes)
+        moves = torch._foreach_mul(decaying, list(shares))  # type: ignore[arg-type]
+        torch._foreach_add_(moves, numerators)
+    elif sizes is None:  # without denominators, a list shares its step size
+        moves = torch._foreach_add(numerators, params, alpha=shares[0])
+    else:
+        moves = torch._foreach_addcmul(numerators, params, sizes, shares)  # type: ignore[arg-type]
+    return list(moves)
 
 
 def _add_scaled(

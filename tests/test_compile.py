@@ -197,3 +197,32 @@ def test_constants_that_change_in_each_step() -> None:
     assert graphs() == 4, "two for steps that gather evidence, two for the others"
     assert len([w for w in caught if "eagerly" in str(w.message)]) == 1
     assert_near(params, twins, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("row", CLASSES, ids=str)
+def test_a_norm_taken_late_changes_nothing(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step whose norm can't change what it does takes it afterwards: bit for bit the same.
+
+    Through changes, outliers, gradients of zero and an infinite one, with lists for kernels.
+    """
+    monkeypatch.undo()
+    params = make_params()
+    twins = clone_params(params)
+    late, early = row(params, compile=True), row(twins, compile=True)
+    monkeypatch.setattr(early, "_foreseen", lambda: False)
+    scales = profile(160, (60, 110))
+    scales[40], scales[85], scales[86], scales[87] = 1e3, 50.0, 0.0, float("inf")
+    foreseen = []
+    for now in stream(params, scales):
+        foreseen.append(late._foreseen())
+        step_with(late, params, now)
+        step_with(early, twins, now)
+        theirs = snapshot(early)
+        for name, value in snapshot(late).items():
+            same = torch.equal if isinstance(value, Tensor) else lambda a, b: a == b
+            assert name in theirs
+            if not (isinstance(value, Tensor) and value.isnan().any()):
+                assert same(value, theirs[name]), name
+    assert consolidations(early) >= 1
+    assert any(foreseen) != late._activity
+    assert not all(foreseen)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sal_optim import SALOptimizer
+from sal_optim.norms import squared_norms
 from tests.drive import (
     assert_equal,
     assert_same_state,
@@ -189,3 +190,16 @@ def test_complex_evidence_is_of_parts(class_row: Row) -> None:
     resumed = class_row(new)
     resumed.load_state_dict(reload(optimizer.state_dict()))
     assert_same_state(snapshot(resumed), snapshot(optimizer))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_norm_of_large_tensors(dtype: torch.dtype) -> None:
+    """Taken by rows, of matrices and of what is left, beside small ones and none."""
+    tensors = [
+        torch.randn(shape, dtype=dtype)
+        for shape in ((1 << 17,), (3, 1 << 16), (200_001,), (400, 500), (5,), (0,))
+    ]
+    tensors[3] = tensors[3].t()
+    exact = sum(float(tensor.double().square().sum()) for tensor in tensors)
+    assert float(squared_norms(tensors)) == pytest.approx(exact, rel=1e-5)
+    assert float(squared_norms([])) == 0.0

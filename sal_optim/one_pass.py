@@ -1,0 +1,35 @@
+"""Reading a gradient once: a kernel takes its sum of squares in the loop that updates.
+
+Inductor joins a reduction to the elementwise loop that comes before it, but puts the writes of what
+a kernel changes in place last of all. Where this version of torch has no such hook, the reduction
+is a loop of its own: as right, and a pass over memory longer.
+"""
+
+from typing import Any
+
+import torch
+
+try:
+    from torch._inductor.custom_graph_pass import CustomGraphPass
+except ImportError:  # a private module
+    OPTIONS: dict[str, Any] = {}
+else:
+    sums = (torch.ops.aten.sum.default, torch.ops.aten.sum.dim_IntList)
+
+    class _SumsLast(CustomGraphPass):
+        """Put sums that nothing but the caller waits for behind the writes."""
+
+        def __call__(self, graph: torch.fx.Graph) -> None:
+            behind = next(iter(reversed(graph.nodes)))  # the output
+            moved = {behind}
+            for node in reversed(list(graph.nodes)):
+                if node.target in sums and moved.issuperset(node.users):
+                    behind.prepend(node)
+                    moved.add(node)
+                    behind = node
+
+        def uuid(self) -> str:
+            """By which the compiler's cache knows this pass."""
+            return "sal_optim: sums last, 2"
+
+    OPTIONS = {"post_grad_custom_post_pass": _SumsLast()}
