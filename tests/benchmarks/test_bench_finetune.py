@@ -281,8 +281,11 @@ def test_a_torn_record_is_made_anew(setting: Any, tmp_path: Path) -> None:
     store, one = Store(tmp_path), setting("adamw")
     store.write(one, {"points": []})
     assert store.read(one) == {"points": []}
-    store.path(one).write_text("{")
-    assert store.read(one) is None
+    said: list[str] = []
+    for damage in ("{", store.path(one).read_text().replace("[]", "[1]")):
+        store.path(one).write_text(damage)
+        assert Store(tmp_path, said.append).read(one) is None
+    assert ["corrupted" in line for line in said] == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,8 @@ def _each(*trials: tuple[float, dict[str, Any]]) -> tuple[Trial, ...]:
 
 
 PLAIN = _lrs(5e-4, 1e-3, 2.5e-4, 1.5e-4)
+# A run of which a part is given back may learn faster.
+GIVEN_BACK = _lrs(1e-3, 2e-3, 5e-4, 4e-3)
 # The default, then more pull, more of both, and more gate.
 PROTECTED = _each(
     (1e-3, {}),
@@ -90,7 +92,7 @@ ROWS = (
     Row("ewc", EWC, (*_over("strength", 1e-3, (1e5, 6e4, 3e4)), (2e-3, {"strength": 1e5}))),
     Row("half", Half, PLAIN),
     Row("lora", LoRA, ADAPTERS, needs="peft"),
-    Row("wise-ft", WiSE, PLAIN),
+    Row("wise-ft", WiSE, GIVEN_BACK),
     Row("sal-adamw", SALW, PROTECTED),
     Row("sal-wise", SALWiSE, ((1e-3, {"protection": 0.1, "pull": 100.0}), *PROTECTED[:3])),
     Row("sal-adamw-own", OwnSamples, PROTECTED, like="sal-adamw"),
