@@ -60,7 +60,8 @@ def choose(
 
 def write(path: Path, made_by: str, plain: Setting, choices: dict[str, Any]) -> None:
     """As a file that a run can be told of."""
-    names = "old new steps batch pretrain sequences together width layers held_out".split()
+    texts, lengths = ("old", "new"), ("steps", "batch", "pretrain", "sequences", "together")
+    names = [*texts, *lengths, "width", "layers", "held_out"]
     about = {"made_by": made_by, **{name: getattr(plain, name) for name in names}}
     write_atomically(path, json.dumps({**about, **choices}, indent=1) + "\n")
 
