@@ -47,41 +47,59 @@ class Store:
 
     def read(self, settings: Settings) -> dict[str, Any] | None:
         """The result of these settings, or None where there is none that can be trusted."""
-        path = self.path(settings)
-        try:
-            text = path.read_text()
-        except FileNotFoundError:
-            return None
-        except (OSError, UnicodeDecodeError) as error:
-            self.warn(f"record {path}: cannot be read ({error}); computing it anew")
-            return None
-        try:
-            record = json.loads(text)
-            if record["key"] != key(settings):
-                raise ValueError("the key is another run's")
-            if record["checksum"] != _checksum(record["result"]):
-                raise ValueError("the checksum does not match")
-        except (ValueError, KeyError, TypeError) as error:
-            self.warn(f"record {path}: corrupted ({error}); computing it anew")
-            return None
-        result: dict[str, Any] = record["result"]
-        return result
+        return read_result(self.path(settings), key(settings), self.warn)
 
     def write(self, settings: Settings, result: dict[str, Any]) -> Path:
-        """Write to a temporary file beside it, then rename: never a torn record."""
+        """Whole or not at all."""
         path = self.path(settings)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        record = {
-            "key": key(settings),
-            "checksum": _checksum(result),
-            "settings": settings.plain(),
-            "code": code_version(settings),
-            "torch": torch.__version__,
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "result": result,
-        }
-        write_atomically(path, json.dumps(record, allow_nan=False))
+        about = {"settings": settings.plain(), "code": code_version(settings)}
+        write_result(path, key(settings), result, about)
         return path
+
+
+def read_result(path: Path, expected: str, warn: Callable[[str], None]) -> dict[str, Any] | None:
+    """The result in a record, or None where there is none that can be trusted.
+
+    What is damaged, or belongs to another run than that of the `expected` key, is told to `warn`.
+    """
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        warn(f"record {path}: cannot be read ({error}); computing it anew")
+        return None
+    try:
+        record = json.loads(text)
+        if record["key"] != expected:
+            raise ValueError("the key is another run's")
+        if record["checksum"] != _checksum(record["result"]):
+            raise ValueError("the checksum does not match")
+    except (ValueError, KeyError, TypeError) as error:
+        warn(f"record {path}: corrupted ({error}); computing it anew")
+        return None
+    result: dict[str, Any] = record["result"]
+    return result
+
+
+def write_result(path: Path, known_as: str, result: dict[str, Any], about: dict[str, Any]) -> None:
+    """Write to a temporary file beside it, then rename: never a torn record.
+
+    Args:
+        path: of the record.
+        known_as: the key of the run.
+        result: what is read back.
+        about: what a reader of the file should know besides.
+    """
+    record = {
+        "key": known_as,
+        "checksum": _checksum(result),
+        **about,
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "result": result,
+    }
+    write_atomically(path, json.dumps(record, allow_nan=False))
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -16,7 +16,8 @@ from benchmarks.records import write_atomically
 
 TUNED = Path(__file__).parent / "tuned.json"
 TUNING_SEED = 1000
-REFERENCE, OURS, MATCHED = "adamw", "sal-adamw", "control-distance"
+REFERENCE, AVERAGE = "adamw", "wise-ft"
+OURS, MATCHED = "sal-adamw", "control-distance"
 # Where nothing was tuned: of the new text's first loss, the part that is to be gained.
 USUAL_GAIN = 0.14
 
@@ -59,7 +60,8 @@ def choose(
 
 def write(path: Path, made_by: str, plain: Setting, choices: dict[str, Any]) -> None:
     """As a file that a run can be told of."""
-    names = ("old", "new", "steps", "batch", "pretrain", "sequences", "together", "width", "layers")
+    texts, lengths = ("old", "new"), ("steps", "batch", "pretrain", "sequences", "together")
+    names = [*texts, *lengths, "width", "layers", "held_out"]
     about = {"made_by": made_by, **{name: getattr(plain, name) for name in names}}
     write_atomically(path, json.dumps({**about, **choices}, indent=1) + "\n")
 

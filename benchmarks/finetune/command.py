@@ -16,7 +16,7 @@ from benchmarks.finetune import choices, report
 from benchmarks.finetune.choices import trial_for, trials_of
 from benchmarks.finetune.methods import METHODS
 from benchmarks.finetune.network import pretrained, spread_windows
-from benchmarks.finetune.run import HELD_OUT, Setting, _example
+from benchmarks.finetune.run import Setting, _example
 from benchmarks.finetune.suite import complete
 from benchmarks.finetune.texts import load
 from benchmarks.options import parser
@@ -31,7 +31,8 @@ EXAMPLES = """examples:
   python -m benchmarks finetune --old foldoc --new brown-fiction --data-dir ~/corpora --tune
   python -m benchmarks finetune --model smollm2         # a real model; see --model
 """
-# (sequences, of these in one gradient) that --how-few compares.
+# What --how-few compares, where no methods are named: (sequences, of these in one gradient).
+HOW_FEW = "sal-merge"
 AMOUNTS = ((8, 1), (32, 1), (128, 1), (512, 1), (128, 16), (512, 16))
 
 
@@ -89,14 +90,15 @@ def _tune(args: Namespace, plain: Setting, methods: Sequence[str], console: Cons
 
 
 def _how_few(args: Namespace, plain: Setting, chosen: dict[str, Any], console: Console) -> int:
-    """SALAdamW at its chosen setting, with evidence from more or fewer sequences."""
-    lr, options = trial_for(chosen, choices.OURS)
-    ours = replace(plain, method=choices.OURS, lr=lr, options=options)
+    """The methods named, else SALAdamW with its merge, that see more or fewer sequences."""
     base_lr, base_options = trial_for(chosen, choices.REFERENCE)
     kinds = {choices.REFERENCE: replace(plain, lr=base_lr, options=base_options)}
-    for count, together in AMOUNTS:
-        label = f"{choices.OURS} {count} by {together}"
-        kinds[label] = replace(ours, sequences=count, together=together)
+    for name in _methods(args.methods or [HOW_FEW], console):
+        lr, options = trial_for(chosen, name)
+        ours = replace(plain, method=name, lr=lr, options=options)
+        for count, together in AMOUNTS:
+            label = f"{name} {count} by {together}"
+            kinds[label] = replace(ours, sequences=count, together=together)
     plan = [replace(one, seed=seed) for one in kinds.values() for seed in range(args.seeds)]
     results = complete(plan, args.out, data_dir=args.data_dir, jobs=args.jobs, console=console)
     grouped = _grouped(list(kinds), results, args.seeds)
@@ -134,7 +136,7 @@ def _before(args: Namespace, plain: Setting) -> list[str]:
     old, new = load(args.old, args.data_dir), load(args.new, args.data_dir)
     folder, shape = args.out / "pretrained", {"width": plain.width, "layers": plain.layers}
     model = pretrained(old, plain.pretrain, 0, folder, **shape)
-    return [_example(model, spread_windows(text.test, HELD_OUT)) for text in (new, old)]
+    return [_example(model, spread_windows(text.test, plain.held_out)) for text in (new, old)]
 
 
 def _stem(name: str) -> str:
@@ -156,6 +158,7 @@ def _plain(args: Namespace) -> Setting:
         sequences=args.sequences,
         width=args.width,
         layers=args.layers,
+        held_out=args.held_out,
     )
 
 
@@ -193,6 +196,12 @@ def _arguments(argv: Sequence[str] | None) -> Namespace:
     add("--batch", type=int, default=8, help="sequences a step (default: %(default)s)")
     add("--pretrain", type=int, default=400, help="steps (default: %(default)s)")
     add("--sequences", type=int, default=128, help="that are observed (default: %(default)s)")
+    add(
+        "--held-out",
+        type=int,
+        default=256,
+        help="sequences of each text that losses are measured on (default: %(default)s)",
+    )
     add("--width", type=int, default=200, help="of the small network (default: %(default)s)")
     add("--layers", type=int, default=2, help="of the small network (default: %(default)s)")
     add("--tune", action="store_true", help="run every method's trials, and choose")
@@ -204,8 +213,8 @@ def _arguments(argv: Sequence[str] | None) -> Namespace:
     args = made.parse_args(argv)
     if args.seeds is None:
         args.seeds = 5 if args.model == "small" else 1
-    for name in ("seeds", "steps", "batch", "pretrain", "sequences", "layers", "jobs"):
-        require_range(f"--{name}", getattr(args, name), 1)
+    for name in ("seeds", "steps", "batch", "pretrain", "sequences", "held_out", "layers", "jobs"):
+        require_range(f"--{name.replace('_', '-')}", getattr(args, name), 1)
     require_range("--width", args.width, 4)
     if args.width % 4:
         raise UserError(f"--width: {args.width} is not a multiple of 4, the number of heads")

@@ -26,8 +26,8 @@ from benchmarks.finetune.network import (
 from benchmarks.finetune.texts import Text, load
 
 Split = Literal["validation", "test"]
-HELD_OUT = 48  # sequences of each text that a look measures
-BETWEEN = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # places of weight averages
+# Shares of the change that are kept, for methods that give some of it back.
+BETWEEN = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SAMPLE, PROMPT = 160, 32  # characters of an example
 
 
@@ -49,6 +49,7 @@ class Setting:
     together: int = 1  # of these, in one gradient
     width: int = WIDTH
     layers: int = LAYERS
+    held_out: int = 256  # sequences of each text that a look measures
     split: Split = "test"
 
     def plain(self) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def run(setting: Setting, folder: Path, data_dir: str | None = None) -> dict[str
         old, setting.pretrain, setting.seed, folder, width=setting.width, layers=setting.layers
     )
     start = copies(list(model.parameters()))
-    measured = [spread_windows(getattr(text, setting.split), HELD_OUT) for text in (new, old)]
+    measured = [spread_windows(getattr(t, setting.split), setting.held_out) for t in (new, old)]
     torch.manual_seed(setting.seed)
     method = METHODS[setting.method].kind(model, lr=setting.lr, **setting.options)
     draw = torch.Generator().manual_seed(setting.seed)
@@ -100,10 +101,15 @@ def run(setting: Setting, folder: Path, data_dir: str | None = None) -> dict[str
             begun = time.process_time()
             train_step(method, batch)
             seconds.append(time.process_time() - begun)
+    if method.reviews:
+        begun = time.process_time()
+        draw.manual_seed(setting.seed + 2)
+        method.review(windows(new.train, setting.sequences, draw), next_loss)
+        observing += time.process_time() - begun
     moved = method.weights()
     gone = sum(float((a - b).square().sum()) for a, b in zip(moved, start, strict=True))
     if method.averages:
-        points = _between(method.model, start, measured)
+        points = _between(method, start, measured)
     return {
         "points": points,
         "looks": list(BETWEEN) if method.averages else ahead,
@@ -140,14 +146,16 @@ def _observed(method: Method, setting: Setting, old: Text, new: Text) -> Sequenc
 
 @torch.no_grad()
 def _between(
-    model: nn.Module, start: Sequence[Tensor], measured: Sequence[Tensor]
+    method: Method, start: Sequence[Tensor], measured: Sequence[Tensor]
 ) -> list[list[float]]:
-    """Both losses at places between the pretrained and the present weights."""
-    last, points = copies(list(model.parameters())), []
+    """Both losses where only a share of the change is kept, from none of it to all."""
+    params = list(method.model.parameters())
+    last, points = copies(params), []
     for share in BETWEEN:
-        for param, a, b in zip(model.parameters(), start, last, strict=True):
-            param.copy_(torch.lerp(a, b, share))
-        points.append([held_out(model, part) for part in measured])
+        for param, value in zip(params, last, strict=True):
+            param.copy_(value)
+        method.give_back(start, share)
+        points.append([held_out(method.model, part) for part in measured])
     return points
 
 

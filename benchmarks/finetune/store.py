@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from benchmarks.records import (
     _package_sources,
     _source_hash,
     _sources,
-    write_atomically,
+    read_result,
+    write_result,
 )
 
 HERE = Path(__file__).resolve().parent
@@ -26,26 +26,25 @@ CORE = ("../characters.py", "texts.py", "network.py", "run.py")
 class Store:
     """The records of fine-tuning under one folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, warn: Callable[[str], None] = print) -> None:
         self.folder = folder
+        self.warn = warn
 
     def path(self, setting: Setting) -> Path:
-        digest = _hash(setting.plain(), code_version(setting.method), torch.__version__)[:16]
-        return self.folder / f"{setting.method}-seed{setting.seed}-{digest}.json"
+        return self.folder / f"{setting.method}-seed{setting.seed}-{key(setting)[:16]}.json"
 
     def read(self, setting: Setting) -> dict[str, Any] | None:
-        """The result of a run; None where there is none that can be read."""
-        try:
-            record = json.loads(self.path(setting).read_text())
-            result: dict[str, Any] = record["result"]
-            return result
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        """The result of a run; None where there is none that can be trusted."""
+        return read_result(self.path(setting), key(setting), self.warn)
 
     def write(self, setting: Setting, result: dict[str, Any]) -> None:
         """Whole or not at all."""
-        record = {"setting": setting.plain(), "torch": torch.__version__, "result": result}
-        write_atomically(self.path(setting), json.dumps(record))
+        write_result(self.path(setting), key(setting), result, {"setting": setting.plain()})
+
+
+def key(setting: Setting) -> str:
+    """Hash of everything that decides the result."""
+    return _hash(setting.plain(), code_version(setting.method), torch.__version__)
 
 
 def code_version(method: str) -> str:

@@ -47,8 +47,15 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 def setting(corpora: tuple[str, str]) -> Any:
     def make(method: str, **changes: Any) -> Setting:
         lr, options = METHODS[method].trials[0]
-        small: dict[str, Any] = {"steps": 4, "batch": 2, "pretrain": 20, "sequences": 4, **TINY}
-        fields = {"lr": lr, "options": options, "seed": 0, **small, **changes}
+        small: dict[str, Any] = {
+            "steps": 4,
+            "batch": 2,
+            "pretrain": 20,
+            "sequences": 4,
+            "held_out": 48,
+            **TINY,
+        }
+        fields = {"lr": lr, "options": options, "seed": 0, "held_out": 48, **small, **changes}
         return Setting(corpora[0], corpora[1], "x", method, **fields)
 
     return make
@@ -207,8 +214,23 @@ def test_uniform_and_shuffled_evidence(setting: Any) -> None:
     assert not kept.equal(other)
 
 
+def test_what_goes_back_goes_back_whole(setting: Any) -> None:
+    for name in ("sal-merge", "sal-merge-own", "control-merge-random"):
+        method, start = trained(setting, name, steps=4, protection=0.0)
+        before = [method.optimizer.state[p]["pending"].sum().item() for p in method.params]
+        last = [p.detach().clone() for p in method.params]
+        method.review(torch.randint(128, (2, 33)), loss)
+        after = [method.optimizer.state[p]["pending"].sum().item() for p in method.params]
+        assert sum(after) > 1.1 * sum(before), "it has seen more of the new text"
+        method.give_back(start, 0.25)
+        triples = list(zip(method.params, start, last, strict=True))
+        assert all(((p == a) | (p == b)).all() for p, a, b in triples)
+        back = sum(int((p == a).sum()) for p, a, _ in triples)
+        assert back / sum(p.numel() for p in method.params) == pytest.approx(0.75, abs=0.05)
+
+
 def test_averages_go_from_the_first_to_the_last_weights(setting: Any, tmp_path: Path) -> None:
-    plain = run(setting("adamw"), tmp_path)
+    plain = run(setting("adamw", lr=METHODS["wise-ft"].trials[0][0]), tmp_path)
     between = run(setting("wise-ft"), tmp_path)
     assert between["points"][0] == pytest.approx(plain["points"][0])
     assert between["points"][-1] == pytest.approx(plain["points"][-1], rel=1e-4)
@@ -271,6 +293,7 @@ def test_it_is_tuned_reported_and_read_back(
     assert "6 runs: 0 on record, 6 to compute" in capsys.readouterr().out
     text = (tmp_path / "old-new.md").read_text()
     assert "| sal-adamw | lr" in text
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
     assert "```text" in text
     assert (tmp_path / "old-new.png").stat().st_size > 1000
     assert main([*report, "--no-figures"]) == 0
@@ -281,8 +304,11 @@ def test_a_torn_record_is_made_anew(setting: Any, tmp_path: Path) -> None:
     store, one = Store(tmp_path), setting("adamw")
     store.write(one, {"points": []})
     assert store.read(one) == {"points": []}
-    store.path(one).write_text("{")
-    assert store.read(one) is None
+    said: list[str] = []
+    for damage in ("{", store.path(one).read_text().replace("[]", "[1]")):
+        store.path(one).write_text(damage)
+        assert Store(tmp_path, said.append).read(one) is None
+    assert ["corrupted" in line for line in said] == [True, True]
 
 
 @pytest.mark.parametrize(

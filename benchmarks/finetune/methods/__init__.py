@@ -9,7 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.finetune.methods.averaged import SALWiSE
+from benchmarks.finetune.methods.averaged import (
+    Merge,
+    MergeFactored,
+    MergeNew,
+    MergeOwn,
+    MergeRandom,
+    MergeShuffled,
+    MergeSteps,
+    SALWiSE,
+)
 from benchmarks.finetune.methods.base import Loss, Method
 from benchmarks.finetune.methods.peers import (
     EWC,
@@ -66,12 +75,21 @@ def _each(*trials: tuple[float, dict[str, Any]]) -> tuple[Trial, ...]:
 
 
 PLAIN = _lrs(5e-4, 1e-3, 2.5e-4, 1.5e-4)
+# A run of which a part is given back may learn faster.
+GIVEN_BACK = _lrs(1e-3, 2e-3, 5e-4, 4e-3)
 # The default, then more pull, more of both, and more gate.
 PROTECTED = _each(
     (1e-3, {}),
     (1e-3, {"protection": 0.1, "pull": 1000.0}),
     (2e-3, {"protection": 1.0, "pull": 100.0}),
     (3e-3, {"protection": 10.0, "pull": 10.0, "plasticity": 0.0}),
+)
+# AdamW's own run, and one that is protected.
+MERGED = _each(
+    (1e-3, {"protection": 0.0}),
+    (2e-3, {"protection": 0.0}),
+    (5e-4, {"protection": 0.0}),
+    (1e-3, {"protection": 0.1, "pull": 100.0}),
 )
 GATED = _each(
     (1e-3, {"protection": 10.0, "plasticity": 0.0}),
@@ -90,9 +108,14 @@ ROWS = (
     Row("ewc", EWC, (*_over("strength", 1e-3, (1e5, 6e4, 3e4)), (2e-3, {"strength": 1e5}))),
     Row("half", Half, PLAIN),
     Row("lora", LoRA, ADAPTERS, needs="peft"),
-    Row("wise-ft", WiSE, PLAIN),
+    Row("wise-ft", WiSE, GIVEN_BACK),
     Row("sal-adamw", SALW, PROTECTED),
     Row("sal-wise", SALWiSE, ((1e-3, {"protection": 0.1, "pull": 100.0}), *PROTECTED[:3])),
+    Row("sal-merge", Merge, MERGED),
+    Row("sal-merge-own", MergeOwn, MERGED, like="sal-merge"),
+    Row("sal-merge-new", MergeNew, MERGED, like="sal-merge"),
+    Row("sal-merge-steps", MergeSteps, MERGED, like="sal-merge"),
+    Row("sal-merge-factored", MergeFactored, MERGED, like="sal-merge"),
     Row("sal-adamw-own", OwnSamples, PROTECTED, like="sal-adamw"),
     Row("sal-adamw-new", NewText, PROTECTED),
     Row("sal-adamw-uniform", Uniform, PROTECTED),
@@ -101,6 +124,8 @@ ROWS = (
     Row("sal-lion", SALL, LION),
     Row("muon", PlainMuon, PLAIN),
     Row("sal-muon", MuonLayer, PROTECTED),
+    Row("control-merge-shuffled", MergeShuffled, MERGED, like="sal-merge", control=True),
+    Row("control-merge-random", MergeRandom, MERGED, like="sal-merge", control=True),
     Row("control-shuffled", Shuffled, PROTECTED, like="sal-adamw", control=True),
     # Its learning rate comes from tuning: AdamW that goes as far from the start as SALAdamW.
     Row("control-distance", Method, PLAIN, like="adamw", control=True),

@@ -20,7 +20,9 @@ class Method:
 
     # Whose sequences it asks to see first: "old", "own" (the model's samples), "new" or nobody's.
     observes: ClassVar[str | None] = None
-    # Whether points are taken between the pretrained and the last weights, not over the run.
+    # Whether it asks to see as many sequences of the new text, once more, after the last step.
+    reviews: ClassVar[bool] = False
+    # Whether points are taken after the run, of more and more of its change, not over the run.
     averages: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, *, lr: float, **options: Any) -> None:
@@ -46,6 +48,15 @@ class Method:
 
     def after_step(self) -> None:
         """Weights have moved."""
+
+    def review(self, sequences: Tensor, loss: Loss) -> None:
+        """Look at sequences of the new text, after the last step."""
+
+    @torch.no_grad()
+    def give_back(self, start: Sequence[Tensor], share: float) -> None:
+        """Keep a share of the change: weights between the pretrained ones and the present."""
+        for param, first in zip(self.model.parameters(), start, strict=True):
+            param.copy_(torch.lerp(first, param, share))
 
     def figures(self) -> dict[str, float]:
         """What the method says of itself at the end."""
