@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sal_optim.one_pass import OPTIONS
+from sal_optim.one_pass import options
 from sal_optim.pieces import Work
 from sal_optim.rounding import wide
 from sal_optim.update import Numbers, Plan, advance
@@ -74,7 +74,7 @@ def _kernel(plan: Plan, rule: tuple[tuple[str, Any], ...], coupled_decay: float)
 
     # The compiler counts recompilations by code object: each kernel gets one of its own.
     own = FunctionType(run.__code__.replace(), run.__globals__, "run", None, run.__closure__)
-    return torch.compile(own, dynamic=True, fullgraph=True, options=OPTIONS)
+    return torch.compile(own, dynamic=True, fullgraph=True, options=options())
 
 
 def _flat(tensor: Tensor) -> Tensor | None:

@@ -5,21 +5,25 @@ a kernel changes in place last of all. Where this version of torch has no such h
 is a loop of its own: as right, and a pass over memory longer.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
 
-try:
-    from torch._inductor.custom_graph_pass import CustomGraphPass
-except ImportError:  # a private module
-    OPTIONS: dict[str, Any] = {}
-else:
-    sums = (torch.ops.aten.sum.default, torch.ops.aten.sum.dim_IntList)
 
-    class _SumsLast(CustomGraphPass):
+@cache
+def options() -> dict[str, Any]:
+    """For ``torch.compile``. The compiler is imported here, since that takes a second."""
+    try:
+        from torch._inductor.custom_graph_pass import CustomGraphPass
+    except ImportError:  # a private module
+        return {}
+
+    class SumsLast(CustomGraphPass):
         """Put sums that nothing but the caller waits for behind the writes."""
 
         def __call__(self, graph: torch.fx.Graph) -> None:
+            sums = (torch.ops.aten.sum.default, torch.ops.aten.sum.dim_IntList)
             behind = next(iter(reversed(graph.nodes)))  # the output
             moved = {behind}
             for node in reversed(list(graph.nodes)):
@@ -32,4 +36,4 @@ else:
             """By which the compiler's cache knows this pass."""
             return "sal_optim: sums last, 2"
 
-    OPTIONS = {"post_grad_custom_post_pass": _SumsLast()}
+    return {"post_grad_custom_post_pass": SumsLast()}

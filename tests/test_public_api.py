@@ -230,17 +230,15 @@ def _in_a_new_process(code: str) -> Any:
 
 
 def test_import_is_light() -> None:
+    """No other package, and nothing of torch that ``import torch`` leaves out, as its compiler."""
     code = """
-import sys, time, torch
+import sys, torch
 before = set(sys.modules)
-start = time.process_time()
 import sal_optim
-taken = time.process_time() - start
-print((taken, sorted({name.split(".")[0] for name in set(sys.modules) - before})))
+print(sorted(set(sys.modules) - before))
 """
-    taken, modules = _in_a_new_process(code)
-    assert taken < 1.0
-    assert set(modules) - set(sys.stdlib_module_names) <= {"sal_optim", "torch"}
+    modules = {name for name in _in_a_new_process(code) if not name.startswith("sal_optim")}
+    assert {name for name in modules if name.split(".")[0] not in sys.stdlib_module_names} == set()
 
 
 def test_companions_are_imported_when_asked_for() -> None:
