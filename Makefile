@@ -21,8 +21,9 @@ test: $(VENV)/.installed
 test-distributed: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/distributed $(ARGS)
 
-# Fails below 95 percent of the branches of sal_optim/.
+# Fails below 95 percent of the branches of sal_optim/. With the trainers, which their glue needs.
 coverage: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[integrations]'
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --ignore tests/benchmarks \
 		--cov --cov-report=term-missing --cov-fail-under=95 $(ARGS)
 
