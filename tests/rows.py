@@ -122,6 +122,13 @@ ROWS = (
 )
 # One row a class, for what does not depend on the configuration and takes long.
 CLASSES = tuple({row.cls: row for row in ROWS}.values())
+GRANULARITIES = ("element", "factored", "tensor")
+
+
+def row_of(name: str) -> Row:
+    """The row of that name."""
+    return next(row for row in ROWS if row.name == name)
+
 
 MODES: dict[str, dict[str, Any]] = {
     "loop": {"foreach": False},

@@ -31,7 +31,7 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.rows import ROWS, PlainLion, Row
+from tests.rows import ROWS, PlainLion, Row, row_of
 
 Mode = dict[str, Any]
 
@@ -167,7 +167,7 @@ def test_a_foreign_checkpoint(row: Row, source: str) -> None:
 
 def test_lion_does_not_load_into_adam() -> None:
     """Its one moment would be divided by the root of a second one that begins at 0."""
-    adam = next(row for row in ROWS if row.name == "SALAdam")
+    adam = row_of("SALAdam")
     theirs = make_params()
     foreign = _trained(PlainLion(theirs), theirs)
     with pytest.raises(ValueError, match="no 'exp_avg_sq'"):
@@ -180,7 +180,7 @@ def test_lion_does_not_load_into_adam() -> None:
 
 def test_steps_of_another_optimizer_are_not_counted() -> None:
     """They would correct the bias of moments that begin now as if these were old."""
-    adam = next(row for row in ROWS if row.name == "SALAdam")
+    adam = row_of("SALAdam")
     params = make_params()
     optimizer = adam(params)
     optimizer.load_state_dict(_trained(torch.optim.Adagrad(params), params, steps=400))
@@ -195,7 +195,7 @@ def test_steps_of_another_optimizer_are_not_counted() -> None:
 
 def test_a_buffer_saved_as_none() -> None:
     """As older versions of torch's SGD save it where there is no momentum."""
-    sgd = next(row for row in ROWS if row.name == "SALSGD-momentum")
+    sgd = row_of("SALSGD-momentum")
     params = make_params()
     saved = _trained(torch.optim.SGD(params), params)
     saved["state"] = {index: {"momentum_buffer": None} for index in range(len(params))}
@@ -271,7 +271,7 @@ def test_a_group_keeps_its_own_settings(class_row: Row) -> None:
 
 
 def test_no_checkpoint_turns_on_what_is_not_supported() -> None:
-    adamw = next(row for row in ROWS if row.name == "SALAdamW")
+    adamw = row_of("SALAdamW")
     theirs = make_params()
     saved = _trained(torch.optim.Adam(theirs), theirs, 3)
     saved["param_groups"][0].update(capturable=True, differentiable=True, fused=True)

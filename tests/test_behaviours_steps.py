@@ -22,10 +22,9 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.rows import Row
+from tests.rows import GRANULARITIES, Row
 
 Mode = dict[str, Any]
-GRANULARITIES = ("element", "factored", "tensor")
 
 
 def test_step_hooks(row: Row, mode: Mode) -> None:

@@ -25,7 +25,7 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.rows import ROWS, Row
+from tests.rows import Row, row_of
 
 Mode = dict[str, Any]
 STEPS, CHANGE = 90, 60
@@ -74,11 +74,10 @@ def train(folder: Path, row: Row, deaths: int = -1) -> tuple[list[Tensor], SALOp
 @pytest.mark.parametrize("name", ["SALAdamW", "SALLion"])
 def test_kill_9_during_a_checkpoint(tmp_path: Path, name: str) -> None:
     """Twice: once in the first regime, once as a change has begun and is not confirmed."""
-    row = next(row for row in ROWS if row.name == name)
+    row = row_of(name)
     code = (
-        "import sys; from pathlib import Path; from tests.test_killed import train, ROWS; "
-        f"row = next(r for r in ROWS if r.name == {name!r}); "
-        "train(Path(sys.argv[1]), row, deaths=int(sys.argv[2]))"
+        "import sys; from pathlib import Path; from tests.test_killed import row_of, train; "
+        f"train(Path(sys.argv[1]), row_of({name!r}), deaths=int(sys.argv[2]))"
     )
     for writes in (2, 5):
         done = subprocess.run(

@@ -20,7 +20,7 @@ from torch import Tensor
 from sal_optim import SALOptimizer
 from tests.drive import consolidations, fall, seeded
 from tests.reference.sal import Parameter, Reference
-from tests.rows import ROWS
+from tests.rows import row_of
 
 STEPS = int(os.environ.get("SAL_OPTIM_LONG", "20000"))
 # Steps of a regime.
@@ -54,7 +54,7 @@ def parameter(dtype: torch.dtype) -> Tensor:
 
 
 def make(name: str, param: Tensor, **kwargs: Any) -> SALOptimizer:
-    return next(row for row in ROWS if row.name == name)([param], lr=1e-3, **kwargs)
+    return row_of(name)([param], lr=1e-3, **kwargs)
 
 
 def held(optimizer: SALOptimizer) -> dict[str, int]:

@@ -38,12 +38,13 @@ def rows(grouped: Grouped, trials: Mapping[str, Trial], gained: float) -> list[l
         "end rise",
         "distance",
         "bytes",
+        "ms",
     ]
     compared = [
         lost(grouped[name], gained, CHOSEN) if name in grouped else None
         for name in (REFERENCE, AVERAGE)
     ]
-    made = [[*head, "ms"]]
+    made = [head]
     for label, results in grouped.items():
         lr, options = trials[label]
         setting = ", ".join([f"lr {lr:.2g}", *(f"{k} {v:g}" for k, v in options.items())])

@@ -17,7 +17,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from sal_optim import SALOptimizer
 from tests.distributed.models import Net, Parameters, give, mesh_of, placed, whole
 from tests.drive import Stream, consolidations, profile, stream
-from tests.rows import ROWS
+from tests.rows import row_of
 
 STEPS, CHANGES = 200, (60, 140)
 
@@ -29,7 +29,7 @@ def gradients(steps: int = STEPS, changes: tuple[int, ...] = CHANGES) -> Stream:
 
 
 def make(name: str, params: Iterable[Tensor], **kwargs: Any) -> SALOptimizer:
-    row = next(row for row in ROWS if row.name == name)
+    row = row_of(name)
     return row(params, **kwargs)
 
 
