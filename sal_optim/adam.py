@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from sal_optim import checks
+from sal_optim import checks, fused
 from sal_optim.arguments import SHARED, given
 from sal_optim.optimizer import PLASTICITY, PROTECTION, PULL, SALOptimizer
 from sal_optim.rounding import Number
-from sal_optim.update import Direction, Rule, Tensors
+from sal_optim.update import Direction, Rule, Tensors, Whole
 
 
 class SALAdam(SALOptimizer):
@@ -89,6 +89,11 @@ class SALAdam(SALOptimizer):
         corrections = [(1 - beta2**step) ** 0.5 for step in steps]
         inverses = [1 / correction for correction in corrections]
         return corrections, inverses, [(lr / (1 - beta1**step)) * -1 for step in steps]
+
+    def _whole(self, group: dict[str, Any], lr: float, steps: list[Tensor]) -> Whole | None:
+        if type(self)._direction is not SALAdam._direction:
+            return None  # another's update
+        return fused.adam(group, lr, steps)
 
     @staticmethod
     def _direction(

@@ -14,9 +14,22 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sal_optim.rounding import Number, add
+from sal_optim.rounding import Number, add, wide
 
 Tensors = dict[str, list[Tensor]]
+
+
+# Within these bounds of the scale, squares of gradients that count for anything stay in the range
+# of float32 before they are scaled.
+_LARGE = 1e12
+
+
+def scaled_gradients(grads: list[Tensor], dtype: torch.dtype, scale: Number) -> list[Tensor]:
+    """Gradients over the root of their mean square, new, as exact as sums of ``dtype`` need."""
+    exact = wide(dtype)
+    raised = [grad if grad.dtype == exact else grad.to(exact) for grad in grads]
+    # Scaled before it is squared: g * g leaves the range of float32 for |g| < 1e-19.
+    return list(torch._foreach_mul(raised, scale))
 
 
 class Granularity(Protocol):
@@ -28,8 +41,11 @@ class Granularity(Protocol):
     def shapes(self, param: Tensor) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the state tensors of one real parameter."""
 
-    def gather(self, state: Tensors, scaled: list[Tensor], at: Number) -> None:
-        """Add the squares of scaled gradients to the pending evidence, rounded at ``at``."""
+    def gather(self, state: Tensors, grads: list[Tensor], scale: Number, at: Number) -> None:
+        """Add the squares of ``scale`` times the gradients to the pending evidence.
+
+        ``at``: where sums of low precision are rounded, see ``rounding.py``.
+        """
 
     def evidence(self, state: Tensors, params: list[Tensor]) -> list[Tensor]:
         """Omega, each broadcastable to its parameter."""
@@ -47,8 +63,13 @@ class Element:
         shape = tuple(param.shape)
         return {"pending": shape, "evidence": shape}
 
-    def gather(self, state: Tensors, scaled: list[Tensor], at: Number) -> None:
+    def gather(self, state: Tensors, grads: list[Tensor], scale: Number, at: Number) -> None:
         sums = state["pending"]
+        alike = all(grad.dtype == sums[0].dtype for grad in grads)
+        if alike and not isinstance(scale, Tensor) and 1 / _LARGE < scale < _LARGE:
+            torch._foreach_addcmul_(sums, grads, grads, scale * scale)
+            return
+        scaled = scaled_gradients(grads, sums[0].dtype, scale)
         if sums[0].dtype == scaled[0].dtype:
             torch._foreach_addcmul_(sums, scaled, scaled)
         else:
@@ -83,9 +104,10 @@ class Factored:
             "evidence_column": (columns,),
         }
 
-    def gather(self, state: Tensors, scaled: list[Tensor], at: Number) -> None:
+    def gather(self, state: Tensors, grads: list[Tensor], scale: Number, at: Number) -> None:
         if "pending" in state:
-            return self._element.gather(state, scaled, at)
+            return self._element.gather(state, grads, scale, at)
+        scaled = scaled_gradients(grads, self.dtype(state), scale)
         for row, column, grad in zip(
             state["pending_row"], state["pending_column"], scaled, strict=True
         ):
@@ -119,7 +141,8 @@ class PerTensor:
     def shapes(self, param: Tensor) -> dict[str, tuple[int, ...]]:
         return {"pending": (), "evidence": ()}
 
-    def gather(self, state: Tensors, scaled: list[Tensor], at: Number) -> None:
+    def gather(self, state: Tensors, grads: list[Tensor], scale: Number, at: Number) -> None:
+        scaled = scaled_gradients(grads, self.dtype(state), scale)
         for pending, grad in zip(state["pending"], scaled, strict=True):
             if grad.numel():
                 norm = torch.linalg.vector_norm(grad) / math.sqrt(grad.numel())

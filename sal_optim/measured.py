@@ -13,11 +13,10 @@ from torch import Tensor
 
 from sal_optim import stability
 from sal_optim.consolidation import INTERVAL
-from sal_optim.evidence import GRANULARITIES
+from sal_optim.evidence import GRANULARITIES, scaled_gradients
 from sal_optim.pieces import Work, plain
 from sal_optim.rounding import Number
 from sal_optim.state import State
-from sal_optim.update import scaled_gradients
 
 Group = dict[str, Any]
 
@@ -45,8 +44,7 @@ def gather(item: Work, group: Group, scale: float, at: float) -> None:
     """Add a gradient to the pending evidence, rounded at ``at``."""
     granularity = GRANULARITIES[group["granularity"]]
     lists = {name: [value] for name, value in item.state.items()}
-    scaled = scaled_gradients([item.grad], granularity.dtype(lists), scale)
-    granularity.gather(lists, scaled, at)
+    granularity.gather(lists, [item.grad], scale, at)
 
 
 def hold(

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from sal_optim.distributed import Sharding
-from sal_optim.pieces import SLICE, Work
+from sal_optim.pieces import Work
 
 # Elements of a row of a large tensor on a CPU, where torch takes the norm of a whole tensor in one
 # thread, of rows in all of them.
 ROW = 1 << 14
+# Elements from which that pays for its calls.
+LARGE = 1 << 19
 
 
 def squared_norms(tensors: list[Tensor]) -> Tensor:
@@ -29,7 +31,7 @@ def squared_norms(tensors: list[Tensor]) -> Tensor:
     whole: list[Tensor] = []
     for tensor in tensors:
         size = tensor.numel()
-        if size >= SLICE and tensor.device.type == "cpu" and tensor.is_contiguous():
+        if size >= LARGE and tensor.device.type == "cpu" and tensor.is_contiguous():
             rows, rest = tensor.view(-1).split_with_sizes([size - size % ROW, size % ROW])
             norms.append(torch.linalg.vector_norm(rows.view(-1, ROW), dim=1, dtype=dtype))
             whole.append(rest)

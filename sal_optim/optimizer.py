@@ -23,12 +23,13 @@ from sal_optim.consolidation import INTERVAL, take_back
 from sal_optim.distributed import refuse_factored
 from sal_optim.evidence import GRANULARITIES
 from sal_optim.fitting import fitted
+from sal_optim.fused import fits
 from sal_optim.pieces import Piece, Work, pieces, work_on
 from sal_optim.protection import FORESEEN, GroupedWork, Protection, Survey
 from sal_optim.rounding import Number, dither
 from sal_optim.state import State, prepare
 from sal_optim.threshold import new_threshold
-from sal_optim.update import Direction, Numbers, Plan, Rule, Tensors, advance
+from sal_optim.update import Direction, Numbers, Plan, Rule, Tensors, Whole, advance
 
 # The defaults of the family, found by the benchmark: docs/experiments.md.
 PROTECTION, PULL, PLASTICITY = 0.1, 5.0, 0.4
@@ -93,6 +94,10 @@ class SALOptimizer(Protection, Optimizer):
 
         ``numbers`` are those of that step.
         """
+        return None
+
+    def _whole(self, group: dict[str, Any], lr: float, steps: list[Tensor]) -> Whole | None:
+        """The base optimizer's step by a kernel of torch; None where there is none."""
         return None
 
     def _decoupled(self, group: dict[str, Any]) -> bool:
@@ -267,5 +272,8 @@ class SALOptimizer(Protection, Optimizer):
         rule = self._rule(group, work.fresh)
         if piece.compiled and advance_compiled(plan, rule, work, numbers):
             return
+        whole = None
+        if plan.protected and plan.moves and fits(piece.works, self._moment_names(group)):
+            whole = self._whole(group, lr, [item.owner["step"] for item in piece.works])
         for params, grads, state in piece.parts():
-            advance(plan, rule, params, grads, state, numbers)
+            advance(plan, rule, params, grads, state, numbers, whole)

@@ -37,8 +37,12 @@ def resistance(
     if sizes is not None and not isinstance(protection, Tensor):
         torch._foreach_addcmul_(sizes, sizes, evidence, protection)
         return sizes
-    divisors = torch._foreach_mul(evidence, protection)
-    torch._foreach_add_(divisors, 1.0)
+    if isinstance(protection, Tensor):
+        divisors = torch._foreach_mul(evidence, protection)
+        torch._foreach_add_(divisors, 1.0)
+    else:
+        ones = [omega.new_ones(()) for omega in evidence]
+        divisors = torch._foreach_add(ones, evidence, alpha=protection)
     return list(divisors if sizes is None else torch._foreach_mul(divisors, sizes))
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sal_optim import stability
-from sal_optim.evidence import Granularity
-from sal_optim.rounding import Number, wide
+from sal_optim.evidence import Granularity, scaled_gradients
+from sal_optim.rounding import Number
 
 Rule = dict[str, Any]
 Tensors = dict[str, list[Tensor]]
@@ -31,6 +31,15 @@ class Direction:
 
 
 DirectionRule = Callable[[Rule, Tensors, list[Tensor], tuple[Sequence[Number], ...]], Direction]
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A base optimizer's own step, weight decay and all, by one kernel of torch."""
+
+    move: Callable[[list[Tensor], list[Tensor], Tensors], None]  # params, gradients, state
+    # What it divided the update by, new tensors, each in units of a number.
+    sizes: Callable[[Tensors], tuple[list[Tensor], list[float]]]
 
 
 @dataclass(slots=True)
@@ -74,6 +83,7 @@ def advance(
     grads: list[Tensor],
     state: Tensors,
     numbers: Numbers,
+    whole: Whole | None = None,
 ) -> None:
     """Gather evidence from ``grads`` and move ``params``, in place.
 
@@ -84,14 +94,16 @@ def advance(
         grads: their gradients; never written to.
         state: lists, by name, of the state tensors of these parameters.
         numbers: see :class:`Numbers`.
+        whole: by which a protected step is taken; None: by the rule of the plan.
     """
-    scaled: list[Tensor] = []
-    if plan.gathers or (plan.protected and plan.activity):
-        scaled = scaled_gradients(grads, plan.granularity.dtype(state), numbers.scale)
     if plan.gathers:
-        plan.granularity.gather(state, scaled, numbers.rounding)
+        plan.granularity.gather(state, grads, numbers.scale, numbers.rounding)
     if not plan.moves:
         return
+    if plan.protected and whole is not None:
+        _move_whole(plan, params, grads, state, numbers, whole)
+        return
+    raw = grads
     if plan.maximize:
         grads = list(torch._foreach_neg(grads))
     if numbers.coupled_decay:
@@ -100,19 +112,11 @@ def advance(
         torch._foreach_mul_(params, 1 - numbers.decay)
     direction = plan.direction(rule, state, grads, numbers.base)
     if plan.protected:
-        _move_protected(plan, params, state, direction, scaled, numbers)
+        _move_protected(plan, params, state, direction, raw, numbers)
     elif direction.denominators is None:
         _add_scaled(params, direction.numerators, direction.factors)
     else:
         _add_quotient(params, direction.numerators, direction.denominators, direction.factors)
-
-
-def scaled_gradients(grads: list[Tensor], dtype: torch.dtype, scale: Number) -> list[Tensor]:
-    """Gradients over the root of their mean square, new, as exact as sums of ``dtype`` need."""
-    exact = wide(dtype)
-    raised = [grad if grad.dtype == exact else grad.to(exact) for grad in grads]
-    # Scaled before it is squared: g * g leaves the range of float32 for |g| < 1e-19.
-    return list(torch._foreach_mul(raised, scale))
 
 
 def _move_protected(
@@ -120,7 +124,7 @@ def _move_protected(
     params: list[Tensor],
     state: Tensors,
     direction: Direction,
-    scaled: list[Tensor],
+    grads: list[Tensor],
     numbers: Numbers,
 ) -> None:
     evidence = plan.granularity.evidence(state, params)
@@ -131,12 +135,40 @@ def _move_protected(
     sizes, numerators = direction.denominators, direction.numerators
     if plan.decays:
         numerators = _with_decay(numerators, params, sizes, numbers.decay_shares)
-    divisors = stability.resistance(
-        evidence, numbers.protection, sizes=sizes, activity=scaled if plan.activity else None
-    )
+    activity = None
+    if plan.activity:
+        activity = scaled_gradients(grads, plan.granularity.dtype(state), numbers.scale)
+    divisors = stability.resistance(evidence, numbers.protection, sizes=sizes, activity=activity)
     _add_quotient(params, numerators, divisors, direction.factors)
     if plan.pulled:
         stability.pull(params, state["anchor"], weights)
+
+
+def _move_whole(
+    plan: Plan,
+    params: list[Tensor],
+    grads: list[Tensor],
+    state: Tensors,
+    numbers: Numbers,
+    whole: Whole,
+) -> None:
+    """The gate's share of the step that a kernel takes with copies of the parameters."""
+    evidence = [
+        omega if omega.dtype == param.dtype else omega.to(param.dtype)
+        for omega, param in zip(plan.granularity.evidence(state, params), params, strict=True)
+    ]
+    moved = [param.clone() for param in params]
+    whole.move(moved, grads, state)
+    torch._foreach_sub_(moved, params)
+    divisors = stability.resistance(evidence, numbers.protection, sizes=None, activity=None)
+    torch._foreach_addcdiv_(params, moved, divisors)
+    del moved, divisors  # their memory is wanted again while the cache has it
+    if plan.pulled:
+        sizes, units = whole.sizes(state)
+        springs = torch._foreach_mul(evidence, [float(numbers.stiffness) * unit for unit in units])
+        torch._foreach_add_(sizes, springs)
+        weights = torch._foreach_div(springs, sizes)
+        stability.pull(params, state["anchor"], list(weights))
 
 
 def _with_decay(

@@ -1,0 +1,67 @@
+"""torch's fused kernels: a base optimizer's whole step in one pass over memory.
+
+An unprotected step has to equal ``torch.optim``'s default bit for bit, which a kernel does not. A
+protected one has no such model: there, a kernel moves the weights as if nothing were protected, and
+the gate then takes its share of the move back.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from sal_optim.pieces import Work
+from sal_optim.update import Tensors, Whole
+
+# What a kernel reads as it lies in memory, without strides.
+_DTYPES = (torch.float32, torch.float64)
+
+
+def fits(works: Sequence[Work], moments: Sequence[str]) -> bool:
+    """Whether a kernel may be given these parameters.
+
+    On a CPU alone: elsewhere, lists are what was measured. Two-byte weights would be rounded twice.
+    """
+    for work in works:
+        param, step = work.param, work.owner["step"]
+        if type(param) not in (Tensor, Parameter) or param.dtype not in _DTYPES:
+            return False
+        if param.device.type != "cpu" or step.device.type != "cpu":
+            return False
+        for tensor in (param, work.grad, *[work.state[name] for name in moments]):
+            if tensor.dtype != param.dtype or not tensor.is_contiguous():
+                return False
+    return True
+
+
+def adam(group: dict[str, Any], lr: float, steps: Sequence[Tensor]) -> Whole:
+    """Adam's step, or AdamW's, with the settings of a group; ``steps`` count from 1."""
+    kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
+    beta1, beta2 = group["betas"]
+
+    def move(params: list[Tensor], grads: list[Tensor], state: Tensors) -> None:
+        kernel(
+            params,
+            grads,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            state["max_exp_avg_sq"] if group["amsgrad"] else [],
+            list(steps),
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=group["amsgrad"],
+            maximize=group["maximize"],
+        )
+
+    def sizes(state: Tensors) -> tuple[list[Tensor], list[float]]:
+        units = [(1 - beta2 ** float(step)) ** 0.5 for step in steps]
+        roots = torch._foreach_sqrt(state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"])
+        torch._foreach_add_(roots, [group["eps"] * unit for unit in units])
+        return list(roots), units
+
+    return Whole(move, sizes)
