@@ -60,7 +60,8 @@ def test_kernel_and_rule_agree(
 
     monkeypatch.setattr(fused, "adam", watched)
     by_kernel = trained(name, 24, **copy.deepcopy(settings))
-    assert asked
+    # A kernel reads memory as it lies, which a tensor with other strides is not laid out for.
+    assert bool(asked) != ("channels_last" in settings)
     asked.clear()
     monkeypatch.setattr(optimizer, "fits", lambda *_: False)
     by_rule = trained(name, 24, **copy.deepcopy(settings))
