@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from sal_optim.checkpoint import check_ready
 from sal_optim.distributed import refuse_factored
+from sal_optim.kronecker import SIDES
 from sal_optim.measured import gather, hold, measure_gradient, measure_update, prepare_norms
 from sal_optim.pieces import Work, plain, work_on
 from sal_optim.protection import Group, GroupedWork, Protection, Survey
@@ -175,7 +176,7 @@ class Around(Protection):
                 own = {
                     name: value
                     for name, value in state.items()
-                    if name.startswith(("pending", "evidence", "anchor", "gradient_norm"))
+                    if name.startswith(("pending", "evidence", "anchor", "gradient_norm", *SIDES))
                 }
                 items.append(work_on(param, own, group, step=0.0, fresh=False))
         return items

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from sal_optim import checks
 from sal_optim.distributed import is_distributed
 from sal_optim.evidence import GRANULARITIES
+from sal_optim.kronecker import SIDES
 from sal_optim.threshold import new_threshold
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ StateDict = dict[str, Any]
 # Returns the state dict in the form of an optimizer, or raises; changes neither of the two.
 Fit = Callable[[StateDict], StateDict]
 
-_STATISTICS = ("pending", "evidence", "anchor", "update_norm", "gradient_norm")
+# State that is real and keeps its own precision.
+_EVIDENCE = ("pending", "evidence", *SIDES)
+_STATISTICS = (*_EVIDENCE, "anchor", "update_norm", "gradient_norm")
 # Containers nested deeper are no state of an optimizer.
 _DEPTH = 16
 
@@ -201,7 +204,7 @@ def check_tensor(where: str, name: str, value: Any, shape: tuple[int, ...], para
             f"{where} has shape {tuple(value.shape)}; for a parameter of shape "
             f"{tuple(param.shape)} it must have {tuple(shape)}"
         )
-    if param.is_complex() and not name.startswith(("pending", "evidence")):
+    if param.is_complex() and not name.startswith(_EVIDENCE):
         right = value.dtype == param.dtype
     else:
         right = value.is_floating_point() and value.dtype.itemsize >= 2

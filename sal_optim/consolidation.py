@@ -41,7 +41,7 @@ def count_pending(protection: "Protection") -> None:
             for param in group["params"]:
                 state = protection._state_of(param)
                 for name in state:
-                    if name.startswith("pending"):
+                    if name.startswith("pending") or name.endswith("_pending"):
                         state[name].mul_(0.5)
     threshold["pending_steps"] += 1.0
 

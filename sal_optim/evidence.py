@@ -2,8 +2,8 @@
 
 Pending evidence ``P`` is the sum, over the steps of the present regime, of squared gradients whose
 mean over all scalars of the optimizer is 1 in each step. A consolidation turns it into evidence
-``Omega``. Three granularities store them: per element, as row and column means, or as one number a
-tensor. This file knows nothing of the gate, the threshold or any base optimizer.
+``Omega``. Four granularities store them: per element, as row and column means, as one number a
+tensor, or by directions. This file knows nothing of the gate, the threshold or any base optimizer.
 
 State comes as lists of tensors by name, one entry a parameter.
 """
@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sal_optim import kronecker
 from sal_optim.rounding import Number, add, wide
 
 Tensors = dict[str, list[Tensor]]
@@ -155,8 +156,22 @@ class PerTensor:
         return state["pending"][0].dtype
 
 
+class Kronecker(Factored):
+    """Directions on both sides of a matrix for the pull, rows and columns for the gate.
+
+    What is beyond rows and columns is in ``kronecker.py``; a step handles it by itself.
+    """
+
+    def shapes(self, param: Tensor) -> dict[str, tuple[int, ...]]:
+        found = super().shapes(param)
+        if param.dim() >= 2:
+            found.update(kronecker.shapes(param.shape[0], param.shape[1:].numel()))
+        return found
+
+
 GRANULARITIES: dict[str, Granularity] = {
     "element": Element(),
     "factored": Factored(),
     "tensor": PerTensor(),
+    "kronecker": Kronecker(),
 }

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sal_optim import stability
+from sal_optim import kronecker, stability
 from sal_optim.consolidation import INTERVAL
 from sal_optim.evidence import GRANULARITIES, scaled_gradients
 from sal_optim.pieces import Work, plain
 from sal_optim.rounding import Number
-from sal_optim.state import State
+from sal_optim.state import State, pull_by_direction
 
 Group = dict[str, Any]
 
@@ -45,6 +45,8 @@ def gather(item: Work, group: Group, scale: float, at: float) -> None:
     granularity = GRANULARITIES[group["granularity"]]
     lists = {name: [value] for name, value in item.state.items()}
     granularity.gather(lists, [item.grad], scale, at)
+    if item.sides is not None:
+        kronecker.gather(item.sides, item.grad, scale, at)
 
 
 def hold(
@@ -89,6 +91,9 @@ def hold(
         else:
             step = step / state["gradient_norm"].clamp_min(torch.finfo(torch.float32).tiny)
         stiffness = step * (group["protection"] * group["pull"] * unit * INTERVAL)
+        if item.sides is not None:
+            pull_by_direction(item, stiffness)
+            return
         weights = _weights(evidence, stiffness, None, old)
         stability.pull([item.param], lists["anchor"], weights)
 

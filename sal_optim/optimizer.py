@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from sal_optim import checks
+from sal_optim import checks, kronecker
 from sal_optim.arguments import check_shared
 from sal_optim.checkpoint import Checkpoint, check_ready
 from sal_optim.compiled import advance_compiled
@@ -27,7 +27,7 @@ from sal_optim.fused import fits
 from sal_optim.pieces import Piece, Work, pieces, work_on
 from sal_optim.protection import FORESEEN, GroupedWork, Protection, Survey
 from sal_optim.rounding import Number, dither
-from sal_optim.state import State, prepare
+from sal_optim.state import State, prepare, pull_by_direction
 from sal_optim.threshold import new_threshold
 from sal_optim.update import Direction, Numbers, Plan, Rule, Tensors, Whole, advance
 
@@ -253,7 +253,7 @@ class SALOptimizer(Protection, Optimizer):
             gathers=survey.gathers,
             moves=not self._observing,
             protected=work.protected,
-            pulled=survey.pulls and group["pull"] > 0.0,
+            pulled=survey.pulls and group["pull"] > 0.0 and work.sides is None,
         )
         base: tuple[list[float], ...] = ()
         if plan.moves:
@@ -270,10 +270,32 @@ class SALOptimizer(Protection, Optimizer):
             rounding=dither(self._threshold()["pending_steps"]),
         )
         rule = self._rule(group, work.fresh)
-        if piece.compiled and advance_compiled(plan, rule, work, numbers):
-            return
-        whole = None
+        if plan.gathers:
+            for item in piece.works:
+                if item.sides is not None:
+                    kronecker.gather(item.sides, item.grad, survey.scale, numbers.rounding)
+        if not (piece.compiled and advance_compiled(plan, rule, work, numbers)):
+            self._advance_eagerly(piece, plan, rule, numbers)
+        if plan.moves and plan.protected and survey.pulls and group["pull"] > 0.0:
+            for place, item in enumerate(piece.works):
+                if item.sides is not None:
+                    size = self._update_size(rule, item, tuple([c[place]] for c in base))
+                    pull_by_direction(item, numbers.stiffness / size)
+
+    def _update_size(self, rule: Rule, item: Work, numbers: tuple[list[float], ...]) -> Number:
+        """The root of the mean square of what the base optimizer divides an update by."""
+        last = self._last_update(rule, {n: [t] for n, t in item.state.items()}, numbers)
+        if last is None or last.denominators is None:
+            return 1.0
+        norm: Tensor = torch.linalg.vector_norm(last.denominators[0])
+        mean: Tensor = norm / max(1.0, item.param.numel()) ** 0.5
+        return mean
+
+    def _advance_eagerly(self, piece: Piece, plan: Plan, rule: Rule, numbers: Numbers) -> None:
+        """By torch's kernel or by the rule, in slices or lists."""
+        group, whole = piece.group, None
         if plan.protected and plan.moves and fits(piece.works, self._moment_names(group)):
+            lr = float(group["lr"])
             whole = self._whole(group, lr, [item.owner["step"] for item in piece.works])
         for params, grads, state in piece.parts():
             advance(plan, rule, params, grads, state, numbers, whole)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sal_optim.distributed import Sharding, aligned, is_distributed, local, sharding
 from sal_optim.evidence import GRANULARITIES
+from sal_optim.kronecker import SIDES
 
 # Elements of a slice: float32 slices of a parameter, its gradient, state and temporaries stay
 # within a few megabytes. Of the powers from 15 to 18, this one was the fastest or near it from
@@ -48,6 +49,8 @@ class Work:
     sharding: Sharding | None  # where the rest of them is
     whole: Tensor  # the parameter itself
     protected: bool = False  # by evidence
+    # The evidence of a matrix by direction, which no elementwise update takes.
+    sides: dict[str, Tensor] | None = None
     squares: Tensor | None = None  # the gradient's sum of squares, where a kernel has taken it
 
 
@@ -140,10 +143,15 @@ def work_on(
     if spread or is_distributed(grad) or param.is_complex():
         real, grad = plain(param), plain(aligned(grad, param))
         tensors = {name: plain(tensor) for name, tensor in tensors.items()}
+    sides = None
+    if "left_basis" in tensors:
+        sides = {n: t for n, t in tensors.items() if n.startswith(SIDES)}
+        tensors = {n: t for n, t in tensors.items() if n not in sides}
     return Work(
         param=real,
         grad=grad,
         state=tensors,
+        sides=sides,
         step=step,
         fresh=fresh,
         owner=state,

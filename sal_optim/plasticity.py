@@ -86,7 +86,7 @@ def _held(protection: "Protection") -> list[tuple[Tensor, dict[str, Any], State]
 
 def _scale(state: State, factor: float, at: float) -> None:
     local = lists(state)
-    for name in [name for name in local if name.startswith("evidence")]:
+    for name in [name for name in local if name.startswith("evidence") or name.endswith("_values")]:
         evidence = local[name][0]
         add(evidence, torch.zeros_like(evidence), at, keep=factor)
     state["evidence_weight"] *= factor

@@ -3,15 +3,16 @@
 Functions of a parameter, its state and its group's settings. They know nothing of a step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sal_optim import kronecker
 from sal_optim.evidence import GRANULARITIES
-from sal_optim.pieces import plain
-from sal_optim.rounding import add, dither
+from sal_optim.pieces import Work, plain
+from sal_optim.rounding import Number, add, dither
 from sal_optim.update import Tensors
 
 State = dict[str, Any]
@@ -72,19 +73,51 @@ def absorb(param: Tensor, state: State, group: dict[str, Any], weight: float, co
     granularity, retention = GRANULARITIES[group["granularity"]], group["retention"]
     local = lists(state)
     values = plain(param)
-    if "anchor" in local:
+    rotated = directions(state)
+    if rotated is not None and values.numel():
+        kronecker.settle(
+            rotated,
+            values,
+            local["anchor"][0] if "anchor" in local else None,
+            pending=local["pending_row"][0].mean() * values.numel(),
+            known=evidence_sum(state, values),
+            weight=weight,
+            keep=retention,
+            memory=ANCHOR_MEMORY,
+        )
+    elementwise = "anchor" in local and rotated is None
+    if elementwise:
         before = granularity.evidence(local, [values])[0] * retention
     for name in [name for name in local if name.startswith("pending")]:
         pending, evidence = local[name][0], local[name.replace("pending", "evidence")][0]
         add(evidence, pending, dither(count), keep=retention, weight=weight)
         pending.zero_()
-    if "anchor" in local:
+    if elementwise:
         # Evidence of low rank does not add exactly.
         gained = (granularity.evidence(local, [values])[0] - before).clamp_min_(0.0)
         total = (before * ANCHOR_MEMORY).add_(gained)
         share = gained.div_(total.clamp_min_(torch.finfo(total.dtype).tiny))
         anchor = local["anchor"][0]
         anchor.copy_(torch.lerp(anchor.to(share.dtype), values.to(share.dtype), share))
+
+
+def directions(state: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """The evidence of a matrix by direction, on both sides; None where there is none."""
+    if "left_basis" not in state:
+        return None
+    return {n: plain(t) for n, t in state.items() if n.startswith(kronecker.SIDES)}
+
+
+def evidence_sum(state: Mapping[str, Any], values: Tensor) -> Tensor:
+    """The sum of the evidence of all elements, where it is kept in rows and columns."""
+    return plain(state["evidence_row"]).mean() * values.numel()
+
+
+def pull_by_direction(item: Work, stiffness: Number) -> None:
+    """Pull one matrix toward its anchor by the evidence of its sides, in place."""
+    if item.sides is not None and item.param.numel():
+        total = evidence_sum(item.state, item.param)
+        kronecker.pull(item.param, item.state["anchor"], item.sides, total, stiffness)
 
 
 def lists(state: State) -> Tensors:

@@ -122,7 +122,7 @@ ROWS = (
 )
 # One row a class, for what does not depend on the configuration and takes long.
 CLASSES = tuple({row.cls: row for row in ROWS}.values())
-GRANULARITIES = ("element", "factored", "tensor")
+GRANULARITIES = ("element", "factored", "tensor", "kronecker")
 
 
 def row_of(name: str) -> Row:

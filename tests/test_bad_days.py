@@ -26,7 +26,7 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.rows import Row
+from tests.rows import GRANULARITIES, Row
 
 Mode = dict[str, Any]
 
@@ -134,7 +134,7 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("granularity", ["element", "factored", "tensor"])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_resized_or_cast_parameter(class_row: Row, granularity: str, change: str) -> None:
     """An error, by which nothing changes; its entry of the state deleted, it is a new one."""

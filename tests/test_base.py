@@ -20,7 +20,7 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.rows import ROWS, PlainLion, Row
+from tests.rows import GRANULARITIES, ROWS, PlainLion, Row
 
 Mode = dict[str, Any]
 DTYPES = (
@@ -121,7 +121,7 @@ def test_variants(row: Row, changes: Mode, mode: Mode, protection: float) -> Non
 
 
 @pytest.mark.parametrize("protection", [0.1, 1e4])
-@pytest.mark.parametrize("granularity", ["element", "factored", "tensor"])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_before_the_first_consolidation(
     class_row: Row, mode: Mode, protection: float, granularity: str
 ) -> None:
@@ -214,9 +214,7 @@ def _by_mode(row: Row, groups: int, foreach: bool, **kwargs: Any) -> Any:
     return params, optimizer, found
 
 
-@pytest.mark.parametrize(
-    ("granularity", "groups"), list(itertools.product(("element", "factored", "tensor"), (1, 3)))
-)
+@pytest.mark.parametrize(("granularity", "groups"), list(itertools.product(GRANULARITIES, (1, 3))))
 def test_foreach_equals_the_loop(row: Row, granularity: str, groups: int) -> None:
     runs = [_by_mode(row, groups, foreach, granularity=granularity) for foreach in (False, True)]
     (loop, one, found), (lists, other, same) = runs

@@ -26,7 +26,7 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.rows import Row
+from tests.rows import GRANULARITIES, Row
 
 Mode = dict[str, Any]
 Pair = tuple[list[Tensor], SALOptimizer]
@@ -104,7 +104,7 @@ def test_resume_is_exact(row: Row, mode: Mode) -> None:
             assert_same_state(snapshot(resumed), state)
 
 
-@pytest.mark.parametrize("granularity", ["factored", "tensor"])
+@pytest.mark.parametrize("granularity", GRANULARITIES[1:])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.bfloat16], ids=str)
 def test_resume_is_exact_in_other_forms(
     class_row: Row, mode: Mode, granularity: str, dtype: torch.dtype

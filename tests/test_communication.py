@@ -27,6 +27,7 @@ from tests.drive import (
     stream,
 )
 from tests.layered import check_layer
+from tests.rows import GRANULARITIES
 
 optim = torch.optim
 BUILDERS: dict[str, Any] = {
@@ -177,7 +178,7 @@ def test_parameters_without_evidence_move_freely() -> None:
     assert not torch.equal(params[1], twin[1])
 
 
-@pytest.mark.parametrize("granularity", ["factored", "tensor"])
+@pytest.mark.parametrize("granularity", GRANULARITIES[1:])
 def test_granularities(granularity: str) -> None:
     params = make_params()
     optimizer, layer = adam(params, granularity=granularity)

@@ -21,7 +21,7 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.rows import Row
+from tests.rows import GRANULARITIES, Row
 
 Mode = dict[str, Any]
 
@@ -205,7 +205,7 @@ def test_stability_of_a_stranger(row: Row, mode: Mode) -> None:
 # ---------------------------------------------------------------- room to go on learning
 
 
-@pytest.mark.parametrize("granularity", ["element", "factored", "tensor"])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_a_long_stream_leaves_room(row: Row, mode: Mode, granularity: str) -> None:
     """However many regimes: the mean gate stays, and what is newest is held most."""
     params = make_params()

@@ -73,7 +73,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] 
     "not one of the names": (
         lambda: SALAdam(params(), granularity="layer"),
         ValueError,
-        ("granularity", "'layer'", "'element', 'factored', 'tensor'"),
+        ("granularity", "'layer'", "'element', 'factored', 'tensor', 'kronecker'"),
     ),
     "an argument that is not there": (
         lambda: SALAdam(params(), protect=1),  # type: ignore[call-arg]

@@ -14,6 +14,7 @@ import sal_optim
 from sal_optim import CommunicationLayer, SALAdam
 from sal_optim.reporting import Row, rows, state_in_words, summary
 from tests.drive import drive, profile, snapshot, stream
+from tests.rows import GRANULARITIES
 
 
 def network() -> nn.Sequential:
@@ -35,7 +36,7 @@ def trained(layered: bool, steps: int = 80, **settings: Any) -> tuple[Any, nn.Se
 
 
 @pytest.mark.parametrize("layered", [False, True])
-@pytest.mark.parametrize("granularity", ["element", "factored", "tensor"])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_rows_add_up_to_the_diagnostics(layered: bool, granularity: str) -> None:
     optimizer, model = trained(layered, granularity=granularity)
     protection = sal_optim.communication.layer_of(optimizer) if layered else optimizer

@@ -22,7 +22,7 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.rows import Row
+from tests.rows import GRANULARITIES, Row
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e6])
@@ -64,7 +64,7 @@ def test_wider_sums_are_plain_sums() -> None:
         assert torch.equal(total, other.mul_(0.5).add_(value, alpha=3.0))
 
 
-@pytest.mark.parametrize("granularity", ["element", "factored", "tensor"])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_evidence_in_bfloat16_is_that_of_float32(granularity: str) -> None:
     """Over 1,500 steps of one regime, five times those after which plain sums would stop."""
     params, twins = make_params([(8, 12), (40,)]), make_params([(8, 12), (40,)])
