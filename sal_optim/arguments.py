@@ -19,8 +19,10 @@ PROTECTION_ARGUMENTS = """
         retention: what a consolidation keeps of the evidence before it, in [0, 1].
         plasticity: the mean gate that a consolidation leaves at least, in [0, 1): where evidence
             would hold more, all of it is scaled down. 0 lets it add up for ever.
-        granularity: of the evidence: ``"element"``, ``"factored"`` (row and column means) or
-            ``"tensor"``.
+        granularity: of the evidence: ``"element"``, ``"factored"`` (row and column means),
+            ``"tensor"``, or ``"kronecker"``: by direction on both sides of a matrix, which holds
+            most, with ``protection=0.01, pull=50``, and takes matrix products in a fourth of the
+            steps. Sharded parameters (DTensor) need ``"element"``.
         state_dtype: floating dtype of evidence and anchor, such as ``torch.bfloat16``. Default:
             float32 for evidence (float64 beside float64), the parameter's for the anchor."""
 

@@ -153,16 +153,25 @@ def _merged(
         if joined.shape[1] >= size:
             squares, vectors = _eigen(joined @ joined.T)
         else:
-            vectors, singular, _ = torch.linalg.svd(joined, full_matrices=False)
-            squares = singular.square()
+            squares, inner = _eigen(joined.T @ joined)
+            # A direction of nothing is one of zeros, along which no move has a part.
+            roots = torch.where(squares > squares[0] * 1e-12, squares, torch.inf).rsqrt()
+            vectors = joined @ (inner * roots)
     left_out = squares[rank:].sum() / max(1, size - rank)
     return vectors[:, :rank], torch.cat([squares[:rank], left_out[None]]) + rest
 
 
 def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues of a symmetric matrix, the largest first, and eigenvectors."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return values.flip(0).clamp_min(0.0), vectors.flip(1)
+    """Eigenvalues of a matrix ``A = F F'``, the largest first, and eigenvectors.
+
+    In float64 where there is one, and near 1: sides with rows of zeros, such as an embedding's, are
+    not solved in float32.
+    """
+    scale = _least(matrix.diagonal().max())
+    exact = torch.float32 if matrix.device.type == "mps" else torch.float64
+    values, vectors = torch.linalg.eigh((matrix / scale).to(exact))
+    values = values.flip(0).clamp_min(0.0) * scale.to(exact)
+    return values.to(matrix.dtype), vectors.flip(1).to(matrix.dtype)
 
 
 def _from_sketch(sketch: Tensor) -> Tensor:

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sal_optim import stability
+from sal_optim import checks, stability
 from sal_optim.consolidation import INTERVAL, consolidate, count_pending
 from sal_optim.diagnostics import Spectrum, diagnose
 from sal_optim.evidence import GRANULARITIES
 from sal_optim.norms import gradient_norm
 from sal_optim.pieces import Work, plain
-from sal_optim.state import State, lists
+from sal_optim.state import State, draw_back, lists
 from sal_optim.threshold import (
     ThresholdState,
     decline,
@@ -179,6 +179,32 @@ class Protection:
             yield
         finally:
             self._observing = False
+
+    @torch.no_grad()
+    def restore(self, strength: float) -> None:
+        """Draw all weights back to their anchors, each as far as its evidence asks for.
+
+        For the end of a fine-tuning: what the new data had no need of, and the old data suffers
+        from, goes back first. By ``k / (1 + k)`` with k = ``strength`` times the evidence, whose
+        mean is 1 after :meth:`observe` and :meth:`consolidate`; along directions with
+        ``granularity="kronecker"``. Try several on copies of the weights, as WiSE-FT tries shares.
+
+        Args:
+            strength: at least 0, which changes nothing; the larger, the less of the change is kept.
+
+        Raises:
+            ValueError: ``strength`` is out of its range, or a group keeps no anchor (``pull=0``).
+        """
+        strength = checks.number("strength", strength)
+        groups = self._groups()
+        if any(group["pull"] == 0.0 for group in groups):
+            raise ValueError(
+                "Invalid pull value: 0.0; restore() draws weights to anchors, which are kept with "
+                "a pull above 0"
+            )
+        for group in groups:
+            for param in group["params"]:
+                draw_back(param, self._state_of(param), group, strength)
 
     def stability(self, param: Tensor) -> Tensor:
         """The stability s of each element of a parameter at mean activity, in [0, 1).

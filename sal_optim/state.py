@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sal_optim import kronecker
+from sal_optim import kronecker, stability
 from sal_optim.evidence import GRANULARITIES
 from sal_optim.pieces import Work, plain
-from sal_optim.rounding import Number, add, dither
+from sal_optim.rounding import Number, add, dither, wide
 from sal_optim.update import Tensors
 
 State = dict[str, Any]
@@ -111,6 +111,21 @@ def directions(state: Mapping[str, Any]) -> dict[str, Tensor] | None:
 def evidence_sum(state: Mapping[str, Any], values: Tensor) -> Tensor:
     """The sum of the evidence of all elements, where it is kept in rows and columns."""
     return plain(state["evidence_row"]).mean() * values.numel()
+
+
+def draw_back(param: Tensor, state: State, group: dict[str, Any], strength: float) -> None:
+    """Move one parameter toward its anchor by ``k / (1 + k)``, k = ``strength`` times evidence."""
+    if state.get("evidence_weight", 0.0) == 0.0 or "anchor" not in state or not param.numel():
+        return
+    values, anchor, sides = plain(param.detach()), plain(state["anchor"]), directions(state)
+    if sides is not None:
+        kronecker.pull(values, anchor, sides, evidence_sum(state, values), strength)
+        return
+    evidence = GRANULARITIES[group["granularity"]].evidence(lists(state), [values])
+    weights = stability.pull_weights(
+        [omega.to(wide(values.dtype)).expand_as(values) for omega in evidence], strength, None
+    )
+    stability.pull([values], [anchor], weights)
 
 
 def pull_by_direction(item: Work, stiffness: Number) -> None:

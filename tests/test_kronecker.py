@@ -157,3 +157,24 @@ def test_two_byte_state_holds_as_well() -> None:
         return (model(inputs) - old).norm().item()
 
     assert drift(torch.bfloat16) < 1.3 * drift(None) + 0.1
+
+
+def test_rows_that_no_gradient_has_touched() -> None:
+    """An embedding's rows are zeros but for the words that were seen, some of them hardly."""
+    torch.manual_seed(0)
+    table = nn.Embedding(200, 40)
+    optimizer = SALAdamW(table.parameters(), protection=0.01, pull=1e3, granularity="kronecker")
+    with optimizer.observe():
+        for _ in range(12):
+            words = torch.randint(30, (6,))
+            optimizer.zero_grad()
+            (table(words).square() * 10.0 ** -(words[:, None] % 9).double()).mean().backward()
+            optimizer.step()
+    optimizer.consolidate()
+    before = table.weight.detach().clone()
+    for _ in range(8):
+        table.weight.grad = torch.randn(200, 40)
+        optimizer.step()
+    assert table.weight.isfinite().all()
+    moved = (table.weight - before).norm(dim=1)
+    assert moved[30:].mean() > moved[:30:9].mean()

@@ -32,7 +32,7 @@ EXAMPLES = """examples:
   python -m benchmarks finetune --model smollm2         # a real model; see --model
 """
 # What --how-few compares, where no methods are named: (sequences, of these in one gradient).
-HOW_FEW = "sal-merge"
+HOW_FEW = "sal-restore"
 AMOUNTS = ((8, 1), (32, 1), (128, 1), (512, 1), (128, 16), (512, 16))
 
 
@@ -90,7 +90,7 @@ def _tune(args: Namespace, plain: Setting, methods: Sequence[str], console: Cons
 
 
 def _how_few(args: Namespace, plain: Setting, chosen: dict[str, Any], console: Console) -> int:
-    """The methods named, else SALAdamW with its merge, that see more or fewer sequences."""
+    """The methods named, else SALAdamW that is restored, that see more or fewer sequences."""
     base_lr, base_options = trial_for(chosen, choices.REFERENCE)
     kinds = {choices.REFERENCE: replace(plain, lr=base_lr, options=base_options)}
     for name in _methods(args.methods or [HOW_FEW], console):

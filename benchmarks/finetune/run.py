@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -101,11 +101,6 @@ def run(setting: Setting, folder: Path, data_dir: str | None = None) -> dict[str
             begun = time.process_time()
             train_step(method, batch)
             seconds.append(time.process_time() - begun)
-    if method.reviews:
-        begun = time.process_time()
-        draw.manual_seed(setting.seed + 2)
-        method.review(windows(new.train, setting.sequences, draw), next_loss)
-        observing += time.process_time() - begun
     moved = method.weights()
     gone = sum(float((a - b).square().sum()) for a, b in zip(moved, start, strict=True))
     if method.averages:
@@ -114,7 +109,7 @@ def run(setting: Setting, folder: Path, data_dir: str | None = None) -> dict[str
         "points": points,
         "looks": list(BETWEEN) if method.averages else ahead,
         "distance": gone**0.5,
-        "ms_step": 1e3 * median(seconds),
+        "ms_step": 1e3 * fmean(seconds),
         "seconds_observing": observing,
         "bytes_per_parameter": method.bytes_kept() / sum(p.numel() for p in start),
         "figures": method.figures(),

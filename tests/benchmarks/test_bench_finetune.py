@@ -214,19 +214,36 @@ def test_uniform_and_shuffled_evidence(setting: Any) -> None:
     assert not kept.equal(other)
 
 
-def test_what_goes_back_goes_back_whole(setting: Any) -> None:
-    for name in ("sal-merge", "sal-merge-own", "control-merge-random"):
+def test_restored_from_the_first_to_the_last_weights(setting: Any) -> None:
+    for name in ("sal-restore", "sal-restore-new", "sal-restore-own", "control-restore-element"):
         method, start = trained(setting, name, steps=4, protection=0.0)
-        before = [method.optimizer.state[p]["pending"].sum().item() for p in method.params]
         last = [p.detach().clone() for p in method.params]
-        method.review(torch.randint(128, (2, 33)), loss)
-        after = [method.optimizer.state[p]["pending"].sum().item() for p in method.params]
-        assert sum(after) > 1.1 * sum(before), "it has seen more of the new text"
-        method.give_back(start, 0.25)
-        triples = list(zip(method.params, start, last, strict=True))
-        assert all(((p == a) | (p == b)).all() for p, a, b in triples)
-        back = sum(int((p == a).sum()) for p, a, _ in triples)
-        assert back / sum(p.numel() for p in method.params) == pytest.approx(0.75, abs=0.05)
+
+        def away(share: float) -> float:
+            with torch.no_grad():
+                for param, value in zip(method.params, last, strict=True):
+                    param.copy_(value)
+            method.give_back(start, share)
+            pairs = zip(method.params, start, strict=True)
+            return sum(float((p.detach() - a).square().sum()) for p, a in pairs)
+
+        found = [away(share) for share in (0.0, 0.1, 0.5, 0.9, 1.0)]
+        assert found[0] == 0.0
+        assert found == sorted(found)
+        gone = sum(float((a - b).square().sum()) for a, b in zip(last, start, strict=True))
+        assert found[-1] == pytest.approx(gone, rel=1e-5)
+
+
+def test_directions_by_chance_are_directions(setting: Any) -> None:
+    real, _ = trained(setting, "sal-restore", steps=2)
+    drawn, _ = trained(setting, "control-restore-random", steps=2)
+    for one, other in zip(real.params, drawn.params, strict=True):
+        if "left_basis" in real.optimizer.state[one]:
+            kept, chance = (m.optimizer.state[p] for m, p in ((real, one), (drawn, other)))
+            assert torch.equal(kept["left_values"], chance["left_values"])
+            assert not torch.allclose(kept["left_basis"], chance["left_basis"])
+            basis = chance["left_basis"]
+            assert torch.allclose(basis.T @ basis, torch.eye(basis.shape[1]), atol=1e-5)
 
 
 def test_averages_go_from_the_first_to_the_last_weights(setting: Any, tmp_path: Path) -> None:

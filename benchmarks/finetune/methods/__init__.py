@@ -9,17 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.finetune.methods.averaged import (
-    Merge,
-    MergeFactored,
-    MergeNew,
-    MergeOwn,
-    MergeRandom,
-    MergeShuffled,
-    MergeSteps,
-    SALWiSE,
-)
 from benchmarks.finetune.methods.base import Loss, Method
+from benchmarks.finetune.methods.directions import (
+    Directions,
+    DirectionsNew,
+    Restored,
+    RestoredElement,
+    RestoredNew,
+    RestoredOwn,
+    RestoredRandom,
+)
 from benchmarks.finetune.methods.peers import (
     EWC,
     L2SP,
@@ -84,12 +83,19 @@ PROTECTED = _each(
     (2e-3, {"protection": 1.0, "pull": 100.0}),
     (3e-3, {"protection": 10.0, "pull": 10.0, "plasticity": 0.0}),
 )
-# AdamW's own run, and one that is protected.
-MERGED = _each(
+# By direction the gate has little to hold. What the new text needs is held too where it is what
+# was observed, so that less of a pull has to do.
+ALONG = tuple(
+    (lr, {"protection": 0.01, "pull": pull})
+    for lr, pull in ((2e-3, 2000.0), (4e-3, 5000.0), (2e-3, 3000.0), (1e-3, 1000.0))
+)
+ALONG_NEW = tuple((lr, {**options, "pull": options["pull"] / 2}) for lr, options in ALONG)
+# Three that were pulled a little, and AdamW's own run.
+RESTORED = _each(
+    (2e-3, {"protection": 0.01, "pull": 100.0}),
+    (2e-3, {"protection": 0.01, "pull": 300.0}),
+    (4e-3, {"protection": 0.01, "pull": 100.0}),
     (1e-3, {"protection": 0.0}),
-    (2e-3, {"protection": 0.0}),
-    (5e-4, {"protection": 0.0}),
-    (1e-3, {"protection": 0.1, "pull": 100.0}),
 )
 GATED = _each(
     (1e-3, {"protection": 10.0, "plasticity": 0.0}),
@@ -110,12 +116,11 @@ ROWS = (
     Row("lora", LoRA, ADAPTERS, needs="peft"),
     Row("wise-ft", WiSE, GIVEN_BACK),
     Row("sal-adamw", SALW, PROTECTED),
-    Row("sal-wise", SALWiSE, ((1e-3, {"protection": 0.1, "pull": 100.0}), *PROTECTED[:3])),
-    Row("sal-merge", Merge, MERGED),
-    Row("sal-merge-own", MergeOwn, MERGED, like="sal-merge"),
-    Row("sal-merge-new", MergeNew, MERGED, like="sal-merge"),
-    Row("sal-merge-steps", MergeSteps, MERGED, like="sal-merge"),
-    Row("sal-merge-factored", MergeFactored, MERGED, like="sal-merge"),
+    Row("sal-kronecker", Directions, ALONG),
+    Row("sal-kronecker-new", DirectionsNew, ALONG_NEW),
+    Row("sal-restore", Restored, RESTORED),
+    Row("sal-restore-new", RestoredNew, RESTORED),
+    Row("sal-restore-own", RestoredOwn, RESTORED, like="sal-restore"),
     Row("sal-adamw-own", OwnSamples, PROTECTED, like="sal-adamw"),
     Row("sal-adamw-new", NewText, PROTECTED),
     Row("sal-adamw-uniform", Uniform, PROTECTED),
@@ -124,8 +129,8 @@ ROWS = (
     Row("sal-lion", SALL, LION),
     Row("muon", PlainMuon, PLAIN),
     Row("sal-muon", MuonLayer, PROTECTED),
-    Row("control-merge-shuffled", MergeShuffled, MERGED, like="sal-merge", control=True),
-    Row("control-merge-random", MergeRandom, MERGED, like="sal-merge", control=True),
+    Row("control-restore-element", RestoredElement, RESTORED, like="sal-restore", control=True),
+    Row("control-restore-random", RestoredRandom, RESTORED, like="sal-restore", control=True),
     Row("control-shuffled", Shuffled, PROTECTED, like="sal-adamw", control=True),
     # Its learning rate comes from tuning: AdamW that goes as far from the start as SALAdamW.
     Row("control-distance", Method, PLAIN, like="adamw", control=True),

@@ -20,8 +20,6 @@ class Method:
 
     # Whose sequences it asks to see first: "old", "own" (the model's samples), "new" or nobody's.
     observes: ClassVar[str | None] = None
-    # Whether it asks to see as many sequences of the new text, once more, after the last step.
-    reviews: ClassVar[bool] = False
     # Whether points are taken after the run, of more and more of its change, not over the run.
     averages: ClassVar[bool] = False
 
@@ -48,9 +46,6 @@ class Method:
 
     def after_step(self) -> None:
         """Weights have moved."""
-
-    def review(self, sequences: Tensor, loss: Loss) -> None:
-        """Look at sequences of the new text, after the last step."""
 
     @torch.no_grad()
     def give_back(self, start: Sequence[Tensor], share: float) -> None:

@@ -1,0 +1,68 @@
+"""SALAdamW with evidence by direction, and what its `restore()` gives back after the last step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from benchmarks.finetune.methods.base import Loss
+from benchmarks.finetune.methods.sal import SALW
+
+
+class Directions(SALW):
+    """Pulled to the pretrained weights, while it trains, along what the old text needs."""
+
+    fixed: ClassVar[dict[str, Any]] = {"granularity": "kronecker"}
+
+
+class DirectionsNew(Directions):
+    """No old data: the new text, as the pretrained model sees it, stands for the old."""
+
+    observes: ClassVar[str | None] = "new"
+
+
+class Restored(Directions):
+    """The same, and after the last step drawn back: the smaller the share, the further."""
+
+    averages: ClassVar[bool] = True
+
+    @torch.no_grad()
+    def give_back(self, start: Sequence[Tensor], share: float) -> None:
+        if share == 0.0:
+            super().give_back(start, share)
+        else:
+            self.protection.restore((1 / share - 1) ** 3)
+
+
+class RestoredNew(Restored):
+    """No old data: the new text before training."""
+
+    observes: ClassVar[str | None] = "new"
+
+
+class RestoredOwn(Restored):
+    """No old data: what the pretrained model writes itself."""
+
+    observes: ClassVar[str | None] = "own"
+
+
+class RestoredElement(Restored):
+    """Control: by evidence of single elements."""
+
+    fixed: ClassVar[dict[str, Any]] = {"granularity": "element"}
+
+
+class RestoredRandom(Restored):
+    """Control: the same evidence along directions drawn by chance."""
+
+    def observe(self, batches: Sequence[Tensor], loss: Loss) -> None:
+        super().observe(batches, loss)
+        draw = torch.Generator().manual_seed(0)
+        for state in self.optimizer.state.values():
+            for name in ("left_basis", "right_basis"):
+                if name in state:
+                    drawn = torch.randn(state[name].shape, generator=draw)
+                    state[name].copy_(torch.linalg.qr(drawn).Q)
