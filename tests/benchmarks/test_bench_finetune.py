@@ -214,24 +214,26 @@ def test_uniform_and_shuffled_evidence(setting: Any) -> None:
     assert not kept.equal(other)
 
 
-def test_restored_from_the_first_to_the_last_weights(setting: Any) -> None:
-    for name in ("sal-restore", "sal-restore-new", "sal-restore-own", "control-restore-element"):
-        method, start = trained(setting, name, steps=4, protection=0.0)
-        last = [p.detach().clone() for p in method.params]
+@pytest.mark.parametrize(
+    "name", ["sal-restore", "sal-restore-new", "sal-restore-own", "control-restore-element"]
+)
+def test_restored_from_the_first_to_the_last_weights(setting: Any, name: str) -> None:
+    method, start = trained(setting, name, steps=4, protection=0.0)
+    last = [p.detach().clone() for p in method.params]
 
-        def away(share: float) -> float:
-            with torch.no_grad():
-                for param, value in zip(method.params, last, strict=True):
-                    param.copy_(value)
-            method.give_back(start, share)
-            pairs = zip(method.params, start, strict=True)
-            return sum(float((p.detach() - a).square().sum()) for p, a in pairs)
+    @torch.no_grad()
+    def away(share: float) -> float:
+        for param, value in zip(method.params, last, strict=True):
+            param.copy_(value)
+        method.give_back(start, share)
+        pairs = zip(method.params, start, strict=True)
+        return sum(float((p - a).square().sum()) for p, a in pairs)
 
-        found = [away(share) for share in (0.0, 0.1, 0.5, 0.9, 1.0)]
-        assert found[0] == 0.0
-        assert found == sorted(found)
-        gone = sum(float((a - b).square().sum()) for a, b in zip(last, start, strict=True))
-        assert found[-1] == pytest.approx(gone, rel=1e-5)
+    found = [away(share) for share in (0.0, 0.1, 0.5, 0.9, 1.0)]
+    assert found[0] == 0.0
+    assert found == sorted(found)
+    gone = sum(float((a - b).square().sum()) for a, b in zip(last, start, strict=True))
+    assert found[-1] == pytest.approx(gone, rel=1e-5)
 
 
 def test_directions_by_chance_are_directions(setting: Any) -> None:
