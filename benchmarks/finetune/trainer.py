@@ -29,6 +29,7 @@ from benchmarks.finetune.smollm2 import (
     token_loss,
 )
 from benchmarks.records import write_atomically
+from sal_optim.protection import Protection
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,23 @@ class Way:
     optim: str = "adamw_torch"
     optim_args: str = ""
     rank: int = 0  # of LoRA's adapters
-    observes: str | None = None  # whose sequences: "old" or "own"
+    observes: str | None = None  # whose sequences: "old", "new" or "own"
 
 
-STRONG = "protection=0.1,pull=1000.0"
+ALONG = "granularity=kronecker,protection=0.01,pull=2000.0"
+LOOSE = "granularity=kronecker,protection=0.01,pull=100.0"
 WAYS = (
     Way("adamw", 2e-4),
-    Way("sal-adamw", 2e-4, "saladamw", STRONG, observes="old"),
-    Way("sal-adamw-own", 2e-4, "saladamw", STRONG, observes="own"),
+    Way("adamw-fast", 5e-4),
+    Way("sal-kronecker", 5e-4, "saladamw", ALONG, observes="old"),
+    Way("sal-restore", 5e-4, "saladamw", LOOSE, observes="old"),
+    Way("sal-restore-new", 5e-4, "saladamw", LOOSE, observes="new"),
+    Way("sal-restore-own", 5e-4, "saladamw", LOOSE, observes="own"),
     Way("lora", 1e-3, rank=8),
-    Way("adamw-fast", 1e-3),
 )
+# Shares of the change that are kept after the last step: AdamW's by averages with the pretrained
+# weights (WiSE-FT), SAL's by its restore().
+KEPT = (0.75, 0.5, 0.25)
 
 
 def looks(steps: int) -> list[int]:
@@ -98,9 +105,31 @@ def run(way: Way, args: Namespace, console: Console) -> dict[str, Any]:
         p.numel() for p in start
     )
     if not way.rank:
+        result["kept"] = _given_back(model, start, trainer.optimizer, measure)
+        console.print(f"{way.name}, a part given back: {result['kept']}")
         moved = zip(model.parameters(), start, strict=True)
         result["distance"] = sum(float((a.detach() - b).square().sum()) for a, b in moved) ** 0.5
     return result
+
+
+@torch.no_grad()
+def _given_back(
+    model: Any, start: list[Tensor], optimizer: Any, measure: Measure
+) -> dict[str, dict[str, float]]:
+    """Losses where only a share of the change is kept; the model is left as it was."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # out of accelerate's wrapper
+    params = list(model.parameters())
+    last, found = [p.detach().clone() for p in params], {}
+    for share in KEPT:
+        if isinstance(optimizer, Protection):
+            optimizer.restore((1 / share - 1) ** 3)
+        else:
+            for param, first in zip(params, start, strict=True):
+                param.lerp_(first, 1 - share)
+        found[f"{share:g}"] = measure.losses(model)
+        for param, value in zip(params, last, strict=True):
+            param.copy_(value)
+    return found
 
 
 def _trainer(model: Any, way: Way, trained: Tensor, args: Namespace, seen: Any) -> Any:
@@ -152,6 +181,8 @@ def _observe(trainer: Any, measure: Measure, way: Way, args: Namespace) -> float
         blank = torch.full((args.sequences, 1), tokenizer.bos_token_id, device=device)
         with torch.no_grad():
             rows = model.generate(blank, max_new_tokens=LENGTH - 1, do_sample=True, top_k=0)
+    elif way.observes == "new":
+        rows = sequences(tokenizer, args.new, args.data_dir, 0, args.sequences)
     else:
         kept = [name for name in measure.texts if name != "new"]
         parts = [
@@ -216,4 +247,6 @@ def table(results: dict[str, dict[str, Any]]) -> Table:
                     f"{result['seconds_step']:.1f}",
                 ]
             made.add_row(way, str(step), *cells)
+        for share, losses in result.get("kept", {}).items():
+            made.add_row(way, f"{share} kept", *(f"{losses[text]:.3f}" for text in texts))
     return made

@@ -74,9 +74,14 @@ def test_every_way_is_trained_recorded_and_read_back(
         assert found["steps"] == [0, 1, 2, 4]
         assert all(math.isfinite(x) for losses in found["losses"] for x in losses.values())
         assert found["losses"][-1]["new"] != found["losses"][0]["new"]
-        if "sal-adamw" in path.name:
-            assert found["bytes_per_parameter"] == pytest.approx(20, abs=0.5)
+        if "sal-" in path.name:
+            # Nearly exact sides of 16, 32 and 129, of which 128 directions are kept.
+            assert found["bytes_per_parameter"] > 20
             assert found["seconds_observing"] > 0
+        if "lora" not in path.name:
+            last = found["losses"][-1]["new"]
+            kept = [found["kept"][share]["new"] for share in ("0.75", "0.5", "0.25")]
+            assert len({last, *kept}) == 4
     written = [path.stat().st_mtime_ns for path in (tmp_path / "trainer").glob("*")]
     assert not written, "no checkpoints"
     capsys.readouterr()
