@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from sal_optim import checks, fused
 from sal_optim.arguments import SHARED, given
+from sal_optim.kronecker import RANK
 from sal_optim.optimizer import PLASTICITY, PROTECTION, PULL, SALOptimizer
 from sal_optim.rounding import Number
 from sal_optim.update import Direction, Rule, Tensors, Whole
@@ -53,6 +54,7 @@ class SALAdam(SALOptimizer):
         retention: float = 1.0,
         plasticity: float = PLASTICITY,
         granularity: str = "element",
+        rank: int = RANK,
         state_dtype: torch.dtype | str | None = None,
         foreach: bool | None = None,
         maximize: bool = False,
@@ -155,6 +157,7 @@ class SALAdamW(SALAdam):
         retention: float = 1.0,
         plasticity: float = PLASTICITY,
         granularity: str = "element",
+        rank: int = RANK,
         state_dtype: torch.dtype | str | None = None,
         foreach: bool | None = None,
         maximize: bool = False,

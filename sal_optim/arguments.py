@@ -23,6 +23,8 @@ PROTECTION_ARGUMENTS = """
             ``"tensor"``, or ``"kronecker"``: by direction on both sides of a matrix, which holds
             most, with ``protection=0.01, pull=50``, and takes matrix products in a fourth of the
             steps. Sharded parameters (DTensor) need ``"element"``.
+        rank: directions that ``"kronecker"`` keeps of each side of a matrix, at least 1; the others
+            count by their mean. Fixed once there is evidence.
         state_dtype: floating dtype of evidence and anchor, such as ``torch.bfloat16``. Default:
             float32 for evidence (float64 beside float64), the parameter's for the anchor."""
 
@@ -64,5 +66,6 @@ def check_shared(group: dict[str, Any]) -> dict[str, Any]:
         "retention": checks.number("retention", group["retention"], high=1.0, high_open=False),
         "plasticity": checks.number("plasticity", group["plasticity"], high=1.0),
         "granularity": checks.choice("granularity", group["granularity"], list(GRANULARITIES)),
+        "rank": checks.whole("rank", group["rank"], low=1),
         "state_dtype": checks.floating_dtype("state_dtype", group["state_dtype"]),
     }

@@ -173,7 +173,7 @@ def check_statistics(where: str, param: Tensor, group: dict[str, Any], state: St
 def statistics(param: Tensor, group: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a parameter's evidence."""
     real = torch.view_as_real(param) if param.is_complex() else param
-    return GRANULARITIES[group["granularity"]].shapes(real)
+    return GRANULARITIES[group["granularity"]].shapes(real, group["rank"])
 
 
 def check_plain(where: str, value: Any, depth: int = 0) -> None:

@@ -24,6 +24,7 @@ from sal_optim.checkpoint import (
     fitted_threshold,
     paired,
 )
+from sal_optim.kronecker import RANK
 from sal_optim.optimizer import PLASTICITY, PROTECTION, PULL
 from sal_optim.protection import Group, Protection
 from sal_optim.state import State
@@ -70,6 +71,7 @@ class CommunicationLayer(Around):
         retention: float = 1.0,
         plasticity: float = PLASTICITY,
         granularity: str = "element",
+        rank: int = RANK,
         state_dtype: torch.dtype | str | None = None,
         unit_update: bool = False,
         momenta: Sequence[str] = ("exp_avg", "momentum_buffer"),

@@ -39,8 +39,8 @@ class Granularity(Protocol):
     # Whether a flat slice of a tensor can be handled by itself, with the same slice of its state.
     sliceable: bool
 
-    def shapes(self, param: Tensor) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the state tensors of one real parameter."""
+    def shapes(self, param: Tensor, rank: int) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the state tensors of one real parameter; ``rank`` of its sides."""
 
     def gather(self, state: Tensors, grads: list[Tensor], scale: Number, at: Number) -> None:
         """Add the squares of ``scale`` times the gradients to the pending evidence.
@@ -60,7 +60,7 @@ class Element:
 
     sliceable = True
 
-    def shapes(self, param: Tensor) -> dict[str, tuple[int, ...]]:
+    def shapes(self, param: Tensor, rank: int) -> dict[str, tuple[int, ...]]:
         shape = tuple(param.shape)
         return {"pending": shape, "evidence": shape}
 
@@ -94,9 +94,9 @@ class Factored:
     sliceable = False
     _element = Element()
 
-    def shapes(self, param: Tensor) -> dict[str, tuple[int, ...]]:
+    def shapes(self, param: Tensor, rank: int) -> dict[str, tuple[int, ...]]:
         if param.dim() < 2:
-            return self._element.shapes(param)
+            return self._element.shapes(param, rank)
         rows, columns = param.shape[0], param.shape[1:].numel()
         return {
             "pending_row": (rows,),
@@ -139,7 +139,7 @@ class PerTensor:
 
     sliceable = False
 
-    def shapes(self, param: Tensor) -> dict[str, tuple[int, ...]]:
+    def shapes(self, param: Tensor, rank: int) -> dict[str, tuple[int, ...]]:
         return {"pending": (), "evidence": ()}
 
     def gather(self, state: Tensors, grads: list[Tensor], scale: Number, at: Number) -> None:
@@ -162,10 +162,10 @@ class Kronecker(Factored):
     What is beyond rows and columns is in ``kronecker.py``; a step handles it by itself.
     """
 
-    def shapes(self, param: Tensor) -> dict[str, tuple[int, ...]]:
-        found = super().shapes(param)
+    def shapes(self, param: Tensor, rank: int) -> dict[str, tuple[int, ...]]:
+        found = super().shapes(param, rank)
         if param.dim() >= 2:
-            found.update(kronecker.shapes(param.shape[0], param.shape[1:].numel()))
+            found.update(kronecker.shapes(param.shape[0], param.shape[1:].numel(), rank))
         return found
 
 

@@ -13,6 +13,7 @@ from torch.optim.optimizer import ParamsT
 
 from sal_optim import checks
 from sal_optim.arguments import SHARED, given
+from sal_optim.kronecker import RANK
 from sal_optim.optimizer import PROTECTION, PULL, SALOptimizer
 from sal_optim.rounding import Number
 from sal_optim.update import Direction, Rule, Tensors
@@ -52,6 +53,7 @@ class SALLion(SALOptimizer):
         # Told at mean activity: most elements' is below it, and their gate is smaller.
         plasticity: float = 0.6,
         granularity: str = "element",
+        rank: int = RANK,
         state_dtype: torch.dtype | str | None = None,
         foreach: bool | None = None,
         maximize: bool = False,

@@ -9,6 +9,7 @@ from torch.optim.optimizer import ParamsT
 
 from sal_optim import checks
 from sal_optim.arguments import SHARED, given
+from sal_optim.kronecker import RANK
 from sal_optim.optimizer import PLASTICITY, PROTECTION, PULL, SALOptimizer
 from sal_optim.rounding import Number
 from sal_optim.update import Direction, Rule, Tensors
@@ -48,6 +49,7 @@ class SALSGD(SALOptimizer):
         retention: float = 1.0,
         plasticity: float = PLASTICITY,
         granularity: str = "element",
+        rank: int = RANK,
         state_dtype: torch.dtype | str | None = None,
         foreach: bool | None = None,
         maximize: bool = False,

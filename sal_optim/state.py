@@ -46,7 +46,7 @@ def prepare_evidence(param: Tensor, state: State, group: dict[str, Any]) -> None
         state["evidence_weight"] = 0.0
         dtype = _dtype(param, group)
         real = torch.view_as_real(param) if param.is_complex() else param
-        for name, shape in GRANULARITIES[group["granularity"]].shapes(real).items():
+        for name, shape in GRANULARITIES[group["granularity"]].shapes(real, group["rank"]).items():
             state[name] = (
                 torch.zeros_like(real, dtype=dtype)
                 if shape == tuple(real.shape)

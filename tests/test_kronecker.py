@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from sal_optim import SALSGD, SALAdamW, kronecker
 
 
-def state(rows: int, columns: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    shapes = kronecker.shapes(rows, columns)
-    return {name: torch.zeros(shape, dtype=dtype) for name, shape in shapes.items()}
+def state(rows: int, columns: int, rank: int = 128) -> dict[str, Tensor]:
+    shapes = kronecker.shapes(rows, columns, rank)
+    return {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
 
 
 def gathered(sides: dict[str, Tensor], grads: list[Tensor]) -> Tensor:
@@ -49,12 +49,9 @@ def pulled_densely(move: Tensor, left: Tensor, right: Tensor, stiffness: float) 
     [(128, 7, 5, 4), (128, 5, 7, 7), (4, 9, 6, 3), (4, 30, 6, 3), (4, 30, 40, 3)],
     ids=["whole", "wide", "cut", "one sketch", "two sketches"],
 )
-def test_pull_is_the_dense_one(
-    rank: int, rows: int, columns: int, of: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kronecker, "RANK", rank)
+def test_pull_is_the_dense_one(rank: int, rows: int, columns: int, of: int) -> None:
     torch.manual_seed(0)
-    sides, grads = state(rows, columns), gradients(6, rows, columns, of)
+    sides, grads = state(rows, columns, rank), gradients(6, rows, columns, of)
     total = gathered(sides, grads)
     anchor = torch.randn(rows, columns, dtype=torch.float64)
     settle(sides, anchor.clone(), anchor, total)
@@ -69,16 +66,13 @@ def test_pull_is_the_dense_one(
 
 
 @pytest.mark.parametrize("rank", [128, 4])
-def test_second_regime_adds_and_moves_the_anchor(
-    rank: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_second_regime_adds_and_moves_the_anchor(rank: int) -> None:
     """Where the second regime says all, the anchor is its weights; where the first, its own."""
-    monkeypatch.setattr(kronecker, "RANK", rank)
     torch.manual_seed(0)
     rows, columns = 24, 6
     one, two = (torch.zeros(rows, columns, dtype=torch.float64) for _ in range(2))
     one[0, 0], two[1, 1] = 2.0, 1.0
-    sides, anchor = state(rows, columns), torch.zeros(rows, columns, dtype=torch.float64)
+    sides, anchor = state(rows, columns, rank), torch.zeros(rows, columns, dtype=torch.float64)
     first = torch.randn(rows, columns, dtype=torch.float64)
     settle(sides, first, anchor, gathered(sides, [one]))
     second = torch.randn(rows, columns, dtype=torch.float64)
@@ -90,10 +84,9 @@ def test_second_regime_adds_and_moves_the_anchor(
     assert not sides["left_pending"].any()
 
 
-def test_what_is_cut_away_counts_by_its_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kronecker, "RANK", 3)
+def test_what_is_cut_away_counts_by_its_mean() -> None:
     torch.manual_seed(0)
-    sides = state(20, 5)
+    sides = state(20, 5, 3)
     anchor = torch.zeros(20, 5, dtype=torch.float64)
     total = gathered(sides, [torch.randn(20, 5, dtype=torch.float64) for _ in range(40)])
     settle(sides, anchor.clone(), anchor, total)
@@ -137,6 +130,17 @@ def test_moves_that_change_nothing_stay_free() -> None:
     assert free > 8 * held
     by_element = moved("element")
     assert by_element[0] < 2 * by_element[1]
+
+
+def test_rank_bounds_the_state() -> None:
+    layer = nn.Linear(50, 30, bias=False)
+    optimizer = SALAdamW(layer.parameters(), granularity="kronecker", rank=4)
+    layer.weight.grad = torch.randn(30, 50)
+    optimizer.step()
+    found = {n: tuple(t.shape) for n, t in optimizer.state[layer.weight].items() if "_b" in n}
+    assert found == {"left_basis": (30, 4), "right_basis": (50, 4)}
+    with pytest.raises(ValueError, match=r"rank.*0"):
+        SALAdamW(layer.parameters(), rank=0)
 
 
 def test_two_byte_state_holds_as_well() -> None:

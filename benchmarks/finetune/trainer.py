@@ -44,8 +44,8 @@ class Way:
     observes: str | None = None  # whose sequences: "old", "new" or "own"
 
 
-ALONG = "granularity=kronecker,protection=0.01,pull=2000.0"
-LOOSE = "granularity=kronecker,protection=0.01,pull=100.0"
+ALONG = "granularity=kronecker,rank=64,protection=0.01,pull=2000.0"
+LOOSE = "granularity=kronecker,rank=64,protection=0.01,pull=100.0"
 WAYS = (
     Way("adamw", 2e-4),
     Way("adamw-fast", 5e-4),

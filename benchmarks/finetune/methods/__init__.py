@@ -87,14 +87,14 @@ PROTECTED = _each(
 # was observed, so that less of a pull has to do.
 ALONG = tuple(
     (lr, {"protection": 0.01, "pull": pull})
-    for lr, pull in ((2e-3, 2000.0), (4e-3, 5000.0), (2e-3, 3000.0), (1e-3, 1000.0))
+    for lr, pull in ((2e-3, 2000.0), (4e-3, 5000.0), (2e-3, 4000.0), (1e-3, 1000.0))
 )
 ALONG_NEW = tuple((lr, {**options, "pull": options["pull"] / 2}) for lr, options in ALONG)
-# Three that were pulled a little, and AdamW's own run.
+# Three that were pulled, and AdamW's own run.
 RESTORED = _each(
-    (2e-3, {"protection": 0.01, "pull": 100.0}),
     (2e-3, {"protection": 0.01, "pull": 300.0}),
-    (4e-3, {"protection": 0.01, "pull": 100.0}),
+    (4e-3, {"protection": 0.01, "pull": 1000.0}),
+    (4e-3, {"protection": 0.01, "pull": 3000.0}),
     (1e-3, {"protection": 0.0}),
 )
 GATED = _each(

@@ -15,7 +15,7 @@ from benchmarks.finetune.methods.sal import SALW
 class Directions(SALW):
     """Pulled to the pretrained weights, while it trains, along what the old text needs."""
 
-    fixed: ClassVar[dict[str, Any]] = {"granularity": "kronecker"}
+    fixed: ClassVar[dict[str, Any]] = {"granularity": "kronecker", "rank": 64}
 
 
 class DirectionsNew(Directions):
