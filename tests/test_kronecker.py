@@ -1,10 +1,12 @@
 """Evidence by direction: what it holds, against the same mathematics written out densely."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sal_optim import SALSGD, SALAdamW, kronecker
+from sal_optim import SALSGD, CommunicationLayer, SALAdamW, kronecker
 
 
 def state(rows: int, columns: int, rank: int = 128) -> dict[str, Tensor]:
@@ -41,7 +43,9 @@ def pulled_densely(move: Tensor, left: Tensor, right: Tensor, stiffness: float) 
     rows, q = torch.linalg.eigh(left)
     columns, r = torch.linalg.eigh(right)
     springs = stiffness * torch.outer(rows, columns).clamp_min(0.0) / left.trace()
-    return q @ ((q.T @ move @ r) / (1.0 + springs)) @ r.T
+    kept = (q.T @ move @ r) / (1.0 + springs)
+    found: Tensor = q @ kept @ r.T
+    return found
 
 
 @pytest.mark.parametrize(
@@ -147,7 +151,7 @@ def test_two_byte_state_holds_as_well() -> None:
     def drift(state_dtype: torch.dtype | None) -> float:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 3))
-        settings = {"protection": 0.01, "pull": 1e4, "granularity": "kronecker"}
+        settings: dict[str, Any] = {"protection": 0.01, "pull": 1e4, "granularity": "kronecker"}
         optimizer = SALAdamW(model.parameters(), lr=1e-2, state_dtype=state_dtype, **settings)
         inputs, targets = torch.randn(64, 12), torch.randn(64, 3)
         for step in range(80):
@@ -158,7 +162,7 @@ def test_two_byte_state_holds_as_well() -> None:
             optimizer.zero_grad()
             (model(inputs) - targets).square().mean().backward()
             optimizer.step()
-        return (model(inputs) - old).norm().item()
+        return float((model(inputs) - old).norm())
 
     assert drift(torch.bfloat16) < 1.3 * drift(None) + 0.1
 
@@ -182,3 +186,59 @@ def test_rows_that_no_gradient_has_touched() -> None:
     assert table.weight.isfinite().all()
     moved = (table.weight - before).norm(dim=1)
     assert moved[30:].mean() > moved[:30:9].mean()
+
+
+@pytest.mark.parametrize("granularity", ["element", "factored", "tensor", "kronecker"])
+def test_restore_goes_back_to_the_anchor(granularity: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2))
+    optimizer = SALAdamW(model.parameters(), lr=1e-2, granularity=granularity, protection=0.0)
+    with optimizer.observe():
+        for _ in range(20):
+            optimizer.zero_grad()
+            model(torch.randn(1, 6)).square().sum().backward()
+            optimizer.step()
+    optimizer.restore(1.0)  # no evidence yet
+    optimizer.consolidate()
+    start = [p.detach().clone() for p in model.parameters()]
+    for _ in range(20):
+        optimizer.zero_grad()
+        (model(torch.randn(8, 6)) - 1).square().sum().backward()
+        optimizer.step()
+    gone = [(p.detach() - a).norm().item() for p, a in zip(model.parameters(), start, strict=True)]
+    optimizer.restore(0.0)
+    same = [(p.detach() - a).norm().item() for p, a in zip(model.parameters(), start, strict=True)]
+    assert same == pytest.approx(gone, rel=1e-5)
+    last = gone
+    for strength in (0.1, 1.0, 1e9):
+        optimizer.restore(strength)
+        now = [
+            (p.detach() - a).norm().item() for p, a in zip(model.parameters(), start, strict=True)
+        ]
+        assert all(new < old for new, old in zip(now, last, strict=True))
+        last = now
+    assert sum(last) < 1e-3 * sum(gone)
+    with pytest.raises(ValueError, match=r"Invalid strength value: -1"):
+        optimizer.restore(-1.0)
+    with pytest.raises(ValueError, match="pull"):
+        SALAdamW(model.parameters(), pull=0.0).restore(1.0)
+
+
+def test_a_layer_restores_as_well() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(6, 3)
+    base = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    layer = CommunicationLayer(base, granularity="kronecker", rank=2)
+    for _ in range(4):
+        base.zero_grad()
+        model(torch.randn(8, 6)).square().sum().backward()
+        base.step()
+    layer.consolidate()
+    start = model.weight.detach().clone()
+    for _ in range(4):
+        base.zero_grad()
+        (model(torch.randn(8, 6)) - 1).square().sum().backward()
+        base.step()
+    gone = (model.weight - start).norm().item()
+    layer.restore(10.0)
+    assert (model.weight - start).norm().item() < gone

@@ -20,8 +20,8 @@ import sal_optim
 
 SHARED = (
     "protection=0.1, pull=5.0, tau0=1.0, alpha=4.0, stats_beta=0.98, consolidate_every=None, "
-    "retention=1.0, plasticity=0.4, granularity='element', state_dtype=None, foreach=None, "
-    "maximize=False, capturable=False, differentiable=False, compile=False"
+    "retention=1.0, plasticity=0.4, granularity='element', rank=128, state_dtype=None, "
+    "foreach=None, maximize=False, capturable=False, differentiable=False, compile=False"
 )
 NAMES = {
     "CommunicationLayer",
@@ -53,7 +53,7 @@ CONSTRUCTORS = {
 }
 LAYER = (
     "optimizer, protection=0.1, *, pull=5.0, tau0=1.0, alpha=4.0, stats_beta=0.98, "
-    "consolidate_every=None, retention=1.0, plasticity=0.4, granularity='element', "
+    "consolidate_every=None, retention=1.0, plasticity=0.4, granularity='element', rank=128, "
     "state_dtype=None, unit_update=False, momenta=('exp_avg', 'momentum_buffer')"
 )
 LAYER_METHODS = {
@@ -63,6 +63,7 @@ LAYER_METHODS = {
     "observe": "self",
     "protect": "self, model",
     "remove": "self",
+    "restore": "self, strength",
     "stability": "self, param",
 }
 METHODS = {
@@ -71,6 +72,7 @@ METHODS = {
     "diagnostics": "self",
     "load_state_dict": "self, state_dict",
     "observe": "self",
+    "restore": "self, strength",
     "stability": "self, param",
     "step": "self, closure=None",
 }
