@@ -41,6 +41,7 @@ SAL_OPTIONS = {
 OPTIONS: dict[str, Mapping[str, Range]] = {
     "ewc": {"strength": FISHER_STRENGTH},
     "online-ewc": {"strength": FISHER_STRENGTH},
+    "kfac-ewc": {"strength": Range(0.1, 1e6, 10.0)},
     "si": {"strength": PATH_STRENGTH},
     "mas": {"strength": Range(1e-3, 1e3, 1.0)},
     "lwf": {"strength": Range(0.05, 20.0, 1.0)},

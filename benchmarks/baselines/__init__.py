@@ -17,6 +17,7 @@ from benchmarks.baselines.base import Method
 from benchmarks.baselines.bayes import Sampled
 from benchmarks.baselines.controls import Matched, Shuffled, Twin, Uniform
 from benchmarks.baselines.ewc import EWC, OnlineEWC
+from benchmarks.baselines.kfac import KFAC
 from benchmarks.baselines.layered import LAYER, SUFFIX, Layered
 from benchmarks.baselines.lwf import LwF
 from benchmarks.baselines.mas import MAS
@@ -140,6 +141,7 @@ TOLD = (
         OnlineEWC,
         {**FISHER, "decay": "γ"},
     ),
+    Row("kfac-ewc", "adam", "EWC with a Kronecker-factored Fisher", KFAC, FISHER),
     Row("mas", "adam", "memory aware synapses", MAS, {"strength": "λ", "examples": "per task"}),
     Row("lwf", "adam", "learning without forgetting", LwF,
         {"strength": "λ", "temperature": "T"}),
