@@ -62,5 +62,6 @@ def space(row: Row) -> dict[str, Range]:
     rate = BASES[row.base].lr
     found = {RATE: Range(rate / RATE_FACTOR, rate * RATE_FACTOR, rate)}
     if row.uses_sal:
-        return {**found, **SAL_OPTIONS}
+        # A row may have fixed some of them.
+        return {**found, **{k: v for k, v in SAL_OPTIONS.items() if k in row.allowed()}}
     return {**found, **OPTIONS.get(row.name, {})}
