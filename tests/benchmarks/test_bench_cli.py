@@ -168,7 +168,7 @@ def test_methods_take_groups(tmp_path: Path) -> None:
 def test_make_bench_keeps_its_methods_and_streams() -> None:
     assert [row.name for row in GROUPS["quick"]] == [
         "adam", "sgd", "lion", "published-sal-adam", "published-sal-sgd", "ewc", "si", "sal-adam",
-        "sal-sgd", "sal-lion",
+        "sal-sgd", "sal-lion", "sal-adam-kronecker", "sal-sgd-kronecker",
     ]  # fmt: skip
     assert DEFAULT_STREAMS == ("permuted", "split-domain", "split-task")
 

@@ -41,9 +41,10 @@ def test_without_a_leak_it_is_saladam() -> None:
     lab, _ = driven(Residual, 60, leak=0.0)  # type: ignore[arg-type]
     assert optimizer.diagnostics()["consolidations"] == 1
     assert optimizer.diagnostics()["mean_gate"] < 0.99
-    assert torch.equal(plain, lab)
+    # A rule of its own goes by the family's operations, SALAdam by torch's kernel.
+    torch.testing.assert_close(plain, lab, rtol=1e-5, atol=1e-7)
     other, _ = driven(Residual, 60, leak=0.5)  # type: ignore[arg-type]
-    assert not torch.equal(plain, other)
+    assert not torch.allclose(plain, other, rtol=1e-3)
 
 
 @pytest.mark.parametrize("leak", [0.0, 0.5, 0.9, 1.0])
