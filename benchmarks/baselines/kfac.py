@@ -6,9 +6,9 @@ with A = E[a aᵀ] and B = E[g gᵀ] at the weights after the task: over example
 expectation over the model's own predictions. The penalty is the sum over past tasks of
 λ/2 · tr(ΔW A_t ΔWᵀ B_t), ΔW = W - W_t with the bias as W's last column; λ is `strength`.
 
-A sum of Kronecker products is none, so every task keeps its own factors, as in the paper. There the
-penalties are around one mean, the weights after the last task; here each is around its own task's
-weights, as EWC's are.
+A sum of Kronecker products is none, so every task keeps its own factors, and its penalty is around
+its own weights, as EWC's is. Only the abstract of the paper could be read here: where its anchors
+and sums differ from these is not checked.
 """
 
 from __future__ import annotations
