@@ -20,6 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.errors import UserError
+from benchmarks.finetune.methods.directions import strength_of
 from benchmarks.finetune.smollm2 import (
     LENGTH,
     Measure,
@@ -122,7 +123,7 @@ def _given_back(
     last, found = [p.detach().clone() for p in params], {}
     for share in KEPT:
         if isinstance(optimizer, Protection):
-            optimizer.restore((1 / share - 1) ** 3)
+            optimizer.restore(strength_of(share))
         else:
             for param, first in zip(params, start, strict=True):
                 param.lerp_(first, 1 - share)
