@@ -29,7 +29,7 @@ EXAMPLES = """examples:
   python -m benchmarks finetune --tune                  # four trials a method, validation text
   python -m benchmarks finetune --how-few               # how many sequences have to be observed
   python -m benchmarks finetune --old foldoc --new brown-fiction --data-dir ~/corpora --tune
-  python -m benchmarks finetune --model smollm2         # a real model; see --model
+  python -m benchmarks finetune --model smollm2 --steps 200 --batch 2 --bf16   # a real model
 """
 # What --how-few compares, where no methods are named: (sequences, of these in one gradient).
 HOW_FEW = "sal-restore"
@@ -207,6 +207,7 @@ def _arguments(argv: Sequence[str] | None) -> Namespace:
     add("--tune", action="store_true", help="run every method's trials, and choose")
     add("--tuned", default=str(choices.TUNED), help="what was chosen: a file, or none")
     add("--how-few", action="store_true", help="compare amounts of observed sequences")
+    add("--bf16", action="store_true", help="smollm2: train and measure in mixed precision")
     add("--jobs", type=int, default=default_jobs(), help="runs at once (default: all cores)")
     add("--no-figures", action="store_true", help="write tables alone")
     add("--out", type=Path, default=Path("results/finetune"), help="default: %(default)s")

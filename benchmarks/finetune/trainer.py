@@ -1,17 +1,21 @@
 """SmolLM2 fine-tuned through transformers' Trainer, with sal_optim by its flag `--optim saladamw`.
 
-A run is a few dozen steps on a CPU. What was finished is on record: a command that was stopped goes
-on with the next way.
+The ways are those of the small network (`methods/`). A run takes minutes to hours on a CPU, so each
+look leaves a checkpoint of the Trainer's: a command that was stopped goes on from there.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import shutil
 import time
 from argparse import Namespace
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -20,207 +24,289 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.errors import UserError
-from benchmarks.finetune.methods.directions import strength_of
-from benchmarks.finetune.smollm2 import (
-    LENGTH,
-    Measure,
-    loaded,
-    required,
-    sequences,
-    token_loss,
-)
+from benchmarks.finetune import report
+from benchmarks.finetune.analysis import CHOSEN, forgetting, gain, target
+from benchmarks.finetune.methods import METHODS, Method
+from benchmarks.finetune.methods.base import copies
+from benchmarks.finetune.methods.sal import SALW
+from benchmarks.finetune.smollm2 import LENGTH, Measure, loaded, required, sequences, token_loss
 from benchmarks.records import write_atomically
+from sal_optim import SALAdamW
 from sal_optim.protection import Protection
 
 
 @dataclass(frozen=True)
 class Way:
-    """How the model is fine-tuned."""
+    """How the model is fine-tuned: a method of the small network's, and settings for this model."""
 
-    name: str
+    method: str
     lr: float
-    optim: str = "adamw_torch"
-    optim_args: str = ""
-    rank: int = 0  # of LoRA's adapters
-    observes: str | None = None  # whose sequences: "old", "new" or "own"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Of its row, and of its record."""
+        said = [f"{name} {value:g}" for name, value in self.options.items()]
+        return ", ".join([f"{self.method} {self.lr:g}", *said])
 
 
-ALONG = "granularity=kronecker,rank=64,protection=0.01,pull=2000.0"
-LOOSE = "granularity=kronecker,rank=64,protection=0.01,pull=100.0"
+RATE = 3e-4
+PULLED, RESTORED = ({"protection": 0.01, "pull": pull} for pull in (4000.0, 1000.0))
+# SAL's options and EWC's strength are those of the small network, unseen here.
 WAYS = (
-    Way("adamw", 2e-4),
-    Way("adamw-fast", 5e-4),
-    Way("sal-kronecker", 5e-4, "saladamw", ALONG, observes="old"),
-    Way("sal-restore", 5e-4, "saladamw", LOOSE, observes="old"),
-    Way("sal-restore-new", 5e-4, "saladamw", LOOSE, observes="new"),
-    Way("sal-restore-own", 5e-4, "saladamw", LOOSE, observes="own"),
-    Way("lora", 1e-3, rank=8),
+    Way("adamw", 1e-4),
+    Way("adamw", RATE),
+    Way("sal-kronecker", RATE, PULLED),
+    Way("sal-restore", RATE, RESTORED),
+    Way("sal-restore-own", RATE, RESTORED),
+    Way("sal-restore-new", RATE, RESTORED),
+    Way("lora", 1e-3, {"rank": 8}),
+    Way("ewc", RATE, {"strength": 1e5}),
+    Way("l2-sp", RATE, {"strength": 0.3}),
+    Way("spd", RATE, {"strength": 1.0}),
+    Way("mofo", RATE, {"fraction": 0.15}),
+    Way("half", RATE),
+    Way("sal-adamw", RATE, {"protection": 1.0, "pull": 100.0}),
+    Way("sal-lion", RATE / 10, {"protection": 0.1, "pull": 5.0}),
+    Way("muon", RATE),
 )
-# Shares of the change that are kept after the last step: AdamW's by averages with the pretrained
-# weights (WiSE-FT), SAL's by its restore().
+# Shares of the change that are kept after the last step, by averages with the pretrained weights
+# (WiSE-FT) and, where there is evidence, by restore().
 KEPT = (0.75, 0.5, 0.25)
+LOOKS = (0.05, 0.15, 0.3, 0.5, 0.75, 1.0)
 
 
 def looks(steps: int) -> list[int]:
-    """Steps after which losses are measured."""
-    return sorted({max(1, round(steps * part)) for part in (0.25, 0.5, 1.0)})
+    """Steps after which losses are measured, and from which a stopped run goes on."""
+    return sorted({max(1, round(steps * part)) for part in LOOKS})
 
 
-def run(way: Way, args: Namespace, console: Console) -> dict[str, Any]:
-    """Fine-tune in one way through the Trainer."""
-    pristine, tokenizer = loaded()
-    model = copy.deepcopy(pristine)
-    measure = Measure(tokenizer, args.new, args.data_dir)
-    start = [p.detach().clone() for p in model.parameters()]
-    path = args.out / "smollm2" / f"pretrained-{args.new}.json"
-    result = _recorded(path)
-    if result is None:
-        result = {"steps": [0], "losses": [measure.losses(model)]}
-        result["knowledge"] = [measure.knowledge(model)]
-        result["examples"] = [measure.examples(model)]
-        write_atomically(path, json.dumps(result))
-    console.print(f"{way.name} at 0: {result['losses'][0]} {result['knowledge'][0]}")
-    if way.rank:
-        required("peft")
-        from peft import LoraConfig, get_peft_model
+class Run:
+    """One way through the Trainer: what it has found so far, and how it goes on."""
 
-        config = LoraConfig(r=way.rank, lora_alpha=2 * way.rank, target_modules="all-linear")
-        model = get_peft_model(model, config)
-    trained = sequences(tokenizer, args.new, args.data_dir, 0, args.batch * args.steps)
+    def __init__(self, way: Way, args: Namespace, console: Console) -> None:
+        self.way, self.args, self.console = way, args, console
+        self.pristine, self.tokenizer = loaded()
+        self.measure = Measure(self.tokenizer, args.new, args.data_dir)
+        self.folder = args.out / "trainer" / key(way, args)
+        self.method: Method = METHODS[way.method].kind(
+            copy.deepcopy(self.pristine), lr=way.lr, **way.options
+        )
+        self.trainer = self._trainer()
 
-    def seen(step: int) -> None:
-        result["steps"].append(step)
-        result["losses"].append(measure.losses(model))
-        console.print(f"{way.name} at {step}: {result['losses'][-1]}")
+    def result(self) -> dict[str, Any]:
+        """Train, from the last checkpoint if there is one, and measure."""
+        from transformers.trainer_utils import get_last_checkpoint
 
-    trainer = _trainer(model, way, trained, args, seen)
-    if way.observes is not None:
-        result["seconds_observing"] = _observe(trainer, measure, way, args)
-    trainer.train()
-    result["knowledge"].append(measure.knowledge(model))
-    result["examples"].append(measure.examples(model))
-    result["seconds_step"] = trainer.seconds / args.steps
-    state = trainer.optimizer.state.values()
-    tensors = [value for one in state for value in one.values() if isinstance(value, Tensor)]
-    result["bytes_per_parameter"] = sum(t.numel() * t.element_size() for t in tensors) / sum(
-        p.numel() for p in start
-    )
-    if not way.rank:
-        result["kept"] = _given_back(model, start, trainer.optimizer, measure)
-        console.print(f"{way.name}, a part given back: {result['kept']}")
-        moved = zip(model.parameters(), start, strict=True)
-        result["distance"] = sum(float((a.detach() - b).square().sum()) for a, b in moved) ** 0.5
-    return result
+        last = get_last_checkpoint(str(self.folder)) if self.folder.is_dir() else None
+        found = recorded(Path(last) / "measured.json") if last is not None else None
+        self.found = found if found is not None else self._before()
+        # A checkpoint has all that an optimizer has gathered, and nothing of what others keep.
+        goes_on = found is not None
+        if self.method.observes and not (goes_on and isinstance(self.method, SALW)):
+            begun = time.process_time()
+            with self._precision():
+                self.method.observe(self._observed(), token_loss)
+            self.method.optimizer.zero_grad()
+            self.found["seconds_observing"] = time.process_time() - begun
+        self.trainer.train(resume_from_checkpoint=last if goes_on else None)
+        self._after()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return self.found
+
+    def _before(self) -> dict[str, Any]:
+        """Of the pretrained model; the same for all ways, so measured once."""
+        path = self.args.out / "smollm2" / f"pretrained-{self.args.new}-{precision(self.args)}.json"
+        found = recorded(path)
+        if found is None:
+            found = {"steps": [0], "seconds": 0.0, **self._known()}
+            found["losses"] = [self._losses()]
+            write_atomically(path, json.dumps(found))
+        self.console.print(f"pretrained: {found['losses'][0]} {found['knowledge'][0]}")
+        return found
+
+    def _known(self) -> dict[str, list[Any]]:
+        model = self.method.model
+        return {
+            "knowledge": [self.measure.knowledge(model)],
+            "examples": [self.measure.examples(model)],
+        }
+
+    def _losses(self) -> dict[str, float]:
+        with self._precision():
+            return self.measure.losses(self.method.model)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        device = next(self.method.model.parameters()).device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.args.bf16)
+
+    def _after(self) -> None:
+        """What is left of the run when the last step is done."""
+        found, method = self.found, self.method
+        for name, value in self._known().items():
+            found[name] += value
+        start = copies(list(self.pristine.parameters()))
+        found["seconds_step"] = found["seconds"] / self.args.steps
+        found["bytes_per_parameter"] = method.bytes_kept() / sum(p.numel() for p in start)
+        moved = [w.cpu() for w in method.weights()]
+        gone = sum(float((a - b).square().sum()) for a, b in zip(moved, start, strict=True))
+        found["distance"] = gone**0.5
+        if len(list(method.model.parameters())) == len(start):
+            found["kept"] = self._given_back(start)
+            self.console.print(f"{self.way.label}, a part given back: {found['kept']}")
+
+    @torch.no_grad()
+    def _given_back(self, start: Sequence[Tensor]) -> dict[str, list[dict[str, float]]]:
+        """Losses where only a share of the change is kept, by each way to give the rest back."""
+        method, params = self.method, list(self.method.model.parameters())
+        last = copies(params)
+        first = [value.to(last[0].device) for value in start]
+        found: dict[str, list[dict[str, float]]] = {}
+        ways: dict[str, Callable[[float], None]] = {
+            "average": lambda share: Method.give_back(method, first, share)
+        }
+        if isinstance(method.optimizer, Protection):
+            ways["restore"] = lambda share: method.give_back(first, share)
+        for name, give_back in ways.items():
+            found[name] = []
+            for share in KEPT:
+                give_back(share)
+                found[name].append(self._losses())
+                for param, value in zip(params, last, strict=True):
+                    param.copy_(value)
+        return found
+
+    def _observed(self) -> Sequence[Tensor]:
+        """The sequences that the method asked for, one in a batch."""
+        args, model = self.args, self.method.model
+        device = next(model.parameters()).device
+        if self.method.observes == "own":
+            torch.manual_seed(0)
+            blank = torch.full((1, 1), self.tokenizer.bos_token_id, device=device)
+            made: Any = model
+            asked = {"max_new_tokens": LENGTH - 1, "do_sample": True, "top_k": 0}
+            return [made.generate(blank, **asked) for _ in range(args.sequences)]
+        names = [name for name in self.measure.texts if name != "new"]
+        if self.method.observes == "new":
+            names = [args.new]
+        each = max(1, args.sequences // len(names))
+        parts = [sequences(self.tokenizer, name, args.data_dir, 0, each) for name in names]
+        return [row[None].to(device) for row in torch.cat(parts)]
+
+    def _trainer(self) -> Any:
+        """transformers' Trainer; SALAdamW comes by its flag, any other optimizer as it is."""
+        from transformers import Trainer, TrainerCallback, TrainingArguments
+
+        import sal_optim.integrations
+
+        sal_optim.integrations.register()
+        run, method, args = self, self.method, self.args
+        ours = isinstance(method.optimizer, SALAdamW)
+
+        class Looking(TrainerCallback):  # type: ignore[misc]
+            def on_step_begin(self, *_: Any, **__: Any) -> None:
+                self.begun = time.process_time()
+
+            def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+                method.before_step()
+
+            def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+                method.after_step()
+
+            def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
+                run.found["seconds"] += time.process_time() - self.begun
+                if state.global_step in looks(args.steps):
+                    run.found["steps"].append(state.global_step)
+                    run.found["losses"].append(run._losses())
+                    where = f"{run.way.label} at {state.global_step}"
+                    run.console.print(f"{where}: {run.found['losses'][-1]}")
+                    control.should_save = state.global_step < args.steps
+
+            def on_save(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+                path = run.folder / f"checkpoint-{state.global_step}" / "measured.json"
+                write_atomically(path, json.dumps(run.found))
+
+        settings = TrainingArguments(
+            output_dir=str(self.folder),
+            max_steps=args.steps,
+            per_device_train_batch_size=args.batch,
+            learning_rate=self.way.lr,
+            warmup_steps=max(1, args.steps // 10),
+            weight_decay=0.01,
+            optim="saladamw" if ours else "adamw_torch",
+            optim_args=_as_text(method.settings) if ours and isinstance(method, SALW) else None,
+            max_grad_norm=0.0,
+            bf16=args.bf16,
+            save_strategy="no",
+            save_total_limit=1,
+            report_to=[],
+            disable_tqdm=True,
+            seed=0,
+            use_cpu=not torch.cuda.is_available(),
+        )
+        rows = sequences(self.tokenizer, args.new, args.data_dir, 0, args.batch * args.steps)
+        trainer = Trainer(
+            method.model,
+            settings,
+            train_dataset=[{"input_ids": row, "labels": row} for row in rows],
+            callbacks=[Looking()],
+            optimizers=(None if ours else method.optimizer, None),
+        )
+        if ours:
+            method.optimizer = trainer.create_optimizer()
+        return trainer
 
 
-@torch.no_grad()
-def _given_back(
-    model: Any, start: list[Tensor], optimizer: Any, measure: Measure
-) -> dict[str, dict[str, float]]:
-    """Losses where only a share of the change is kept; the model is left as it was."""
-    optimizer = getattr(optimizer, "optimizer", optimizer)  # out of accelerate's wrapper
-    params = list(model.parameters())
-    last, found = [p.detach().clone() for p in params], {}
-    for share in KEPT:
-        if isinstance(optimizer, Protection):
-            optimizer.restore(strength_of(share))
-        else:
-            for param, first in zip(params, start, strict=True):
-                param.lerp_(first, 1 - share)
-        found[f"{share:g}"] = measure.losses(model)
-        for param, value in zip(params, last, strict=True):
-            param.copy_(value)
-    return found
+def _as_text(settings: dict[str, Any]) -> str:
+    """Options as the flag `--optim_args` takes them."""
+    written = {name: str(value).removeprefix("torch.") for name, value in settings.items()}
+    return ",".join(f"{name}={value}" for name, value in written.items())
 
 
-def _trainer(model: Any, way: Way, trained: Tensor, args: Namespace, seen: Any) -> Any:
-    """transformers' Trainer, with the optimizer by its flag; `seen` is called after the looks."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
-    import sal_optim.integrations
-
-    sal_optim.integrations.register()
-
-    class Looking(TrainerCallback):  # type: ignore[misc]
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.begun = time.process_time()
-
-        def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
-            trainer.seconds += time.process_time() - self.begun
-            if state.global_step in looks(args.steps):
-                seen(state.global_step)
-
-    settings = TrainingArguments(
-        output_dir=str(args.out / "trainer"),
-        max_steps=args.steps,
-        per_device_train_batch_size=args.batch,
-        learning_rate=way.lr,
-        warmup_steps=max(1, args.steps // 10),
-        weight_decay=0.01,
-        optim=way.optim,
-        optim_args=way.optim_args or None,
-        max_grad_norm=0.0,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        seed=0,
-        use_cpu=not torch.cuda.is_available(),
-    )
-    examples = [{"input_ids": row, "labels": row} for row in trained]
-    trainer = Trainer(model, settings, train_dataset=examples, callbacks=[Looking()])
-    trainer.seconds = 0.0
-    return trainer
+def precision(args: Namespace) -> str:
+    return "bf16" if args.bf16 else "fp32"
 
 
-def _observe(trainer: Any, measure: Measure, way: Way, args: Namespace) -> float:
-    """Gather evidence before training; the Trainer then goes on with this optimizer."""
-    begun = time.process_time()
-    tokenizer = measure.tokenizer
-    model, optimizer = trainer.model, trainer.create_optimizer()
-    device = next(model.parameters()).device
-    if way.observes == "own":
-        blank = torch.full((args.sequences, 1), tokenizer.bos_token_id, device=device)
-        with torch.no_grad():
-            rows = model.generate(blank, max_new_tokens=LENGTH - 1, do_sample=True, top_k=0)
-    elif way.observes == "new":
-        rows = sequences(tokenizer, args.new, args.data_dir, 0, args.sequences)
-    else:
-        kept = [name for name in measure.texts if name != "new"]
-        parts = [
-            sequences(tokenizer, n, args.data_dir, 0, args.sequences // len(kept)) for n in kept
-        ]
-        rows = torch.cat(parts)
-    with optimizer.observe():
-        for row in rows:
-            optimizer.zero_grad()
-            token_loss(model, row[None].to(device)).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-    optimizer.zero_grad()
-    optimizer.consolidate()
-    return time.process_time() - begun
+def key(way: Way, args: Namespace) -> str:
+    """By which a run is found again."""
+    label = way.label.replace(", ", "-").replace(" ", "_")
+    size = f"{args.steps}x{args.batch}-{args.sequences}-{precision(args)}"
+    return f"{label}-{args.new}-{size}"
 
 
 def main(args: Namespace, console: Console) -> int:
     """All ways that were asked for; each is on record once it is finished."""
-    names = [way.name for way in WAYS]
+    names = {way.method: None for way in WAYS}
     for name in args.methods or []:
         if name not in names:
             raise UserError(
                 f"--methods: {name!r} is unknown to smollm2; allowed: {', '.join(names)}"
             )
-    results = {}
+    if args.methods and "lora" in args.methods:
+        required("peft")
+    results: dict[str, dict[str, Any]] = {}
     for way in WAYS:
-        if args.methods and way.name not in args.methods:
+        if args.methods and way.method not in args.methods:
             continue
-        key = f"{way.name}-{args.new}-{args.steps}x{args.batch}-{args.sequences}-{way.lr:g}"
-        path = args.out / "smollm2" / f"{key}-{way.optim_args or 'plain'}.json"
-        results[way.name] = _recorded(path) or run(way, args, console)
-        write_atomically(path, json.dumps(results[way.name]))
-    console.print(table(results))
+        path = args.out / "smollm2" / f"{key(way, args)}.json"
+        found = recorded(path)
+        if found is None:
+            found = Run(way, args, console).result()
+            write_atomically(path, json.dumps(found))
+        results[way.label] = found
+    made = rows(results)
+    console.print(table(made))
+    stem = args.out / f"smollm2-{args.new}"
+    write_atomically(stem.with_suffix(".md"), markdown(made, results))
+    if not args.no_figures:
+        curves = {name: [{"points": points(found)}] for name, found in results.items()}
+        report.draw("SmolLM2-135M-Instruct", curves, {}, stem.with_suffix(".png"))
+    console.print(f"written: {stem}.md")
     return 0
 
 
-def _recorded(path: Path) -> dict[str, Any] | None:
+def recorded(path: Path) -> dict[str, Any] | None:
+    """What a run has found; None where there is nothing that can be read."""
     try:
         found: dict[str, Any] = json.loads(path.read_text())
         return found
@@ -228,26 +314,77 @@ def _recorded(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def table(results: dict[str, dict[str, Any]]) -> Table:
-    """Losses at every look; what is known before and after, and what it costs."""
-    made = Table("way", "step", title="SmolLM2-135M-Instruct", title_justify="left")
+def _point(losses: dict[str, float]) -> list[float]:
+    """Loss of the new text, and the mean of all others'."""
+    return [losses["new"], fmean(value for name, value in losses.items() if name != "new")]
+
+
+def points(found: dict[str, Any]) -> list[list[float]]:
+    """Over the run."""
+    return [_point(losses) for losses in found["losses"]]
+
+
+def back(found: dict[str, Any], by: str) -> list[list[float]] | None:
+    """From the last weights to the pretrained ones; None: that was not done."""
+    kept = found.get("kept", {}).get(by)
+    if kept is None:
+        return None
+    return [points(found)[0], *(_point(losses) for losses in reversed(kept)), points(found)[-1]]
+
+
+def rows(results: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """A row a look and a share, with the head first."""
     texts = list(next(iter(results.values()))["losses"][0])
-    for name in (*texts, "facts", "instructions", "distance", "bytes", "s a step"):
-        made.add_column(name, justify="right")
-    for way, result in results.items():
-        looked = zip(result["steps"], result["losses"], strict=True)
-        for place, (step, losses) in enumerate(looked):
-            last = step == result["steps"][-1]
-            cells = [f"{losses[text]:.3f}" for text in texts]
-            if last or not place:
-                cells += [f"{part:.0%}" for part in result["knowledge"][int(last)].values()]
-            if last:
-                cells += [
-                    f"{result.get('distance', float('nan')):.2f}",
-                    f"{result['bytes_per_parameter']:.1f}",
-                    f"{result['seconds_step']:.1f}",
-                ]
-            made.add_row(way, str(step), *cells)
-        for share, losses in result.get("kept", {}).items():
-            made.add_row(way, f"{share} kept", *(f"{losses[text]:.3f}" for text in texts))
+    head = ["way", "step", *texts, f"rise at {CHOSEN:.0%}"]
+    made = [[*head, "facts", "instructions", "distance", "bytes", "s a step"]]
+    plain = [points(found) for name, found in results.items() if name.startswith("adamw ")]
+    gained = gain(plain or [points(found) for found in results.values()])
+    for label, found in results.items():
+
+        def row(where: str, losses: dict[str, float], *more: str, of: str = label) -> None:
+            cells = [of, where, *(f"{losses[text]:.3f}" for text in texts), *more]
+            made.append([*cells, *[""] * (len(made[0]) - len(cells))])
+
+        for step, losses in zip(found["steps"], found["losses"], strict=True):
+            if step not in (0, found["steps"][-1]):
+                row(str(step), losses)
+                continue
+            known = [f"{part:.0%}" for part in found["knowledge"][int(step > 0)].values()]
+            costs = [found["distance"], found["bytes_per_parameter"], found["seconds_step"]]
+            told = [f"{cost:.1f}" for cost in costs] if step else []
+            row(str(step), losses, _rise(points(found), gained) if step else "", *known, *told)
+        for by, kept in found.get("kept", {}).items():
+            for share, losses in zip(KEPT, kept, strict=True):
+                curve = back(found, by)
+                risen = _rise(curve, gained) if share == KEPT[-1] and curve else ""
+                row(f"{share:g} kept by {by}", losses, risen)
     return made
+
+
+def _rise(curve: list[list[float]], gained: float) -> str:
+    """Of the old texts' mean loss where CHOSEN of AdamW's gain is reached."""
+    risen = forgetting(curve, target(curve, gained, CHOSEN))
+    return "-" if risen is None else f"{risen:.3f}"
+
+
+def table(made: Sequence[Sequence[str]]) -> Table:
+    """For rich."""
+    shown = Table(title="SmolLM2-135M-Instruct", title_justify="left")
+    for place, name in enumerate(made[0]):
+        shown.add_column(name, justify="left" if place < 2 else "right")
+    for row in made[1:]:
+        shown.add_row(*row)
+    return shown
+
+
+def markdown(made: Sequence[Sequence[str]], results: dict[str, dict[str, Any]]) -> str:
+    """The same for a document, and how the model goes on before and after."""
+    lines = ["| " + " | ".join(row) + " |" for row in made]
+    parts = ["## SmolLM2-135M-Instruct", "", lines[0], "|---|---|" + "---:|" * (len(made[0]) - 2)]
+    parts += lines[1:]
+    for label, found in results.items():
+        for when, texts in zip(("before", "after"), found["examples"], strict=True):
+            for text in texts:
+                quoted = text.replace("```", "'''")
+                parts += ["", f"{label}, {when}:", "", "```text", quoted, "```"]
+    return "\n".join(parts) + "\n"

@@ -56,34 +56,75 @@ def test_questions_are_scored_by_likelihood(tiny: Any) -> None:
     assert smollm2.known(model, tokenizer, [question], chat=False) == 1
 
 
+COMMAND = ["finetune", "--model", "smollm2", "--batch", "2", "--sequences", "3"]
+
+
 def test_every_way_is_trained_recorded_and_read_back(
     tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = [way.name for way in trainer.WAYS]
-    if importlib.util.find_spec("peft") is None:
-        names.remove("lora")
-    command = ["finetune", "--model", "smollm2", "--steps", "4", "--batch", "2"]
-    command += ["--sequences", "3", "--out", str(tmp_path), "--methods", *names]
+    ways = [w for w in trainer.WAYS if w.method != "lora" or importlib.util.find_spec("peft")]
+    names = {way.method: None for way in ways}
+    command = [*COMMAND, "--steps", "4", "--out", str(tmp_path), "--methods", *names]
     before = [p.detach().clone() for p in tiny[0].parameters()]
     assert main(command) == 0
     assert all(p.equal(old) for p, old in zip(tiny[0].parameters(), before, strict=True))
-    records = sorted((tmp_path / "smollm2").glob("*-4x2-3-*.json"))
-    assert len(records) == len(names)
+    records = sorted((tmp_path / "smollm2").glob("*-4x2-3-fp32.json"))
+    assert len(records) == len(ways)
     for path in records:
         found = json.loads(path.read_text())
-        assert found["steps"] == [0, 1, 2, 4]
+        assert found["steps"] == [0, 1, 2, 3, 4]
         assert all(math.isfinite(x) for losses in found["losses"] for x in losses.values())
         assert found["losses"][-1]["new"] != found["losses"][0]["new"]
-        if "sal-" in path.name:
-            # Nearly exact sides of 16, 32 and 129, of which 128 directions are kept.
+        assert len(found["knowledge"]) == len(found["examples"]) == 2
+        assert found["distance"] > 0
+        if path.name.startswith(("sal-restore", "sal-kronecker")):
+            # Nearly exact sides of 16, 32 and 129, of which 64 directions are kept.
             assert found["bytes_per_parameter"] > 20
             assert found["seconds_observing"] > 0
-        if "lora" not in path.name:
-            last = found["losses"][-1]["new"]
-            kept = [found["kept"][share]["new"] for share in ("0.75", "0.5", "0.25")]
-            assert len({last, *kept}) == 4
-    written = [path.stat().st_mtime_ns for path in (tmp_path / "trainer").glob("*")]
-    assert not written, "no checkpoints"
+        ours = "sal-" in path.name
+        assert found.get("kept", {}).keys() == (
+            set() if "lora" in path.name else {"average", "restore"} if ours else {"average"}
+        )
+        for kept in found.get("kept", {}).values():
+            assert len({found["losses"][-1]["new"], *(k["new"] for k in kept)}) > 1
+    assert not list((tmp_path / "trainer").glob("*")), "no checkpoints are left"
+    text = (tmp_path / "smollm2-code.md").read_text()
+    assert all(way.label in text for way in ways)
+    assert (tmp_path / "smollm2-code.png").stat().st_size > 10_000
     capsys.readouterr()
     assert main(command) == 0
-    assert "at 1:" not in capsys.readouterr().out, "nothing is trained again"
+    assert " at 1:" not in capsys.readouterr().out, "nothing is trained again"
+
+
+@pytest.mark.parametrize("method", ["adamw", "sal-restore", "ewc"])
+def test_a_stopped_run_goes_on_where_it_was(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    way = next(way for way in trainer.WAYS if way.method == method)
+    monkeypatch.setattr(trainer, "WAYS", (way,))
+    command = [*COMMAND, "--steps", "8", "--no-figures"]
+    assert main([*command, "--out", str(tmp_path / "whole")]) == 0
+    losses, seen = smollm2.Measure.losses, []
+
+    def stopping(self: Any, model: Any) -> Any:
+        seen.append(1)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return losses(self, model)
+
+    monkeypatch.setattr(smollm2.Measure, "losses", stopping)
+    stopped = [*command, "--out", str(tmp_path / "stopped")]
+    assert main(stopped) != 0
+    assert list((tmp_path / "stopped" / "trainer").glob("*/checkpoint-*"))
+    assert main(stopped) == 0
+    whole, gone_on = (
+        json.loads(next((tmp_path / name / "smollm2").glob(f"{method}*.json")).read_text())
+        for name in ("whole", "stopped")
+    )
+    assert whole["steps"] == gone_on["steps"]
+    for one, other in zip(whole["losses"], gone_on["losses"], strict=True):
+        assert one == pytest.approx(other, rel=1e-6)
+    assert whole["kept"].keys() == gone_on["kept"].keys()
+    for name, kept in whole["kept"].items():
+        for one, other in zip(kept, gone_on["kept"][name], strict=True):
+            assert one == pytest.approx(other, rel=1e-5)
