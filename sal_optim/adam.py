@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from sal_optim import checks, fused
+from sal_optim import checks, fused, native
 from sal_optim.arguments import SHARED, given
 from sal_optim.kronecker import RANK
 from sal_optim.optimizer import PLASTICITY, PROTECTION, PULL, SALOptimizer
@@ -96,6 +96,12 @@ class SALAdam(SALOptimizer):
         if type(self)._direction is not SALAdam._direction:
             return None  # another's update
         return fused.adam(group, lr, steps)
+
+    def _base(self, group: dict[str, Any], fresh: bool) -> native.Base | None:
+        if type(self)._direction is not SALAdam._direction:
+            return None
+        defines = ("ADAM=1", f"AMSGRAD={int(group['amsgrad'])}")
+        return native.Base(defines, (*group["betas"], group["eps"]), self._moment_names(group))
 
     @staticmethod
     def _direction(

@@ -16,12 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sal_optim.one_pass import options
 from sal_optim.pieces import Work
-from sal_optim.rounding import wide
 from sal_optim.update import Numbers, Plan, advance
 
-Kernel = Callable[[Tensor, Tensor, dict[str, Tensor], Tensor], Tensor | None]
+Kernel = Callable[[Tensor, Tensor, dict[str, Tensor], Tensor], None]
 
 # Set when no kernel could be built on this machine: everything then runs eagerly.
 _unavailable = False
@@ -36,22 +34,11 @@ def _kernels(plan: Plan) -> dict[Any, Kernel]:
     return {}
 
 
-def _squares(grad: Tensor, *, by_row: bool) -> Tensor:
-    """The sum of squares; of a matrix by row, where the update has loops over rows and columns."""
-    squares = grad.to(wide(grad.dtype)).square()
-    if by_row and grad.dim() > 1:
-        squares = squares.flatten(1).sum(1)
-    return squares.sum()
-
-
 def _kernel(plan: Plan, rule: tuple[tuple[str, Any], ...], coupled_decay: float) -> Kernel:
     """A compiled update."""
     constants = dict(rule)
 
-    def run(
-        param: Tensor, grad: Tensor, state: dict[str, Tensor], numbers: Tensor
-    ) -> Tensor | None:
-        squares = None if plan.hears else _squares(grad, by_row=plan.protected)
+    def run(param: Tensor, grad: Tensor, state: dict[str, Tensor], numbers: Tensor) -> None:
         decay, share, protection, stiffness, scale, rounding, *base = numbers.unbind()
         advance(
             plan,
@@ -70,11 +57,10 @@ def _kernel(plan: Plan, rule: tuple[tuple[str, Any], ...], coupled_decay: float)
                 rounding=rounding,
             ),
         )
-        return squares
 
     # The compiler counts recompilations by code object: each kernel gets one of its own.
     own = FunctionType(run.__code__.replace(), run.__globals__, "run", None, run.__closure__)
-    return torch.compile(own, dynamic=True, fullgraph=True, options=options())
+    return torch.compile(own, dynamic=True, fullgraph=True)
 
 
 def _flat(tensor: Tensor) -> Tensor | None:
@@ -103,11 +89,7 @@ def _prepared(work: Work) -> tuple[Tensor, Tensor, dict[str, Tensor]] | None:
 
 
 def advance_compiled(plan: Plan, rule: dict[str, Any], work: Work, numbers: Numbers) -> bool:
-    """Run :func:`sal_optim.update.advance` on one parameter by a kernel; False if there is none.
-
-    Where the plan doesn't depend on the norm, the kernel leaves the gradient's part of it in
-    ``work``.
-    """
+    """Run :func:`sal_optim.update.advance` on one parameter by a kernel; False if there is none."""
     global _unavailable
     if _unavailable:
         return False
@@ -129,7 +111,7 @@ def advance_compiled(plan: Plan, rule: dict[str, Any], work: Work, numbers: Numb
             return False
         kernels[constants] = _kernel(plan, *constants)
     try:
-        work.squares = kernels[constants](param, grad, state, vector)
+        kernels[constants](param, grad, state, vector)
     except Exception as error:  # a kernel is built before it runs: nothing has changed yet
         if not _is_compile_failure(error):
             raise

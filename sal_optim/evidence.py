@@ -22,7 +22,7 @@ Tensors = dict[str, list[Tensor]]
 
 # Within these bounds of the scale, squares of gradients that count for anything stay in the range
 # of float32 before they are scaled.
-_LARGE = 1e12
+LARGE = 1e12
 
 
 def scaled_gradients(grads: list[Tensor], dtype: torch.dtype, scale: Number) -> list[Tensor]:
@@ -67,7 +67,7 @@ class Element:
     def gather(self, state: Tensors, grads: list[Tensor], scale: Number, at: Number) -> None:
         sums = state["pending"]
         alike = all(grad.dtype == sums[0].dtype for grad in grads)
-        if alike and not isinstance(scale, Tensor) and 1 / _LARGE < scale < _LARGE:
+        if alike and not isinstance(scale, Tensor) and 1 / LARGE < scale < LARGE:
             torch._foreach_addcmul_(sums, grads, grads, scale * scale)
             return
         scaled = scaled_gradients(grads, sums[0].dtype, scale)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from sal_optim import checks
+from sal_optim import checks, native
 from sal_optim.arguments import SHARED, given
 from sal_optim.kronecker import RANK
 from sal_optim.optimizer import PROTECTION, PULL, SALOptimizer
@@ -71,6 +71,11 @@ class SALLion(SALOptimizer):
 
     def _rule(self, group: dict[str, Any], fresh: bool) -> Rule:
         return {"betas": group["betas"]}
+
+    def _base(self, group: dict[str, Any], fresh: bool) -> native.Base | None:
+        if type(self)._direction is not SALLion._direction:
+            return None
+        return native.Base(("LION=1",), group["betas"], self._moments)
 
     @staticmethod
     def _direction(

@@ -6,6 +6,7 @@ over the processes of their mesh, all in one reduction a mesh.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,14 +51,20 @@ def squared_norms(tensors: list[Tensor]) -> Tensor:
 def gradient_norm(works: Sequence[Work]) -> tuple[float, int]:
     """The norm over all gradients, of all processes, and the number of their scalars."""
     parts: dict[Sharding | None, list[Work]] = {}
+    served: dict[Any, list[Work]] = {}
+    for work in works:
+        if work.library is not None and work.squares is None:
+            served.setdefault(work.library, []).append(work)
+    for library, members in served.items():
+        library.squares(members)
     for work in works:
         parts.setdefault(work.sharding, []).append(work)
     squares = 0.0
     for where, members in parts.items():
-        part = squared_norms([work.grad for work in members if work.squares is None])
         known = [work.squares for work in members if work.squares is not None]
-        if known:
-            device = known[0].device
-            part = torch.stack([value.to(device) for value in (part, *known)]).sum()
+        if where is None and len(known) == len(members):
+            squares += sum(known)
+            continue
+        part = squared_norms([work.grad for work in members if work.squares is None]) + sum(known)
         squares += (part if where is None else where.total(part)).item()
     return math.sqrt(squares), sum(work.total for work in works)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from sal_optim import checks, kronecker
+from sal_optim import checks, kronecker, native
 from sal_optim.arguments import check_shared
 from sal_optim.checkpoint import Checkpoint, check_ready
 from sal_optim.compiled import advance_compiled
@@ -98,6 +98,10 @@ class SALOptimizer(Protection, Optimizer):
 
     def _whole(self, group: dict[str, Any], lr: float, steps: list[Tensor]) -> Whole | None:
         """The base optimizer's step by a kernel of torch; None where there is none."""
+        return None
+
+    def _base(self, group: dict[str, Any], fresh: bool) -> native.Base | None:
+        """The rule as ``native.cpp`` knows it; None where it does not."""
         return None
 
     def _decoupled(self, group: dict[str, Any]) -> bool:
@@ -194,6 +198,10 @@ class SALOptimizer(Protection, Optimizer):
                 if param.grad is not None:
                     check_ready(self, group, param)
         work = [(group, self._collect(group)) for group in self.param_groups]
+        for group, items in work:
+            base = self._base(group, items[0].fresh) if group["compile"] and items else None
+            if base is not None:
+                native.serve(items, base)
         moves = any(float(group["lr"]) != 0.0 for group in self.param_groups)
         # A kernel takes the norm as it updates, where that is not too late.
         late = any(group["compile"] for group in self.param_groups) and self._foreseen()
@@ -209,16 +217,18 @@ class SALOptimizer(Protection, Optimizer):
 
     def _collect(self, group: dict[str, Any]) -> list[Work]:
         """The group's parameters that have a gradient, with their state, step counts advanced."""
-        items, moments = [], self._moment_names(group)
+        moments = self._moment_names(group)
+        found = []
         for param in group["params"]:
-            if param.grad is None:
-                continue
-            state = self.state[param]
-            fresh = prepare(param, state, group, moments)
-            if not self._observing:
-                state["step"] += 1
-            items.append(work_on(param, state, group, step=float(state["step"]), fresh=fresh))
-        return items
+            if param.grad is not None:
+                state = self.state[param]
+                found.append((param, state, prepare(param, state, group, moments)))
+        if found and not self._observing:
+            torch._foreach_add_([state["step"] for _, state, _ in found], 1.0)
+        return [
+            work_on(param, state, group, step=float(state["step"]), fresh=fresh)
+            for param, state, fresh in found
+        ]
 
     def _moment_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         return self._moments
@@ -274,7 +284,10 @@ class SALOptimizer(Protection, Optimizer):
             for item in piece.works:
                 if item.sides is not None:
                     kronecker.gather(item.sides, item.grad, survey.scale, numbers.rounding)
-        if not (piece.compiled and advance_compiled(plan, rule, work, numbers)):
+        served = self._base(group, work.fresh) if piece.library is not None else None
+        if served is not None:
+            piece.library.advance(plan, served, piece.works, numbers)
+        elif not (piece.compiled and advance_compiled(plan, rule, work, numbers)):
             self._advance_eagerly(piece, plan, rule, numbers)
         if plan.moves and plan.protected and survey.pulls and group["pull"] > 0.0:
             for place, item in enumerate(piece.works):

@@ -51,7 +51,9 @@ class Work:
     protected: bool = False  # by evidence
     # The evidence of a matrix by direction, which no elementwise update takes.
     sides: dict[str, Tensor] | None = None
-    squares: Tensor | None = None  # the gradient's sum of squares, where a kernel has taken it
+    squares: float | None = None  # the gradient's sum of squares, where a kernel has taken it
+    library: Any = None  # native.py's, where it serves
+    sums: tuple[Tensor, Tensor] | None = None  # of squares by row and by column, where it took them
 
 
 @dataclass(slots=True)
@@ -61,6 +63,7 @@ class Piece:
     group: dict[str, Any]
     works: list[Work] = field(default_factory=list)
     compiled: bool = False  # one large tensor, for a kernel if there is one
+    library: Any = None  # native.py's, which serves them all
 
     def parts(self) -> Iterator[Part]:
         """Lists to be updated together: of all works, or slice by slice of a single large one."""
@@ -97,6 +100,12 @@ def pieces(group: dict[str, Any], works: Sequence[Work]) -> Iterator[Piece]:
     sizes: dict[tuple[Any, ...], int] = {}
     for work in works:
         listed, size = group["foreach"], work.param.numel()
+        if work.library is not None:
+            alike = (work.library, work.protected, work.fresh, work.sides is None)
+            lists.setdefault(
+                (*alike, tuple(work.state)), Piece(group, library=work.library)
+            ).works.append(work)
+            continue
         if group["compile"] and size >= KERNEL:
             yield Piece(group, [work], compiled=True)
             continue
@@ -137,7 +146,8 @@ def work_on(
     """One parameter that has a gradient, with the tensors of its state."""
     grad = param.grad
     assert grad is not None
-    tensors = {n: t for n, t in state.items() if isinstance(t, Tensor) and n != "step"}
+    tensors = {n: t for n, t in state.items() if isinstance(t, Tensor)}
+    tensors.pop("step", None)
     spread, real = is_distributed(param), param
     # Most are neither; looking at each of their tensors takes longer than small ones' updates.
     if spread or is_distributed(grad) or param.is_complex():

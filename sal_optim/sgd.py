@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from sal_optim import checks
+from sal_optim import checks, native
 from sal_optim.arguments import SHARED, given
 from sal_optim.kronecker import RANK
 from sal_optim.optimizer import PLASTICITY, PROTECTION, PULL, SALOptimizer
@@ -86,6 +86,18 @@ class SALSGD(SALOptimizer):
         # Momentum sums a lasting gradient; a pull that it does not sum must match that.
         momentum = group["momentum"]
         return (1 - group["dampening"]) / (1 - momentum) if 0 < momentum < 1 else 1.0
+
+    def _base(self, group: dict[str, Any], fresh: bool) -> native.Base | None:
+        if type(self)._direction is not SALSGD._direction:
+            return None
+        momentum, nesterov = group["momentum"], group["nesterov"]
+        stays, enters = (0.0, 1.0) if fresh else (momentum, 1 - group["dampening"])
+        blend = (1.0, momentum) if nesterov else (0.0, 1.0)
+        return native.Base(
+            ("SGD=1", f"MOMENTUM={int(momentum > 0)}"),
+            (stays, enters, *blend),
+            self._moment_names(group),
+        )
 
     @staticmethod
     def _direction(

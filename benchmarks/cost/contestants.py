@@ -141,17 +141,21 @@ CONTESTANTS = [
 ]
 
 
-def parameters(total: int, tensors: int, *, seed: int = 0) -> list[Tensor]:
+def parameters(total: int, tensors: int, device: str = "cpu", *, seed: int = 0) -> list[Tensor]:
     """``tensors`` parameters of together about ``total`` elements, each with a gradient.
 
-    Matrices where that can be, so that factored state applies. On torch's default device.
+    Matrices where that can be, so that factored state applies. (Not by a default device of torch's:
+    that would make each of torch's calls slower, where they are timed.)
     """
-    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
+    where: dict[str, Any] = {
+        "generator": torch.Generator(device).manual_seed(seed),
+        "device": device,
+    }
     size = max(1, total // tensors)
     rows = max(1, int(size**0.5))
     made: list[Tensor] = []
     for _ in range(tensors):
-        param = nn.Parameter(torch.randn(rows, max(1, size // rows), generator=generator))
-        param.grad = torch.randn(param.shape, generator=generator)
+        param = nn.Parameter(torch.randn(rows, max(1, size // rows), **where))
+        param.grad = torch.randn(param.shape, **where)
         made.append(param)
     return made

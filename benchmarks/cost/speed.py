@@ -40,12 +40,6 @@ FEW, MANY = 4, 256
 def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     torch.set_num_threads(args.threads)
-    with torch.device(args.device):
-        return _compare(args)
-
-
-def _compare(args: Namespace) -> int:
-    """All that was asked for, on torch's default device."""
     console = Console()
     chosen = [c for c in CONTESTANTS if not args.methods or c.name in args.methods]
     absent = [c.name for c in chosen if not c.installed()]
@@ -56,13 +50,13 @@ def _compare(args: Namespace) -> int:
     for size in args.sizes:
         for tensors in (FEW, MANY):
             if size // tensors >= 16:
-                rows += _layout(chosen, size, tensors, args.repeats, console)
+                rows += _layout(chosen, size, tensors, args, console)
     report = {
         "torch": torch.__version__,
         "machine": _machine(args),
         "steps": rows,
-        "whole": [] if args.no_networks else whole_steps(args.repeats),
-        "overhead": [overhead(size, args.repeats) for size in args.sizes],
+        "whole": [] if args.no_networks else whole_steps(args.repeats, args.device, console),
+        "overhead": [overhead(size, args.repeats, args.device) for size in args.sizes],
     }
     _tables(report, console)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -107,21 +101,22 @@ def _arguments(argv: Sequence[str] | None) -> Namespace:
 
 
 def _layout(
-    chosen: Sequence[Contestant], size: int, tensors: int, repeats: int, console: Console
+    chosen: Sequence[Contestant], size: int, tensors: int, args: Namespace, console: Console
 ) -> list[dict[str, Any]]:
     """All of one size and number of tensors, against the fastest torch AdamW there."""
-    bandwidth = copy_bandwidth(size)
+    repeats, device = args.repeats, args.device
+    bandwidth = copy_bandwidth(size, device)
     makers = {c.name: c.make for c in REFERENCES}
-    loop = makers["torch AdamW loop"](parameters(size, tensors))
+    loop = makers["torch AdamW loop"](parameters(size, tensors, device))
     timed = {}
     for reference in REFERENCES:
-        step = reference.make(parameters(size, tensors)).step
+        step = reference.make(parameters(size, tensors, device)).step
         timed[reference.name] = paired(step, loop.step, repeats=repeats)
     fastest = min(timed, key=lambda name: timed[name].ratio)
     rows = []
     for contestant in [*REFERENCES, *chosen]:
-        rival = makers[fastest](parameters(size, tensors))
-        step = contestant.make(parameters(size, tensors)).step
+        rival = makers[fastest](parameters(size, tensors, device))
+        step = contestant.make(parameters(size, tensors, device)).step
         found = paired(step, rival.step, repeats=repeats)
         rows.append(
             {

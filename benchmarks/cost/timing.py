@@ -32,7 +32,7 @@ def clock(call: Callable[[], object], count: int) -> float:
 
 
 def _wait() -> None:
-    if torch.get_default_device().type != "cpu":
+    if torch.accelerator.is_available():
         torch.accelerator.synchronize()
 
 
@@ -65,9 +65,10 @@ def paired(
     return Paired(median(mine), median(theirs), median(ratios), low, high)
 
 
-def copy_bandwidth(elements: int, repeats: int = 15) -> float:
+def copy_bandwidth(elements: int, device: str = "cpu", repeats: int = 15) -> float:
     """Bytes a second that a copy of ``elements`` float32 values reads and writes."""
-    source, target = torch.randn(elements), torch.empty(elements)
+    source = torch.randn(elements, device=device)
+    target = torch.empty_like(source)
     count = max(1, 4_000_000 // elements)
     seconds = median(clock(lambda: target.copy_(source), count) for _ in range(repeats))
     return 8 * elements / seconds

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
@@ -44,17 +45,20 @@ SAL, SALW = sal_optim.SALAdam, sal_optim.SALAdamW
 PAIRS: list[tuple[Entry, Entry]] = [
     (("SALAdam", SAL, {}), ADAM),
     (("SALAdam, no pull", SAL, {"pull": 0.0}), ADAM),
+    (("SALAdam compiled", SAL, {"compile": True}), ADAM),
     (("SALAdamW", SALW, {}), FUSED),
     (("SALAdamW compiled", SALW, {"compile": True}), FUSED),
     (("SALAdamW compiled, factored, no pull", SALW, {"compile": True, **LEAN}), FUSED),
 ]
 
 
-def _training(make: Callable[[], tuple[nn.Module, Tensor, Tensor]], entry: Entry) -> Any:
+def _training(
+    make: Callable[[], tuple[nn.Module, Tensor, Tensor]], entry: Entry, device: str
+) -> Any:
     """A function that takes one training step; SAL's after a consolidation."""
     torch.manual_seed(0)
     model, inputs, targets = make()
-    model.to(inputs.device)
+    model, inputs, targets = model.to(device), inputs.to(device), targets.to(device)
     _, optimize, options = entry
     optimizer = optimize(model.parameters(), lr=LR, **options)
 
@@ -74,20 +78,22 @@ def _training(make: Callable[[], tuple[nn.Module, Tensor, Tensor]], entry: Entry
     return step
 
 
-def whole_steps(repeats: int) -> list[dict[str, Any]]:
+def whole_steps(repeats: int, device: str, console: Console) -> list[dict[str, Any]]:
     """Each SAL optimizer beside its peer on each network."""
     rows = []
     for network, make in NETWORKS.items():
         for mine, theirs in PAIRS:
-            found = paired(_training(make, mine), _training(make, theirs), repeats=repeats)
+            steps = (_training(make, entry, device) for entry in (mine, theirs))
+            found = paired(*steps, repeats=repeats)
             names = {"network": network, "optimizer": mine[0], "beside": theirs[0]}
+            console.print(f"{network:20s} {mine[0]:36s} {found.ratio:6.3f}", highlight=False)
             rows.append({**names, **asdict(found)})
     return rows
 
 
-def overhead(size: int, repeats: int) -> dict[str, float]:
+def overhead(size: int, repeats: int, device: str) -> dict[str, float]:
     """What the threshold's arithmetic and ``diagnostics()`` take, as parts of SALAdamW's step."""
-    optimizer = sal_optim.SALAdamW(parameters(size, 4), lr=LR)
+    optimizer = sal_optim.SALAdamW(parameters(size, 4, device), lr=LR)
     for _ in range(8):
         optimizer.step()
     optimizer.consolidate()

@@ -1,0 +1,283 @@
+// The update of a step in one pass over memory, for tensors on a CPU: the same mathematics as
+// update.py, stability.py and the optimizers' directions, element by element.
+//
+// native.py compiles it with these set:
+//   REAL: the type of parameters, gradients and moments: float or double.
+//   KEPT: the type of evidence and anchor: float, double or bf16.
+//   ADAM, AMSGRAD, SGD, MOMENTUM, LION: 0 or 1, the base optimizer's rule.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+// A bfloat16 is the upper half of a float.
+struct bf16 {
+  uint16_t upper;
+};
+
+static inline float value(float x) { return x; }
+static inline double value(double x) { return x; }
+static inline float value(bf16 x) {
+  uint32_t bits = uint32_t(x.upper) << 16;
+  float found;
+  std::memcpy(&found, &bits, 4);
+  return found;
+}
+// A growing sum; `lower` carries the lost half up as rounding.py does.
+static inline void keep(float &to, float x, uint32_t) { to = x; }
+static inline void keep(double &to, double x, uint32_t) { to = x; }
+static inline void keep(bf16 &to, float x, uint32_t lower) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  to.upper = uint16_t((bits + lower) >> 16);
+}
+
+// What holds for all tensors of a call.
+struct Numbers {
+  double constants[4];   // of the base optimizer's rule
+  double decay;          // lr * weight_decay where nothing is protected
+  double coupled_decay;  // through the gradient
+  double sign;           // of the gradient: -1 to maximize
+  double protection, stiffness, scale, rounding;
+};
+// What a tensor has of its own.
+struct Tensor {
+  int64_t rows, columns;
+  int64_t shared;  // whether evidence is a number a row times a number a column
+  REAL *param;
+  const REAL *grad;
+  REAL *first, *second, *third;  // moments
+  const KEPT *evidence;          // of the elements, or of the columns
+  const KEPT *row;               // of the rows
+  KEPT *pending;
+  const KEPT *anchor;
+  double factor, share, inverse;  // of the update; of its decay; of Adam's denominators
+};
+
+constexpr int64_t CHUNK = 16384;  // elements that stay in a core's cache from one loop to the next
+struct Part {
+  int64_t tensor, first, last;  // elements
+};
+
+static std::vector<Part> cut(int64_t count, const Tensor *tensors) {
+  std::vector<Part> parts;
+  for (int64_t t = 0; t < count; t++) {
+    const int64_t size = tensors[t].rows * tensors[t].columns;
+    int64_t step = CHUNK;
+    if (tensors[t].shared) {
+      const int64_t columns = tensors[t].columns;
+      step = columns * (CHUNK > columns ? CHUNK / columns : 1);
+    }
+    for (int64_t first = 0; first < size; first += step)
+      parts.push_back({t, first, first + step < size ? first + step : size});
+  }
+  return parts;
+}
+
+static double sum_of_squares(const REAL *__restrict grad, int64_t size) {
+  REAL sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < size; i++) sum += grad[i] * grad[i];
+  return double(sum);
+}
+
+static REAL sum_of_scaled(const REAL *__restrict grad, int64_t size, REAL factor) {
+  REAL sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < size; i++) sum += grad[i] * factor * (grad[i] * factor);
+  return sum;
+}
+static double sum_of_rows(const REAL *grad, int64_t size, int64_t width) {
+  double sum = 0;
+  for (int64_t first = 0; first < size; first += width) sum += sum_of_squares(grad + first, width);
+  return sum;
+}
+
+template <bool gathers, bool guarded, bool pulled, bool moves>
+static void span(const Numbers &numbers, const Tensor &tensor, int64_t first, int64_t size,
+                 const KEPT *__restrict evidence, REAL row) {
+  REAL *__restrict param = tensor.param + first;
+  const REAL *__restrict grad = tensor.grad + first;
+  REAL *__restrict one = tensor.first + first;
+  REAL *__restrict two = tensor.second + first;
+  REAL *__restrict three = tensor.third + first;
+  KEPT *__restrict pending = tensor.pending + first;
+  const KEPT *__restrict anchor = tensor.anchor + first;
+  const REAL coupled = numbers.coupled_decay, sign = numbers.sign, scale = numbers.scale;
+  const REAL protection = numbers.protection, stiffness = numbers.stiffness;
+  const REAL stays = 1 - numbers.decay;
+  const REAL factor = tensor.factor, share = tensor.share, inverse = tensor.inverse;
+  const uint32_t lower = uint32_t(numbers.rounding * 65536.0);
+#if ADAM
+  const REAL beta1 = 1 - numbers.constants[0], beta2 = numbers.constants[1];
+  const REAL beta2_rest = 1 - numbers.constants[1], eps = numbers.constants[2];
+#elif SGD
+  const REAL momentum = numbers.constants[0], enters = numbers.constants[1];
+  const REAL of_grad = numbers.constants[2], of_momentum = numbers.constants[3];
+#else
+  const REAL beta1 = numbers.constants[0], beta1_rest = 1 - numbers.constants[0];
+  const REAL beta2 = numbers.constants[1], beta2_rest = 1 - numbers.constants[1];
+#endif
+#pragma omp simd
+  for (int64_t i = 0; i < size; i++) {
+    const REAL raw = grad[i];
+    REAL weight = param[i];
+    if (gathers) {
+      const REAL scaled = raw * scale;
+      keep(pending[i], value(pending[i]) + scaled * scaled, lower);
+    }
+    if (!moves) continue;
+    const REAL slope = sign * raw + coupled * weight;
+#if ADAM
+    const REAL mean = one[i] + beta1 * (slope - one[i]);
+    REAL square = two[i] * beta2 + slope * slope * beta2_rest;
+    one[i] = mean;
+    two[i] = square;
+#if AMSGRAD
+    const REAL most = three[i];
+    square = most > square || most != most ? most : square;
+    three[i] = square;
+#endif
+    const REAL size_of = std::sqrt(square) * inverse + eps;
+    REAL update = mean;
+#elif SGD
+    const REAL size_of = 1;
+#if MOMENTUM
+    const REAL buffer = one[i] * momentum + slope * enters;
+    one[i] = buffer;
+    REAL update = slope * of_grad + buffer * of_momentum;
+#else
+    REAL update = slope;
+#endif
+#else
+    const REAL size_of = 1, mean = one[i];
+    const REAL blend = mean * beta1 + slope * beta1_rest;
+    one[i] = mean * beta2 + slope * beta2_rest;
+    REAL update = blend > 0 ? REAL(1) : blend < 0 ? REAL(-1) : blend;
+#endif
+    REAL divisor = size_of, known = 0;
+    if (guarded) {
+      known = row * value(evidence[i]);
+      update += weight * size_of * share;
+      REAL resisted = known * protection;
+#if LION
+      const REAL active = raw * scale * (raw * scale);
+      resisted = known / (active < REAL(1e-24) ? REAL(1e-24) : active) * protection;
+#endif
+      divisor = size_of * (1 + resisted);
+    } else {
+      weight *= stays;
+    }
+    weight += factor * (update / divisor);
+    if (pulled) {
+      const REAL spring = known * stiffness;
+      weight += spring / (spring + size_of) * (REAL(value(anchor[i])) - weight);
+    }
+    param[i] = weight;
+  }
+}
+
+// Evidence of an element is row / (mean of the rows) * column.
+static REAL share_of_rows(const Tensor &tensor) {
+  REAL sum = 0;
+  for (int64_t r = 0; r < tensor.rows; r++) sum += value(tensor.row[r]);
+  const REAL mean = sum / REAL(tensor.rows), tiny = std::numeric_limits<REAL>::min();
+  return 1 / (mean < tiny ? tiny : mean);
+}
+
+template <bool gathers, bool guarded, bool pulled, bool moves = true>
+static void advance(const Numbers &numbers, int64_t count, const Tensor *tensors,
+                    const std::vector<Part> &parts, double *squares, int threads) {
+  std::vector<REAL> shares(guarded ? size_t(count) : 0);
+  for (size_t t = 0; t < shares.size(); t++)
+    if (tensors[t].shared) shares[t] = share_of_rows(tensors[t]);
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t p = 0; p < int64_t(parts.size()); p++) {
+    const Part &part = parts[p];
+    const Tensor &tensor = tensors[part.tensor];
+    const REAL *grad = tensor.grad + part.first;
+    if (!tensor.shared) {
+      span<gathers, guarded, pulled, moves>(numbers, tensor, part.first, part.last - part.first,
+                                     tensor.evidence + part.first, 1);
+    } else {
+      for (int64_t first = part.first; first < part.last; first += tensor.columns) {
+        REAL row = 1;
+        if (guarded) row = value(tensor.row[first / tensor.columns]) * shares[part.tensor];
+        span<false, guarded, pulled, moves>(numbers, tensor, first, tensor.columns, tensor.evidence,
+                                            row);
+      }
+    }
+    if (!squares) continue;  // now that the cache has it
+    squares[p] = tensor.shared ? sum_of_rows(grad, part.last - part.first, tensor.columns)
+                               : sum_of_squares(grad, part.last - part.first);
+  }
+}
+
+// Sums are taken part by part in a fixed order: the same with any number of threads.
+static void by_tensor(const std::vector<Part> &parts, const double *found, double *squares) {
+  for (size_t p = 0; p < parts.size(); p++) squares[parts[p].tensor] += found[p];
+}
+
+// One step. `squares`: of each tensor's gradient, zeros; null if nobody asks.
+extern "C" void sal_advance(const Numbers *numbers, int64_t count, const Tensor *tensors,
+                            double *squares, int plan, int threads) {
+  const std::vector<Part> parts = cut(count, tensors);
+  std::vector<double> found(squares ? parts.size() : 0);
+  double *sums = squares ? found.data() : nullptr;
+  switch (plan) {  // gathers, is guarded, pulls, does not move: 1, 2, 4, 8
+    case 0: advance<false, false, false>(*numbers, count, tensors, parts, sums, threads); break;
+    case 1: advance<true, false, false>(*numbers, count, tensors, parts, sums, threads); break;
+    case 2: advance<false, true, false>(*numbers, count, tensors, parts, sums, threads); break;
+    case 3: advance<true, true, false>(*numbers, count, tensors, parts, sums, threads); break;
+    case 6: advance<false, true, true>(*numbers, count, tensors, parts, sums, threads); break;
+    case 9: advance<true, false, false, false>(*numbers, count, tensors, parts, sums, threads); break;
+    default: advance<true, true, true>(*numbers, count, tensors, parts, sums, threads);
+  }
+  if (squares) by_tensor(parts, sums, squares);
+}
+
+// The sum of squares of each gradient, to the last bit as sal_advance() takes it.
+extern "C" void sal_squares(int64_t count, const Tensor *tensors, double *squares, int threads) {
+  const std::vector<Part> parts = cut(count, tensors);
+  std::vector<double> found(parts.size());
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t p = 0; p < int64_t(parts.size()); p++)
+    found[p] = sum_of_squares(tensors[parts[p].tensor].grad + parts[p].first,
+                              parts[p].last - parts[p].first);
+  by_tensor(parts, found.data(), squares);
+}
+
+// Sums of squares of `scale` times a matrix by row and by column (zeros before), and, of all of the
+// matrix, to the last bit as sal_advance() takes it.
+extern "C" void sal_sums(const Tensor *tensor, double scale, REAL *rows, REAL *columns,
+                         double *squares, int threads) {
+  const int64_t width = tensor->columns;
+  const std::vector<Part> parts = cut(1, tensor);
+  const int64_t count = int64_t(parts.size());
+  const int64_t blocks = count < 32 ? count : 32;  // whatever the number of threads
+  std::vector<double> each(parts.size());
+  std::vector<REAL> found(size_t(blocks * width), REAL(0));
+  const REAL factor = REAL(scale);
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t b = 0; b < blocks; b++) {
+    REAL *__restrict mine = found.data() + b * width;
+    for (int64_t p = count * b / blocks; p < count * (b + 1) / blocks; p++) {
+      for (int64_t first = parts[p].first; first < parts[p].last; first += width) {
+        const REAL *__restrict grad = tensor->grad + first;
+#pragma omp simd
+        for (int64_t c = 0; c < width; c++) {
+          const REAL scaled = grad[c] * factor;
+          mine[c] += scaled * scaled;
+        }
+        const double sum = sum_of_squares(grad, width);
+        each[p] += sum;
+        rows[first / width] = scale == 1.0 ? REAL(sum) : sum_of_scaled(grad, width, factor);
+      }
+    }
+  }
+  for (int64_t b = 0; b < blocks; b++)
+    for (int64_t c = 0; c < width; c++) columns[c] += found[size_t(b * width + c)];
+  by_tensor(parts, each.data(), squares);
+}
