@@ -90,7 +90,9 @@ class Around(Protection):
                 if survey.scale:
                     measure_gradient(item, group, loss_scale)
                 if survey.gathers:
-                    gather(item, group, survey.scale, dither(self._threshold()["pending_steps"]))
+                    gather(
+                        item, group, float(survey.scale), dither(self._threshold()["pending_steps"])
+                    )
         self._work, self._survey_now, self._surveyed = work, survey, self._mark()
 
     def _mark(self) -> tuple[weakref.ref[Tensor], int] | None:
@@ -145,7 +147,7 @@ class Around(Protection):
                 old,
                 state,
                 group,
-                scale=survey.scale,
+                scale=float(survey.scale),
                 unit=self._gradient_unit(survey.size),
                 active=self._activity,
                 unit_update=self._unit_update,

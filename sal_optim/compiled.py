@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sal_optim.pieces import Work
+from sal_optim.rounding import Number
 from sal_optim.update import Numbers, Plan, advance
 
 Kernel = Callable[[Tensor, Tensor, dict[str, Tensor], Tensor], None]
@@ -39,7 +40,7 @@ def _kernel(plan: Plan, rule: tuple[tuple[str, Any], ...], coupled_decay: float)
     constants = dict(rule)
 
     def run(param: Tensor, grad: Tensor, state: dict[str, Tensor], numbers: Tensor) -> None:
-        decay, share, protection, stiffness, scale, rounding, *base = numbers.unbind()
+        decay, share, protection, stiffness, scale, gathered, rounding, *base = numbers.unbind()
         advance(
             plan,
             constants,
@@ -54,6 +55,7 @@ def _kernel(plan: Plan, rule: tuple[tuple[str, Any], ...], coupled_decay: float)
                 protection=protection,
                 stiffness=stiffness,
                 scale=scale,
+                gathered=gathered,
                 rounding=rounding,
             ),
         )
@@ -61,6 +63,20 @@ def _kernel(plan: Plan, rule: tuple[tuple[str, Any], ...], coupled_decay: float)
     # The compiler counts recompilations by code object: each kernel gets one of its own.
     own = FunctionType(run.__code__.replace(), run.__globals__, "run", None, run.__closure__)
     return torch.compile(own, dynamic=True, fullgraph=True)
+
+
+def _vector(values: list[Number], device: torch.device) -> Tensor:
+    """Numbers of the host and of the device as one vector there, without a wait."""
+    known = [0.0 if isinstance(value, Tensor) else value for value in values]
+    vector = torch.tensor(known, dtype=torch.float64)
+    if device.type == "cuda":
+        vector = vector.pin_memory().to(device, non_blocking=True)
+    else:
+        vector = vector.to(device)
+    for place, value in enumerate(values):
+        if isinstance(value, Tensor):
+            vector[place].copy_(value, non_blocking=True)
+    return vector
 
 
 def _flat(tensor: Tensor) -> Tensor | None:
@@ -98,11 +114,11 @@ def advance_compiled(plan: Plan, rule: dict[str, Any], work: Work, numbers: Numb
         return False
     values = [
         *(numbers.decay, *(numbers.decay_shares or [0.0]), numbers.protection),
-        *(numbers.stiffness, numbers.scale, numbers.rounding),
+        *(numbers.stiffness, numbers.scale, numbers.gathered, numbers.rounding),
         *(column[0] for column in numbers.base),
     ]
     param, grad, state = prepared
-    vector = torch.tensor(values, dtype=torch.float64, device=param.device)
+    vector = _vector(values, param.device)
     constants = (tuple(rule.items()), numbers.coupled_decay)
     kernels = _kernels(plan)
     if constants not in kernels:

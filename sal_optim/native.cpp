@@ -40,7 +40,7 @@ struct Numbers {
   double decay;          // lr * weight_decay where nothing is protected
   double coupled_decay;  // through the gradient
   double sign;           // of the gradient: -1 to maximize
-  double protection, stiffness, scale, rounding;
+  double protection, stiffness, scale, gathered, rounding;
 };
 // What a tensor has of its own.
 struct Tensor {
@@ -106,6 +106,7 @@ static void span(const Numbers &numbers, const Tensor &tensor, int64_t first, in
   KEPT *__restrict pending = tensor.pending + first;
   const KEPT *__restrict anchor = tensor.anchor + first;
   const REAL coupled = numbers.coupled_decay, sign = numbers.sign, scale = numbers.scale;
+  const REAL gathered = numbers.gathered;
   const REAL protection = numbers.protection, stiffness = numbers.stiffness;
   const REAL stays = 1 - numbers.decay;
   const REAL factor = tensor.factor, share = tensor.share, inverse = tensor.inverse;
@@ -125,7 +126,7 @@ static void span(const Numbers &numbers, const Tensor &tensor, int64_t first, in
     const REAL raw = grad[i];
     REAL weight = param[i];
     if (gathers) {
-      const REAL scaled = raw * scale;
+      const REAL scaled = raw * gathered;
       keep(pending[i], value(pending[i]) + scaled * scaled, lower);
     }
     if (!moves) continue;

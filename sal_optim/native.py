@@ -32,7 +32,7 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-
 REAL = {torch.float32: "float", torch.float64: "double"}
 KEPT = {**REAL, torch.bfloat16: "bf16"}
 # struct Tensor and struct Numbers of native.cpp.
-TENSOR, NUMBERS = struct.Struct("3q9P3d"), struct.Struct("11d")
+TENSOR, NUMBERS = struct.Struct("3q9P3d"), struct.Struct("12d")
 # Elements a thread is given at least: waking one up takes as long as that many.
 ENOUGH = 1 << 14
 
@@ -69,7 +69,10 @@ class Library:
             numbers.decay if plan.decays and not guarded else 0.0,
             numbers.coupled_decay,
             -1.0 if plan.maximize else 1.0,
-            *(float(n) for n in (numbers.protection, numbers.stiffness, numbers.scale)),
+            *(
+                float(n)
+                for n in (numbers.protection, numbers.stiffness, numbers.scale, numbers.gathered)
+            ),
             float(numbers.rounding),
         )
         factors, inverses = [0.0] * len(works), [1.0] * len(works)
@@ -121,7 +124,7 @@ class Library:
 
     def _gather_shared(self, works: Sequence[Work], numbers: Numbers) -> None:
         """Pending evidence in rows and columns."""
-        scale = float(numbers.scale)
+        scale = float(numbers.gathered)
         for work in works:
             height, width = _sides(work)
             if not height * width:

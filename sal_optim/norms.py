@@ -6,7 +6,7 @@ over the processes of their mesh, all in one reduction a mesh.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -50,6 +50,23 @@ def squared_norms(tensors: list[Tensor]) -> Tensor:
 
 def gradient_norm(works: Sequence[Work]) -> tuple[float, int]:
     """The norm over all gradients, of all processes, and the number of their scalars."""
+    squares, size = gradient_squares(works)
+    return math.sqrt(squares), size
+
+
+@overload
+def gradient_squares(works: Sequence[Work]) -> tuple[float, int]: ...
+
+
+@overload
+def gradient_squares(works: Sequence[Work], *, wait: bool) -> tuple[Tensor | float, int]: ...
+
+
+def gradient_squares(works: Sequence[Work], *, wait: bool = True) -> tuple[Tensor | float, int]:
+    """The sum of squares over all gradients, and the number of their scalars.
+
+    Without a wait it is a 0-dim tensor where gradients are, unless there are none.
+    """
     parts: dict[Sharding | None, list[Work]] = {}
     served: dict[Any, list[Work]] = {}
     for work in works:
@@ -59,12 +76,17 @@ def gradient_norm(works: Sequence[Work]) -> tuple[float, int]:
         library.squares(members)
     for work in works:
         parts.setdefault(work.sharding, []).append(work)
-    squares = 0.0
+    squares: Tensor | float = 0.0
     for where, members in parts.items():
         known = [work.squares for work in members if work.squares is not None]
         if where is None and len(known) == len(members):
             squares += sum(known)
             continue
         part = squared_norms([work.grad for work in members if work.squares is None]) + sum(known)
-        squares += (part if where is None else where.total(part)).item()
-    return math.sqrt(squares), sum(work.total for work in works)
+        total = part if where is None else where.total(part)
+        if wait:
+            squares += total.item()
+        else:
+            where_it_is = squares.device if isinstance(squares, Tensor) else total.device
+            squares = squares + total.to(where_it_is)
+    return squares, sum(work.total for work in works)

@@ -26,7 +26,7 @@ from sal_optim.fitting import fitted
 from sal_optim.fused import fits
 from sal_optim.pieces import Piece, Work, pieces, work_on
 from sal_optim.protection import FORESEEN, GroupedWork, Protection, Survey
-from sal_optim.rounding import Number, dither
+from sal_optim.rounding import Number, dither, on
 from sal_optim.state import State, prepare, pull_by_direction
 from sal_optim.threshold import new_threshold
 from sal_optim.update import Direction, Numbers, Plan, Rule, Tensors, Whole, advance
@@ -158,6 +158,16 @@ class SALOptimizer(Protection, Optimizer):
                 group.setdefault(name, value)
         self._threshold()
 
+    def __getstate__(self) -> dict[str, Any]:
+        self._fetch()
+        state: dict[str, Any] = super().__getstate__()
+        return state
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in ``torch.optim``; the threshold's state is in the first param group."""
+        self._fetch()
+        return super().state_dict()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state made by ``state_dict`` of this class, or of its base in ``torch.optim``.
 
@@ -172,6 +182,7 @@ class SALOptimizer(Protection, Optimizer):
             raise TypeError(f"state_dict is a {type(state_dict).__name__}; it must be a dict")
         with Checkpoint(self, functools.partial(fitted, self)).captured():
             super().load_state_dict(state_dict)
+        self._underway = self._arrived = None
 
     # ---------------------------------------------------------------- the step
 
@@ -204,8 +215,13 @@ class SALOptimizer(Protection, Optimizer):
                 native.serve(items, base)
         moves = any(float(group["lr"]) != 0.0 for group in self.param_groups)
         # A kernel takes the norm as it updates, where that is not too late.
-        late = any(group["compile"] for group in self.param_groups) and self._foreseen()
-        survey = FORESEEN if late else self._survey(work, moves=moves)
+        ahead = self._looks_ahead(work)
+        compiled = any(group["compile"] for group in self.param_groups)
+        late = compiled and not ahead and self._foreseen()
+        if ahead:
+            survey = self._survey_ahead(work, moves=moves)
+        else:
+            survey = FORESEEN if late else self._survey(work, moves=moves)
         for group, items in work:
             for item in items:
                 item.protected = group["protection"] > 0.0 and item.owner["evidence_weight"] > 0.0
@@ -214,6 +230,12 @@ class SALOptimizer(Protection, Optimizer):
         if late:
             self._survey(work, moves=moves)
         return loss
+
+    def _looks_ahead(self, work: GroupedWork) -> bool:
+        """Whether to go on before the norm is known: on an accelerator, reading it is a wait."""
+        if self._observing:
+            return False
+        return any(item.param.device.type != "cpu" for _, items in work for item in items)
 
     def _collect(self, group: dict[str, Any]) -> list[Work]:
         """The group's parameters that have a gradient, with their state, step counts advanced."""
@@ -276,14 +298,15 @@ class SALOptimizer(Protection, Optimizer):
             coupled_decay=0.0 if decoupled else decay,
             protection=group["protection"],
             stiffness=lr * self._gain(group) * pull,
-            scale=survey.scale,
+            scale=on(survey.scale, work.param.device),
+            gathered=on(survey.gathered, work.param.device),
             rounding=dither(self._threshold()["pending_steps"]),
         )
         rule = self._rule(group, work.fresh)
         if plan.gathers:
             for item in piece.works:
                 if item.sides is not None:
-                    kronecker.gather(item.sides, item.grad, survey.scale, numbers.rounding)
+                    kronecker.gather(item.sides, item.grad, numbers.gathered, numbers.rounding)
         served = self._base(group, work.fresh) if piece.library is not None else None
         if served is not None:
             piece.library.advance(plan, served, piece.works, numbers)

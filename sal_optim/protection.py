@@ -17,12 +17,15 @@ from sal_optim import checks, stability
 from sal_optim.consolidation import INTERVAL, consolidate, count_pending
 from sal_optim.diagnostics import Spectrum, diagnose
 from sal_optim.evidence import GRANULARITIES
-from sal_optim.norms import gradient_norm
+from sal_optim.norms import gradient_norm, gradient_squares
 from sal_optim.pieces import Work, plain
+from sal_optim.rounding import Number
 from sal_optim.state import State, draw_back, lists
 from sal_optim.threshold import (
     ThresholdState,
     decline,
+    is_ready,
+    limit,
     may_confirm,
     new_threshold,
     observe_norm,
@@ -40,12 +43,13 @@ class Survey(NamedTuple):
     gathers: bool  # evidence is gathered from them
     pulls: bool  # the pull is due
     surprising: bool  # above the threshold
-    scale: float  # 1 / rms of all gradients; 0 if they tell nothing
+    scale: Number  # 1 / rms of all gradients; 0 if they tell nothing
+    gathered: Number  # the same, by which evidence is gathered; 0 if they are surprising
     size: int  # scalars of all gradients
 
 
 # What is known of a step before its gradients are looked at, if it is foreseen.
-FORESEEN = Survey(gathers=False, pulls=False, surprising=False, scale=0.0, size=0)
+FORESEEN = Survey(gathers=False, pulls=False, surprising=False, scale=0.0, gathered=0.0, size=0)
 
 
 class Protection:
@@ -61,6 +65,9 @@ class Protection:
     # Never stored on an instance for longer than a call or a ``with`` block: pickling, deepcopy
     # and checkpoints keep ``state``, ``param_groups`` and ``defaults`` alone.
     _observing: bool = False
+    # The norm of the step before, on its way to the host: see _survey_ahead().
+    _underway: Tensor | None = None
+    _arrived: Any = None
     _spectrum: Spectrum | None = None
 
     # ---------------------------------------------------------------- what a subclass supplies
@@ -114,6 +121,7 @@ class Protection:
             moves: whether any learning rate is above 0.
             loss_scale: factor that the gradients still carry, as with a fused GradScaler.
         """
+        self._hear(work)
         norm, size = gradient_norm([item for _, items in work for item in items])
         # A zero gradient, a non-finite one or a zero learning rate tells nothing about the data.
         informative = 0.0 < norm < math.inf and (moves or self._observing)
@@ -127,8 +135,59 @@ class Protection:
             pulls=due,
             surprising=informative and not ordinary,
             scale=math.sqrt(size) / norm if informative else 0.0,
+            gathered=math.sqrt(size) / norm if gathers else 0.0,
             size=size,
         )
+
+    def _survey_ahead(self, work: GroupedWork, *, moves: bool) -> Survey:
+        """The same without a wait for an accelerator: its norm is judged in the next step.
+
+        Whether evidence is gathered is decided there, by what the threshold makes of all norms
+        before; only a consolidation, and what it takes back, comes one step later.
+        """
+        self._hear(work)
+        items = [item for _, items in work for item in items]
+        squares, size = gradient_squares(items, wait=False)
+        norm = torch.as_tensor(squares).sqrt()
+        known = (norm > 0.0) & (norm < math.inf) & moves
+        scale = torch.where(known, math.sqrt(size) / norm, 0.0)
+        self._underway, self._arrived = _to_host(torch.where(known, norm, 0.0))
+        due = moves and self._threshold()["steps"] % INTERVAL == 0.0
+        ordinary = norm <= self._limit()
+        return Survey(
+            gathers=due,
+            pulls=due,
+            surprising=False,
+            scale=scale,
+            gathered=torch.where(ordinary, scale, 0.0),
+            size=size,
+        )
+
+    def _limit(self) -> float:
+        """The norm above which the next step is surprising."""
+        first, threshold = self._groups()[0], self._threshold()
+        if not is_ready(threshold):
+            return math.inf
+        return limit(threshold, tau0=first["tau0"], alpha=first["alpha"])
+
+    def _fetch(self) -> None:
+        """Wait for the norm that is underway, and keep it where checkpoints do."""
+        if self._underway is not None:
+            if self._arrived is not None:
+                self._arrived.synchronize()
+            self._threshold()["unheard"] = float(self._underway)
+            self._underway = self._arrived = None
+
+    def _hear(self, work: GroupedWork) -> None:
+        """Judge the norm of the step before, if that was not done in its step."""
+        self._fetch()
+        threshold = self._threshold()
+        norm, threshold["unheard"] = threshold["unheard"], 0.0
+        if norm > 0.0:
+            gathered = threshold["steps"] % INTERVAL == 0.0 and norm <= self._limit()
+            if gathered:
+                count_pending(self)
+            self._listen(norm, work)
 
     def _listen(self, norm: float, work: GroupedWork) -> bool:
         """Pass the norm to the threshold, consolidate if it says so; is the step ordinary?"""
@@ -165,6 +224,7 @@ class Protection:
         Harmless before any step, and when there is nothing new to consolidate. Where parameters
         are sharded (DTensor), every process must call it.
         """
+        self._hear([])
         consolidate(self, decline(self._threshold()))
 
     @contextlib.contextmanager
@@ -236,4 +296,16 @@ class Protection:
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:
         """What SAL does, as finite floats for any logger; see :mod:`sal_optim.diagnostics`."""
+        self._fetch()
         return diagnose(self)
+
+
+def _to_host(value: Tensor) -> tuple[Tensor, Any]:
+    """A copy on the host that nobody waits for, and the event of its arrival."""
+    if value.device.type != "cuda":
+        return value.to("cpu", non_blocking=True).clone(), None
+    host = torch.empty((), dtype=value.dtype, pin_memory=True)
+    host.copy_(value, non_blocking=True)
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record(torch.cuda.current_stream(value.device))
+    return host, arrived

@@ -10,6 +10,12 @@ from torch import Tensor
 
 Number = float | Tensor
 
+
+def on(number: Number, device: torch.device) -> Number:
+    """The number for tensors of a device."""
+    return number.to(device, non_blocking=True) if isinstance(number, Tensor) else number
+
+
 # The fractional parts of its multiples fill [0, 1) evenly, whatever stretch of them is taken.
 _GOLDEN = 0.6180339887498949
 

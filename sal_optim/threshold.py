@@ -45,6 +45,7 @@ def new_threshold() -> ThresholdState:
         "threshold": 1.0,
         "pending_steps": 0.0,  # steps that the pending evidence has gathered
         "consolidations": 0.0,
+        "unheard": 0.0,  # the norm of a step that has not been judged yet; 0: there is none
         "room": 1.0,  # what the last consolidation scaled all evidence by, see plasticity.py
     }
 
@@ -68,16 +69,13 @@ def observe_norm(
         Whether the norm is surprising and, at the one step that confirms a change, the mean
         surprise since it began. The caller consolidates and then calls :func:`restart`.
     """
-    mean, steps = state["mean"], state["steps"]
-    ready = steps >= WARMUP and mean > 0.0
-    surprise, threshold = 1.0, tau0
+    mean, ready = state["mean"], is_ready(state)
+    surprise, threshold = 1.0, _threshold(state, tau0, alpha)
     if mean > 0.0:
         surprise = norm / mean
-        threshold += alpha * math.sqrt(state["variance"]) / mean
         state["surprise"], state["threshold"] = surprise, threshold
 
-    if state["suspicion"] == 0.0:
-        state["held"] = threshold * mean
+    state["held"] = limit(state, tau0=tau0, alpha=alpha)
     surprising = ready and norm > state["held"]
     if surprising:
         count = min(1.0 + math.log2(norm / state["held"]), LARGEST_COUNT)
@@ -94,6 +92,24 @@ def observe_norm(
     # tails can't be trimmed out of them either.
     record_norm(state, min(norm, threshold * mean) if ready else norm, beta=beta)
     return Verdict(surprising, None)
+
+
+def limit(state: ThresholdState, *, tau0: float, alpha: float) -> float:
+    """The norm above which the next step is surprising, once statistics may raise an alarm."""
+    if state["suspicion"] > 0.0:
+        return state["held"]
+    return _threshold(state, tau0, alpha) * state["mean"]
+
+
+def _threshold(state: ThresholdState, tau0: float, alpha: float) -> float:
+    """tau, in units of the mean."""
+    noise = math.sqrt(state["variance"]) / state["mean"] if state["mean"] > 0.0 else 0.0
+    return tau0 + alpha * noise
+
+
+def is_ready(state: ThresholdState) -> bool:
+    """Whether statistics may raise an alarm."""
+    return state["steps"] >= WARMUP and state["mean"] > 0.0
 
 
 def may_confirm(state: ThresholdState) -> bool:

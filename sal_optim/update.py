@@ -53,6 +53,7 @@ class Numbers:
     protection: Number
     stiffness: Number  # of the pull, before evidence and preconditioner
     scale: Number  # 1 / rms of all gradients
+    gathered: Number  # the same, by which evidence is gathered
     rounding: Number  # where sums in bfloat16 are rounded, see rounding.py
 
 
@@ -97,7 +98,7 @@ def advance(
         whole: by which a protected step is taken; None: by the rule of the plan.
     """
     if plan.gathers:
-        plan.granularity.gather(state, grads, numbers.scale, numbers.rounding)
+        plan.granularity.gather(state, grads, numbers.gathered, numbers.rounding)
     if not plan.moves:
         return
     if plan.protected and whole is not None:
