@@ -1,4 +1,4 @@
-"""On every device that is here: the result of a CPU's for-loop, to rounding; one read a step.
+"""On every device that is here: the result of a CPU's for-loop, to rounding; no wait in a step.
 
 Without an accelerator this compares the modes of a CPU with each other, so that it is never idle.
 `make gpu` runs it, and the timings, where there is a card.
@@ -7,6 +7,7 @@ Without an accelerator this compares the modes of a CPU with each other, so that
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -35,10 +36,14 @@ def states(optimizer: torch.optim.Optimizer, param: Tensor) -> dict[str, Tensor]
 @pytest.mark.parametrize("row", CLASSES, ids=str)
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_device_gives_what_a_cpu_gives(row: Row, mode: dict[str, bool], device: str) -> None:
+def test_a_device_gives_what_a_cpu_gives(
+    row: Row, mode: dict[str, bool], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     twins = make_params()
     params = [twin.detach().to(device).requires_grad_() for twin in clone_params(twins)]
     there, here = row(params, **mode), row(twins, foreach=False)
+    if device != "cpu":  # which judges a norm one step later
+        monkeypatch.setattr(here, "_looks_ahead", lambda work: True)
     for step, now in enumerate(stream(twins, profile(120, (50, 100)))):
         step_with(here, twins, now)
         step_with(there, params, [grad.to(device) for grad in now])
@@ -57,7 +62,7 @@ def test_a_device_gives_what_a_cpu_gives(row: Row, mode: dict[str, bool], device
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="asks CUDA itself for its waits")
 @pytest.mark.parametrize("row", CLASSES, ids=str)
-def test_cuda_counts_one_wait_a_step(row: Row) -> None:
+def test_cuda_counts_no_wait_in_a_step(row: Row) -> None:
     params = [param.detach().cuda().requires_grad_() for param in make_params([(8, 8)] * 20)]
     optimizer = row(params)
     grads = [torch.randn_like(param) for param in params]
@@ -65,8 +70,9 @@ def test_cuda_counts_one_wait_a_step(row: Row) -> None:
         step_with(optimizer, params, grads)
     torch.cuda.set_sync_debug_mode("warn")
     try:
-        with pytest.warns(UserWarning, match="synchroniz") as caught:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             step_with(optimizer, params, grads)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert len(caught) == 1
+    assert not [str(w.message) for w in caught if "synchroniz" in str(w.message)]

@@ -1,4 +1,4 @@
-"""How often a step asks a device for a number: on an accelerator, each time is a wait.
+"""How often a step on a CPU asks for a number; on an accelerator, each time would be a wait.
 
 Counted by a dispatch mode, on a CPU: a read of a scalar is the same operation on every device.
 Step counts live on the CPU whatever the parameters' device, as torch's do, and are left out.
