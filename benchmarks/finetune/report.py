@@ -8,13 +8,16 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from matplotlib.colors import to_rgb
 from rich.table import Table
 
 from benchmarks.drawing import COLORS, CONTROL, SAL, panels_of, save
 from benchmarks.finetune.analysis import CHOSEN, LEVELS, Points, front, lost, ratio
 from benchmarks.finetune.choices import AVERAGE, REFERENCE
-from benchmarks.finetune.methods import METHODS, Trial
+from benchmarks.finetune.methods import METHODS, Row, Trial
 
+# Of several runs of one method.
+STYLES = ("-", ":", "-.")
 Grouped = Mapping[str, Sequence[dict[str, Any]]]
 CAPTION = (
     "Least rise of the old text's loss, in nats a character, where the new text's loss has fallen "
@@ -114,13 +117,14 @@ def examples(grouped: Grouped, before: Sequence[str]) -> str:
 def draw(title: str, grouped: Grouped, tried: Mapping[str, Sequence[Points]], path: Path) -> None:
     """Curves of the settings that were chosen, and fronts over all that were tried."""
     figure, panels = panels_of(2 if tried else 1, width=5.4, height=4.4, title=title)
-    for place, (label, results) in enumerate(grouped.items()):
+    looks = _looks([*grouped])
+    for label, results in grouped.items():
         points = np.mean([result["points"] for result in results], axis=0)
-        panels[0].plot(points[:, 0], points[:, 1], marker="o", ms=2.5, **_look(label, place))
+        panels[0].plot(points[:, 0], points[:, 1], marker="o", ms=2.5, **looks[label])
     panels[0].set_title("the whole run, at the chosen setting", fontsize=9)
-    for place, (label, runs) in enumerate(tried.items()):
+    for label, runs in tried.items():
         line = np.array(front(runs))
-        panels[1].plot(line[:, 0], line[:, 1], **_look(label, place))
+        panels[1].plot(line[:, 0], line[:, 1], **looks[label])
         panels[1].set_title("fronts over all trials, validation text", fontsize=9)
     for panel in panels:
         panel.set_xlabel("loss on the new text")
@@ -130,14 +134,33 @@ def draw(title: str, grouped: Grouped, tried: Mapping[str, Sequence[Points]], pa
     save(figure, path)
 
 
-def _look(label: str, place: int) -> dict[str, Any]:
-    row = METHODS[label.split(" ")[0]]
-    style = "--" if row.control else "-"
-    color: Any = COLORS((place % 12) / 12)
-    if row.is_sal:
-        color = SAL
-    if row.control:
-        color = CONTROL
-    if label == REFERENCE:
-        color = "black"
-    return {"label": label, "color": color, "linestyle": style, "linewidth": 1.2}
+def _looks(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """A line of its own for each way: AdamW black, controls dashed, SAL's in shades of its red."""
+    ours = [name for name in labels if _row(name).is_sal and not _row(name).control]
+    found: dict[str, dict[str, Any]] = {}
+    for place, label in enumerate(labels):
+        color: Any = COLORS((place % 12) / 12)
+        if label in ours:
+            shade = (ours.index(label) + 0.5) / len(ours)  # from half its red to black by half
+            color = tuple(
+                part + (1 - 2 * shade) * ((1 - part) if shade < 0.5 else part) / 2
+                for part in to_rgb(SAL)
+            )
+        if _row(label).control:
+            color = CONTROL
+        if label.split(" ")[0] == REFERENCE:
+            color = "black"
+        style = (
+            "--"
+            if _row(label).control
+            else STYLES[
+                sum(other.split(" ")[0] == label.split(" ")[0] for other in labels[:place])
+                % len(STYLES)
+            ]
+        )
+        found[label] = {"label": label, "color": color, "linestyle": style, "linewidth": 1.2}
+    return found
+
+
+def _row(label: str) -> Row:
+    return METHODS[label.split(" ")[0]]

@@ -73,6 +73,7 @@ WAYS = (
 # Shares of the change that are kept after the last step, by averages with the pretrained weights
 # (WiSE-FT) and, where there is evidence, by restore().
 KEPT = (0.75, 0.5, 0.25)
+TOGETHER = 4  # observed sequences in a gradient
 LOOKS = (0.05, 0.15, 0.3, 0.5, 0.75, 1.0)
 
 
@@ -177,7 +178,7 @@ class Run:
         return found
 
     def _observed(self) -> Sequence[Tensor]:
-        """The sequences that the method asked for, one in a batch."""
+        """The sequences that the method asked for, in batches."""
         args, model = self.args, self.method.model
         device = next(model.parameters()).device
         if self.method.observes == "own":
@@ -187,13 +188,13 @@ class Run:
             asked = {"max_new_tokens": LENGTH - 1, "do_sample": True, "top_k": 0}
             with torch.no_grad():
                 written = [made.generate(some, **asked) for some in torch.split(blank, 32)]
-            return [row[None] for some in written for row in some]
+            return torch.split(torch.cat(written), TOGETHER)
         names = [name for name in self.measure.texts if name != "new"]
         if self.method.observes == "new":
             names = [args.new]
         each = max(1, args.sequences // len(names))
         parts = [sequences(self.tokenizer, name, args.data_dir, 0, each) for name in names]
-        return [row[None].to(device) for row in torch.cat(parts)]
+        return torch.split(torch.cat(parts).to(device), TOGETHER)
 
     def _trainer(self) -> Any:
         """transformers' Trainer; SALAdamW comes by its flag, any other optimizer as it is."""
