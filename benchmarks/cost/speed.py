@@ -26,6 +26,7 @@ from benchmarks.cost.timing import copy_bandwidth, paired
 from benchmarks.cost.whole import overhead, whole_steps
 from benchmarks.errors import UserError, require_choice, require_range
 from benchmarks.options import parser
+from benchmarks.records import write_atomically
 from benchmarks.suite import default_jobs
 
 EXAMPLES = """examples:
@@ -46,21 +47,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     if absent:
         console.print(f"not installed, left out: {', '.join(absent)} (pip install .[peers])")
     chosen = [c for c in chosen if c.installed() and c not in REFERENCES]
-    rows = []
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    report: dict[str, Any] = {"torch": torch.__version__, "machine": _machine(args), "steps": rows}
+    report.update(whole=[], overhead=[])
+
+    def write() -> None:
+        """What there is: a run that is stopped leaves what it has measured."""
+        write_atomically(args.out / "speed.json", json.dumps(report, indent=1))
+
     for size in args.sizes:
         for tensors in (FEW, MANY):
             if size // tensors >= 16:
                 rows += _layout(chosen, size, tensors, args, console)
-    report = {
-        "torch": torch.__version__,
-        "machine": _machine(args),
-        "steps": rows,
-        "whole": [] if args.no_networks else whole_steps(args.repeats, args.device, console),
-        "overhead": [overhead(size, args.repeats, args.device) for size in args.sizes],
-    }
+                write()
+        report["overhead"] += [overhead(size, args.repeats, args.device)]
+    if not args.no_networks:
+        report["whole"] = whole_steps(args.repeats, args.device, console)
+    write()
     _tables(report, console)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "speed.json").write_text(json.dumps(report, indent=1))
     draw(rows, args.out / "figures" / "speed.png")
     console.print(f"written: {args.out / 'speed.json'}, {args.out / 'figures' / 'speed.png'}")
     return 0
