@@ -121,7 +121,9 @@ def pull(
     values = [sides[f"{side}values"].to(dtype) for side in SIDES]
     springs = torch.outer(*values) * (stiffness / _least(total.to(dtype)))
     moved = (weights.to(dtype) - anchor.to(dtype)).flatten(1)
-    weights.sub_(_by_direction(springs / (springs + 1.0), moved, sides).view_as(weights))
+    # A spring beyond all numbers draws back entirely.
+    share = (springs / (springs + 1.0)).nan_to_num_(nan=1.0)
+    weights.sub_(_by_direction(share, moved, sides).view_as(weights))
 
 
 def _by_direction(table: Tensor, move: Tensor, sides: dict[str, Tensor]) -> Tensor:

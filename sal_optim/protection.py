@@ -255,7 +255,8 @@ class Protection:
         Raises:
             ValueError: ``strength`` is out of its range, or a group keeps no anchor (``pull=0``).
         """
-        strength = checks.number("strength", strength)
+        # More than 1e30 draws back entirely too, and leaves the range of float32.
+        strength = min(checks.number("strength", strength), 1e30)
         groups = self._groups()
         if any(group["pull"] == 0.0 for group in groups):
             raise ValueError(

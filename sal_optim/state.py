@@ -125,6 +125,8 @@ def draw_back(param: Tensor, state: State, group: dict[str, Any], strength: floa
     weights = stability.pull_weights(
         [omega.to(wide(values.dtype)).expand_as(values) for omega in evidence], strength, None
     )
+    for weight in weights:
+        weight.nan_to_num_(nan=1.0)  # a spring beyond all numbers draws back entirely
     stability.pull([values], [anchor], weights)
 
 

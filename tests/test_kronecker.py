@@ -218,6 +218,8 @@ def test_restore_goes_back_to_the_anchor(granularity: str) -> None:
         assert all(new < old for new, old in zip(now, last, strict=True))
         last = now
     assert sum(last) < 1e-3 * sum(gone)
+    optimizer.restore(1e300)
+    assert all(p.isfinite().all() for p in model.parameters())
     with pytest.raises(ValueError, match=r"Invalid strength value: -1"):
         optimizer.restore(-1.0)
     with pytest.raises(ValueError, match="pull"):
