@@ -35,7 +35,8 @@ SHARED = (
             fit a cache on a CPU.
         maximize: go up the gradient.
         capturable, differentiable: as in torch.optim; not supported, must be False.
-        compile: run the update as a compiled kernel.
+        compile: run the update as a compiled kernel: one call for all tensors on a CPU, built by
+            its C++ compiler in about a second.
 
     Raises:
         TypeError: an argument is of a wrong kind.
