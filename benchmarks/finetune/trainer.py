@@ -28,6 +28,7 @@ from benchmarks.finetune import report
 from benchmarks.finetune.analysis import CHOSEN, forgetting, gain, target
 from benchmarks.finetune.methods import METHODS, Method
 from benchmarks.finetune.methods.base import copies
+from benchmarks.finetune.methods.directions import strength_of
 from benchmarks.finetune.methods.sal import SALW
 from benchmarks.finetune.smollm2 import LENGTH, Measure, loaded, required, sequences, token_loss
 from benchmarks.records import write_atomically
@@ -166,8 +167,9 @@ class Run:
         ways: dict[str, Callable[[float], None]] = {
             "average": lambda share: Method.give_back(method, first, share)
         }
-        if isinstance(method.optimizer, Protection):
-            ways["restore"] = lambda share: method.give_back(first, share)
+        protection = method.optimizer
+        if isinstance(protection, Protection):
+            ways["restore"] = lambda share: protection.restore(strength_of(share))
         for name, give_back in ways.items():
             found[name] = []
             for share in KEPT:

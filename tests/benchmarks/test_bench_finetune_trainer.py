@@ -87,6 +87,8 @@ def test_every_way_is_trained_recorded_and_read_back(
         )
         for kept in found.get("kept", {}).values():
             assert len({found["losses"][-1]["new"], *(k["new"] for k in kept)}) > 1
+        if ours:
+            assert found["kept"]["average"] != found["kept"]["restore"]
     assert not list((tmp_path / "trainer").glob("*")), "no checkpoints are left"
     text = (tmp_path / "smollm2-code.md").read_text()
     assert all(way.label in text for way in ways)
