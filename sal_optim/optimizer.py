@@ -182,7 +182,7 @@ class SALOptimizer(Protection, Optimizer):
             raise TypeError(f"state_dict is a {type(state_dict).__name__}; it must be a dict")
         with Checkpoint(self, functools.partial(fitted, self)).captured():
             super().load_state_dict(state_dict)
-        self._underway = self._arrived = None
+        self._drop()
 
     # ---------------------------------------------------------------- the step
 

@@ -172,11 +172,17 @@ class Protection:
 
     def _fetch(self) -> None:
         """Wait for the norm that is underway, and keep it where checkpoints do."""
-        if self._underway is not None:
+        underway = self._underway
+        if underway is not None:
             if self._arrived is not None:
                 self._arrived.synchronize()
-            self._threshold()["unheard"] = float(self._underway)
-            self._underway = self._arrived = None
+            self._threshold()["unheard"] = float(underway)
+            self._drop()
+
+    def _drop(self) -> None:
+        """Forget the norm that is underway."""
+        for name in ("_underway", "_arrived"):
+            vars(self).pop(name, None)
 
     def _hear(self, work: GroupedWork) -> None:
         """Judge the norm of the step before, if that was not done in its step."""

@@ -74,6 +74,7 @@ METHODS = {
     "observe": "self",
     "restore": "self, strength",
     "stability": "self, param",
+    "state_dict": "self",
     "step": "self, closure=None",
 }
 COMPANIONS = {
