@@ -30,12 +30,12 @@ class Sharding(NamedTuple):
 
 
 # Asking these for an attribute that they lack takes longer than many a small tensor's update.
-_PLAIN = (Parameter, Tensor)
+PLAIN = (Parameter, Tensor)
 
 
 def is_distributed(tensor: Tensor) -> bool:
     """Whether a tensor is a ``DTensor``."""
-    if type(tensor) in _PLAIN:
+    if type(tensor) in PLAIN:
         return False
     return hasattr(tensor, "to_local") and hasattr(tensor, "placements")
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
+from sal_optim.distributed import PLAIN
 from sal_optim.pieces import Work
 from sal_optim.update import Tensors, Whole
 
@@ -26,7 +26,7 @@ def fits(works: Sequence[Work], moments: Sequence[str]) -> bool:
     """
     for work in works:
         param, step = work.param, work.owner["step"]
-        if type(param) not in (Tensor, Parameter) or param.dtype not in _DTYPES:
+        if type(param) not in PLAIN or param.dtype not in _DTYPES:
             return False
         if param.device.type != "cpu" or step.device.type != "cpu":
             return False

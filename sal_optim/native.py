@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
+from sal_optim.distributed import PLAIN
 from sal_optim.evidence import LARGE
 from sal_optim.pieces import Work
 from sal_optim.rounding import add
@@ -172,7 +172,7 @@ def _kept(work: Work, moments: Sequence[str]) -> torch.dtype | None:
     """The dtype of the evidence of a work of a kind that native.cpp knows; else None."""
     param, grad = work.param, work.grad
     dtype, kept = param.dtype, None
-    if dtype not in REAL or type(param) not in (Tensor, Parameter) or not param.is_cpu:
+    if dtype not in REAL or type(param) not in PLAIN or not param.is_cpu:
         return None
     if grad.dtype != dtype or grad.is_neg():
         return None

@@ -148,16 +148,10 @@ def _looks(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
             )
         if _row(label).control:
             color = CONTROL
-        if label.split(" ")[0] == REFERENCE:
+        if _row(label).name == REFERENCE:
             color = "black"
-        style = (
-            "--"
-            if _row(label).control
-            else STYLES[
-                sum(other.split(" ")[0] == label.split(" ")[0] for other in labels[:place])
-                % len(STYLES)
-            ]
-        )
+        before = sum(_row(other) == _row(label) for other in labels[:place])
+        style = "--" if _row(label).control else STYLES[before % len(STYLES)]
         found[label] = {"label": label, "color": color, "linestyle": style, "linewidth": 1.2}
     return found
 
