@@ -85,8 +85,8 @@ class SALAdam(SALOptimizer):
         return {name: group[name] for name in ("betas", "eps", "amsgrad")}
 
     def _numbers(
-        self, group: dict[str, Any], lr: float, steps: list[float]
-    ) -> tuple[list[float], ...]:
+        self, group: dict[str, Any], lr: Number, steps: Sequence[Number]
+    ) -> tuple[list[Number], ...]:
         beta1, beta2 = group["betas"]
         corrections = [(1 - beta2**step) ** 0.5 for step in steps]
         inverses = [1 / correction for correction in corrections]

@@ -34,7 +34,10 @@ SHARED = (
         foreach: update lists of tensors at once. Default: lists on an accelerator, slices that
             fit a cache on a CPU.
         maximize: go up the gradient.
-        capturable, differentiable: as in torch.optim; not supported, must be False.
+        capturable: let a CUDA graph hold the step: decisions are made on the device, and
+            ``consolidate_if_due()`` is called after each replay. Numbers are built into a graph,
+            but for a learning rate that is a tensor on the device.
+        differentiable: as in torch.optim; not supported, must be False.
         compile: run the update as a compiled kernel: one call for all tensors on a CPU, built by
             its C++ compiler in about a second.
 

@@ -148,7 +148,7 @@ class Around(Protection):
                 state,
                 group,
                 scale=float(survey.scale),
-                unit=self._gradient_unit(survey.size),
+                unit=float(survey.unit),
                 active=self._activity,
                 unit_update=self._unit_update,
                 pulls=survey.pulls,

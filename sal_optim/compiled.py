@@ -67,6 +67,12 @@ def _kernel(plan: Plan, rule: tuple[tuple[str, Any], ...], coupled_decay: float)
 
 def _vector(values: list[Number], device: torch.device) -> Tensor:
     """Numbers of the host and of the device as one vector there, without a wait."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        # Nothing comes from the host in a graph.
+        options: dict[str, Any] = {"dtype": torch.float64, "device": device}
+        return torch.stack(
+            [v.double() if isinstance(v, Tensor) else torch.full((), v, **options) for v in values]
+        )
     known = [0.0 if isinstance(value, Tensor) else value for value in values]
     vector = torch.tensor(known, dtype=torch.float64)
     if device.type == "cuda":

@@ -36,14 +36,19 @@ def count_pending(protection: "Protection") -> None:
     """One more step is gathered."""
     threshold = protection._threshold()
     if threshold["pending_steps"] >= PENDING_HORIZON:
-        threshold["pending_steps"] /= 2.0
-        for group in protection._groups():
-            for param in group["params"]:
-                state = protection._state_of(param)
-                for name in state:
-                    if name.startswith("pending") or name.endswith("_pending"):
-                        state[name].mul_(0.5)
+        halve_pending(protection)
     threshold["pending_steps"] += 1.0
+
+
+def halve_pending(protection: "Protection") -> None:
+    """Halve the pending sums and the number of their steps."""
+    protection._threshold()["pending_steps"] /= 2.0
+    for group in protection._groups():
+        for param in group["params"]:
+            state = protection._state_of(param)
+            for name in state:
+                if name.startswith("pending") or name.endswith("_pending"):
+                    state[name].mul_(0.5)
 
 
 def consolidate(protection: "Protection", surprise: float) -> None:
@@ -104,7 +109,9 @@ def take_back(optimizer: "SALOptimizer", group: dict[str, Any], items: list[Work
     for item in moved:
         item.protected = item.owner["evidence_weight"] > 0.0
     for piece in pieces(group, moved):
-        numbers = optimizer._numbers(group, -lr, [item.step - 1.0 for item in piece.works])
+        steps = [item.step - 1.0 for item in piece.works]
+        numbers = optimizer._numbers(group, -lr, steps)
+        factors = [float(factor) for factor in numbers[-1]]
         for params, _, state in piece.parts():
             update = optimizer._last_update(optimizer._rule(group, False), state, numbers)
             if update is None:
@@ -115,4 +122,4 @@ def take_back(optimizer: "SALOptimizer", group: dict[str, Any], items: list[Work
                 divisors = stability.resistance(
                     evidence, group["protection"], sizes=divisors, activity=None
                 )
-            torch._foreach_addcdiv_(params, update.numerators, divisors, numbers[-1])
+            torch._foreach_addcdiv_(params, update.numerators, divisors, factors)

@@ -33,6 +33,15 @@ def scaled_gradients(grads: list[Tensor], dtype: torch.dtype, scale: Number) -> 
     return list(torch._foreach_mul(raised, scale))
 
 
+def _telling(grads: list[Tensor], dtype: torch.dtype, scale: Number) -> list[Tensor]:
+    """The same for sums that last: infinite gradients have the scale 0, and enter as 0."""
+    scaled = scaled_gradients(grads, dtype, scale)
+    if isinstance(scale, Tensor):
+        for values in scaled:
+            values.nan_to_num_(0.0, 0.0, 0.0)
+    return scaled
+
+
 class Granularity(Protocol):
     """How the evidence of a tensor is stored."""
 
@@ -70,7 +79,7 @@ class Element:
         if alike and not isinstance(scale, Tensor) and 1 / LARGE < scale < LARGE:
             torch._foreach_addcmul_(sums, grads, grads, scale * scale)
             return
-        scaled = scaled_gradients(grads, sums[0].dtype, scale)
+        scaled = _telling(grads, sums[0].dtype, scale)
         if sums[0].dtype == scaled[0].dtype:
             torch._foreach_addcmul_(sums, scaled, scaled)
         else:
@@ -108,7 +117,7 @@ class Factored:
     def gather(self, state: Tensors, grads: list[Tensor], scale: Number, at: Number) -> None:
         if "pending" in state:
             return self._element.gather(state, grads, scale, at)
-        scaled = scaled_gradients(grads, self.dtype(state), scale)
+        scaled = _telling(grads, self.dtype(state), scale)
         for row, column, grad in zip(
             state["pending_row"], state["pending_column"], scaled, strict=True
         ):
@@ -143,7 +152,7 @@ class PerTensor:
         return {"pending": (), "evidence": ()}
 
     def gather(self, state: Tensors, grads: list[Tensor], scale: Number, at: Number) -> None:
-        scaled = scaled_gradients(grads, self.dtype(state), scale)
+        scaled = _telling(grads, self.dtype(state), scale)
         for pending, grad in zip(state["pending"], scaled, strict=True):
             if grad.numel():
                 norm = torch.linalg.vector_norm(grad) / math.sqrt(grad.numel())

@@ -51,6 +51,8 @@ def gather(sides: dict[str, Tensor], grad: Tensor, scale: Number, at: Number) ->
     if grad.numel() == 0:
         return
     matrix = (grad.to(wide(grad.dtype)) * scale).flatten(1)
+    if isinstance(scale, Tensor):  # 0 where the gradient is infinite
+        matrix = matrix.nan_to_num(0.0, 0.0, 0.0)
     for side, one in zip(SIDES, (matrix, matrix.T), strict=True):
         pending = sides[f"{side}pending"]
         size, width = pending.shape

@@ -17,6 +17,7 @@ from torch.optim.optimizer import ParamsT
 
 from sal_optim import checks, kronecker, native
 from sal_optim.arguments import check_shared
+from sal_optim.captured import DeviceThreshold
 from sal_optim.checkpoint import Checkpoint, check_ready
 from sal_optim.compiled import advance_compiled
 from sal_optim.consolidation import INTERVAL, take_back
@@ -66,9 +67,12 @@ class SALOptimizer(Protection, Optimizer):
         raise NotImplementedError
 
     def _numbers(
-        self, group: dict[str, Any], lr: float, steps: list[float]
-    ) -> tuple[list[float], ...]:
-        """What the rule needs that changes with the step, one number a tensor each."""
+        self, group: dict[str, Any], lr: Number, steps: Sequence[Number]
+    ) -> tuple[list[Number], ...]:
+        """What the rule needs that changes with the step, one number a tensor each.
+
+        In captured steps, ``steps`` holds one vector that counts for all of them.
+        """
         return ([-lr] * len(steps),)
 
     def _gain(self, group: dict[str, Any]) -> float:
@@ -116,18 +120,15 @@ class SALOptimizer(Protection, Optimizer):
 
     def _checked(self, group: dict[str, Any]) -> dict[str, Any]:
         """Settings converted and checked, whether they are defaults or one param group's."""
-        for name, why in (
-            ("capturable", "reads the gradient norm on the host"),
-            ("differentiable", "updates in place"),
-        ):
-            if checks.flag(name, group[name]):
-                raise ValueError(
-                    f"Invalid {name} value: {group[name]}; {type(self).__name__} {why}, so "
-                    f"{name} must be False"
-                )
-        foreach = group["foreach"]
+        if checks.flag("differentiable", group["differentiable"]):
+            raise ValueError(
+                f"Invalid differentiable value: {group['differentiable']}; {type(self).__name__} "
+                "updates in place, so differentiable must be False"
+            )
+        foreach, capturable = group["foreach"], checks.flag("capturable", group["capturable"])
         checked = {
-            "lr": checks.learning_rate(group["lr"], foreach=foreach),
+            "lr": checks.learning_rate(group["lr"], foreach=bool(foreach) and not capturable),
+            "capturable": capturable,
             "weight_decay": checks.number("weight_decay", group["weight_decay"]),
             **check_shared(group),
             "maximize": checks.flag("maximize", group["maximize"]),
@@ -142,9 +143,14 @@ class SALOptimizer(Protection, Optimizer):
             settings = self._checked({**self.defaults, **param_group})
             param_group.update({name: settings[name] for name in param_group if name != "params"})
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
+        group, first = self.param_groups[-1], self.param_groups[0]
         try:
             refuse_factored(group["granularity"], group["params"])
+            if group["capturable"] != first["capturable"]:
+                raise ValueError(
+                    f"Invalid capturable value: {group['capturable']}; all param groups share a "
+                    f"threshold, so capturable must be {first['capturable']} as in the first"
+                )
         except ValueError:
             self.param_groups.pop()
             raise
@@ -204,10 +210,19 @@ class SALOptimizer(Protection, Optimizer):
             with torch.enable_grad():
                 loss = closure()
         # Nothing may have changed when an error is raised, so all is checked before any of it.
+        capturing = self._capturing()
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:
                     check_ready(self, group, param)
+        if self.param_groups[0]["capturable"]:
+            self._step_captured(capturing)
+        else:
+            self._step_watched()
+        return loss
+
+    def _step_watched(self) -> None:
+        """A step whose norm the host looks at, in it or in the next one."""
         work = [(group, self._collect(group)) for group in self.param_groups]
         for group, items in work:
             base = self._base(group, items[0].fresh) if group["compile"] and items else None
@@ -229,7 +244,87 @@ class SALOptimizer(Protection, Optimizer):
                 self._advance(piece, survey)
         if late:
             self._survey(work, moves=moves)
-        return loss
+
+    def _step_captured(self, capturing: bool) -> None:
+        """A step of which nothing is read, that a CUDA graph may hold."""
+        if not capturing:
+            self._settle()
+        self._place_threshold(capturing)
+        work = [(group, self._collect(group)) for group in self.param_groups]
+        moves: bool | Tensor = False
+        for group in self.param_groups:
+            moves = (self._lr(group) != 0.0) | moves
+        survey = self._survey_captured(work, moves=moves)
+        for group, items in work:
+            for item in items:
+                # A replay does the same before and after a first consolidation.
+                item.protected = group["protection"] > 0.0
+            for piece in pieces(group, items):
+                self._advance(piece, survey)
+        if not capturing and self._captured is not None:
+            self._captured.send()
+
+    def consolidate_if_due(self) -> None:
+        """To be called after each replay of a CUDA graph that holds a step.
+
+        A replay runs none of the code that consolidates. This does it where the steps before the
+        last call have confirmed a change; it waits for these alone, and without ``capturable=True``
+        does nothing. ``step()``, outside a graph, does it by itself.
+        """
+        if self._captured is not None:
+            with torch.no_grad():
+                self._settle()
+                self._captured.send()
+
+    def _place_threshold(self, capturing: bool) -> None:
+        """Have the threshold's state where the parameters are.
+
+        Raises:
+            RuntimeError: in a capture, before a first step.
+            ValueError: parameters are on several devices.
+        """
+        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if capturing and any("evidence_weight" not in self.state.get(p, {}) for p in params):
+            raise RuntimeError(
+                f"{type(self).__name__}: state would be created inside a CUDA graph; take a step "
+                "before the capture"
+            )
+        devices = {param.device for param in params}
+        if self._captured is not None:
+            devices.add(self._captured.device)
+        if len(devices) > 1:
+            raise ValueError(
+                f"Invalid capturable value: True, with parameters on "
+                f"{', '.join(sorted(map(str, devices)))}; with capturable they must be on one "
+                "device"
+            )
+        if self._captured is None and devices:
+            self._captured = DeviceThreshold(self._threshold(), devices.pop())
+
+    def _capturing(self) -> bool:
+        """Whether this step is recorded into a CUDA graph.
+
+        Raises:
+            RuntimeError: it is, and ``capturable`` is False.
+        """
+        first = self.param_groups[0]
+        if not any(param.is_cuda for param in first["params"][:1]):
+            return False
+        capturing = torch.cuda.is_current_stream_capturing()
+        if capturing and not first["capturable"]:
+            raise RuntimeError(
+                f"Invalid capturable value: False; a step of {type(self).__name__} can be part of "
+                "a CUDA graph with capturable=True"
+            )
+        return capturing
+
+    def _lr(self, group: dict[str, Any]) -> Number:
+        """The learning rate, as a tensor where it is one that a graph reads anew."""
+        lr = group["lr"]
+        where = None if self._captured is None else self._captured.device
+        if isinstance(lr, Tensor) and lr.device == where:
+            return lr.reshape(())
+        return float(lr)
 
     def _looks_ahead(self, work: GroupedWork) -> bool:
         """Whether to go on before the norm is known: on an accelerator, reading it is a wait."""
@@ -247,9 +342,30 @@ class SALOptimizer(Protection, Optimizer):
                 found.append((param, state, prepare(param, state, group, moments)))
         if found and not self._observing:
             torch._foreach_add_([state["step"] for _, state, _ in found], 1.0)
+        reads = not group["capturable"]
         return [
-            work_on(param, state, group, step=float(state["step"]), fresh=fresh)
+            work_on(
+                param,
+                state,
+                group,
+                step=float(state["step"]) if reads else state["step"],
+                fresh=fresh,
+            )
             for param, state, fresh in found
+        ]
+
+    def _moved(self) -> GroupedWork:
+        """As they are before a next step: step counts are that one's."""
+        return [
+            (
+                group,
+                [
+                    work_on(param, state, group, step=float(state["step"]) + 1.0, fresh=False)
+                    for param in group["params"]
+                    if param.grad is not None and (state := self.state.get(param))
+                ],
+            )
+            for group in self.param_groups
         ]
 
     def _moment_names(self, group: dict[str, Any]) -> tuple[str, ...]:
@@ -274,8 +390,7 @@ class SALOptimizer(Protection, Optimizer):
     def _advance(self, piece: Piece, survey: Survey) -> None:
         """One step of one piece: gather evidence, move the parameters."""
         group, work = piece.group, piece.works[0]
-        lr, decay, decoupled = float(group["lr"]), group["weight_decay"], self._decoupled(group)
-        pull = group["protection"] * group["pull"] * self._gradient_unit(survey.size) * INTERVAL
+        lr, decay, decoupled = self._lr(group), group["weight_decay"], self._decoupled(group)
         plan = Plan(
             direction=self._direction,
             granularity=GRANULARITIES[group["granularity"]],
@@ -287,20 +402,22 @@ class SALOptimizer(Protection, Optimizer):
             protected=work.protected,
             pulled=survey.pulls and group["pull"] > 0.0 and work.sides is None,
         )
-        base: tuple[list[float], ...] = ()
+        base: tuple[list[Number], ...] = ()
+        shares: list[Number] = []
         if plan.moves:
-            base = self._numbers(group, lr, [item.step for item in piece.works])
-        factors = base[-1] if plan.decays and base else []
+            base, shares = self._own_numbers(piece, lr, lr * decay if plan.decays else 0.0)
+        device = work.param.device
+        pull = group["protection"] * group["pull"] * on(survey.unit, device) * INTERVAL
         numbers = Numbers(
             base=base,
             decay=lr * decay,
-            decay_shares=[-lr * decay / factor if factor else 0.0 for factor in factors],
+            decay_shares=shares,
             coupled_decay=0.0 if decoupled else decay,
             protection=group["protection"],
             stiffness=lr * self._gain(group) * pull,
-            scale=on(survey.scale, work.param.device),
-            gathered=on(survey.gathered, work.param.device),
-            rounding=dither(self._threshold()["pending_steps"]),
+            scale=on(survey.scale, device),
+            gathered=on(survey.gathered, device),
+            rounding=dither(self._live()["pending_steps"]),
         )
         rule = self._rule(group, work.fresh)
         if plan.gathers:
@@ -318,7 +435,24 @@ class SALOptimizer(Protection, Optimizer):
                     size = self._update_size(rule, item, tuple([c[place]] for c in base))
                     pull_by_direction(item, numbers.stiffness / size)
 
-    def _update_size(self, rule: Rule, item: Work, numbers: tuple[list[float], ...]) -> Number:
+    def _own_numbers(
+        self, piece: Piece, lr: Number, decayed: Number
+    ) -> tuple[tuple[list[Number], ...], list[Number]]:
+        """The base optimizer's numbers of a step, and ``decayed`` in units of its factors.
+
+        Lists of one number a tensor; of captured steps, computed on the device for all tensors.
+        """
+        group, count = piece.group, len(piece.works)
+        steps = [item.step for item in piece.works]
+        if not isinstance(steps[0], Tensor):
+            base = self._numbers(group, lr, steps)
+            return base, [_share(decayed, factor) for factor in base[-1]]
+        together = torch.stack(steps).to(self._live()["steps"].dtype)  # type: ignore[arg-type]
+        columns = [column[0] for column in self._numbers(group, lr, [together])]
+        shares = _each(_share(decayed, columns[-1]), count)
+        return tuple(_each(number, count) for number in columns), shares
+
+    def _update_size(self, rule: Rule, item: Work, numbers: tuple[list[Number], ...]) -> Number:
         """The root of the mean square of what the base optimizer divides an update by."""
         last = self._last_update(rule, {n: [t] for n, t in item.state.items()}, numbers)
         if last is None or last.denominators is None:
@@ -330,8 +464,23 @@ class SALOptimizer(Protection, Optimizer):
     def _advance_eagerly(self, piece: Piece, plan: Plan, rule: Rule, numbers: Numbers) -> None:
         """By torch's kernel or by the rule, in slices or lists."""
         group, whole = piece.group, None
-        if plan.protected and plan.moves and fits(piece.works, self._moment_names(group)):
+        kernel = plan.protected and plan.moves and not group["capturable"]
+        if kernel and fits(piece.works, self._moment_names(group)):
             lr = float(group["lr"])
             whole = self._whole(group, lr, [item.owner["step"] for item in piece.works])
         for params, grads, state in piece.parts():
             advance(plan, rule, params, grads, state, numbers, whole)
+
+
+def _share(decayed: Number, factor: Number) -> Number:
+    """The decay in units of an update's factor; 0 where nothing moves."""
+    if isinstance(factor, Tensor):
+        return torch.where(factor == 0.0, 0.0, -decayed / factor)
+    return -decayed / factor if factor else 0.0
+
+
+def _each(number: Number, count: int) -> list[Number]:
+    """One number for each of so many tensors, from a vector of as many or from one for all."""
+    if isinstance(number, Tensor) and number.dim():
+        return list(number.unbind())
+    return [number] * count

@@ -16,6 +16,7 @@ from torch import Tensor
 from sal_optim.distributed import Sharding, aligned, is_distributed, local, sharding
 from sal_optim.evidence import GRANULARITIES
 from sal_optim.kronecker import SIDES
+from sal_optim.rounding import Number
 
 # Elements of a slice: float32 slices of a parameter, its gradient, state and temporaries stay
 # within a few megabytes. Of the powers from 15 to 18, this one was the fastest or near it from
@@ -41,7 +42,7 @@ class Work:
     param: Tensor
     grad: Tensor
     state: dict[str, Tensor]  # the tensors of the parameter's state that have its shape, and others
-    step: float  # the parameter's own step count, from 1
+    step: Number  # the parameter's own step count, from 1
     fresh: bool  # whether the base optimizer's state was created in this very step
     owner: dict[str, Any]  # the whole state of the parameter
     sliceable: bool
@@ -141,7 +142,7 @@ def plain(tensor: Tensor) -> Tensor:
 
 
 def work_on(
-    param: Tensor, state: dict[str, Any], group: dict[str, Any], *, step: float, fresh: bool
+    param: Tensor, state: dict[str, Any], group: dict[str, Any], *, step: Number, fresh: bool
 ) -> Work:
     """One parameter that has a gradient, with the tensors of its state."""
     grad = param.grad

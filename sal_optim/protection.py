@@ -7,14 +7,21 @@ asks of it. Where parameters, settings and state are kept, and how parameters ar
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sal_optim import checks, stability
-from sal_optim.consolidation import INTERVAL, consolidate, count_pending
+from sal_optim.captured import DeviceThreshold, to_host
+from sal_optim.consolidation import (
+    INTERVAL,
+    PENDING_HORIZON,
+    consolidate,
+    count_pending,
+    halve_pending,
+)
 from sal_optim.diagnostics import Spectrum, diagnose
 from sal_optim.evidence import GRANULARITIES
 from sal_optim.norms import gradient_norm, gradient_squares
@@ -45,11 +52,11 @@ class Survey(NamedTuple):
     surprising: bool  # above the threshold
     scale: Number  # 1 / rms of all gradients; 0 if they tell nothing
     gathered: Number  # the same, by which evidence is gathered; 0 if they are surprising
-    size: int  # scalars of all gradients
+    unit: Number  # of the pull, the typical size of one scalar's gradient; 0 if it is not due
 
 
 # What is known of a step before its gradients are looked at, if it is foreseen.
-FORESEEN = Survey(gathers=False, pulls=False, surprising=False, scale=0.0, gathered=0.0, size=0)
+FORESEEN = Survey(gathers=False, pulls=False, surprising=False, scale=0.0, gathered=0.0, unit=0.0)
 
 
 class Protection:
@@ -68,6 +75,8 @@ class Protection:
     # The norm of the step before, on its way to the host: see _survey_ahead().
     _underway: Tensor | None = None
     _arrived: Any = None
+    # The threshold where no step may read anything: see _survey_captured().
+    _captured: DeviceThreshold | None = None
     _spectrum: Spectrum | None = None
 
     # ---------------------------------------------------------------- what a subclass supplies
@@ -88,11 +97,19 @@ class Protection:
         """State tensors of the base optimizer, shaped and typed like the parameter."""
         return ()
 
+    def _moved(self) -> GroupedWork:
+        """The parameters of the last step, as they are before a next one."""
+        raise NotImplementedError
+
     def _take_back(self, work: GroupedWork) -> None:
         """Undo the last update, by which a change that is now confirmed first did damage."""
         raise NotImplementedError
 
     # ---------------------------------------------------------------- a step's gradients
+
+    def _live(self) -> Mapping[str, Any]:
+        """The threshold's state as a step sees it: on the device, where nothing may be read."""
+        return self._threshold() if self._captured is None else self._captured.values()
 
     def _threshold(self) -> ThresholdState:
         """The state that belongs to all groups together; it lives in the first."""
@@ -136,7 +153,7 @@ class Protection:
             surprising=informative and not ordinary,
             scale=math.sqrt(size) / norm if informative else 0.0,
             gathered=math.sqrt(size) / norm if gathers else 0.0,
-            size=size,
+            unit=self._gradient_unit(size) if due else 0.0,
         )
 
     def _survey_ahead(self, work: GroupedWork, *, moves: bool) -> Survey:
@@ -146,13 +163,9 @@ class Protection:
         before; only a consolidation, and what it takes back, comes one step later.
         """
         self._hear(work)
-        items = [item for _, items in work for item in items]
-        squares, size = gradient_squares(items, wait=False)
-        norm = torch.as_tensor(squares).sqrt()
-        known = (norm > 0.0) & (norm < math.inf) & moves
-        scale = torch.where(known, math.sqrt(size) / norm, 0.0)
-        self._underway, self._arrived = _to_host(torch.where(known, norm, 0.0))
-        due = moves and self._threshold()["steps"] % INTERVAL == 0.0
+        norm, known, scale, size = _measured(work, moves)
+        self._underway, self._arrived = to_host(torch.where(known, norm, 0.0))
+        due = bool(moves) and self._threshold()["steps"] % INTERVAL == 0.0
         ordinary = norm <= self._limit()
         return Survey(
             gathers=due,
@@ -160,28 +173,80 @@ class Protection:
             surprising=False,
             scale=scale,
             gathered=torch.where(ordinary, scale, 0.0),
-            size=size,
+            unit=self._gradient_unit(size) if due else 0.0,
         )
+
+    def _survey_captured(self, work: GroupedWork, *, moves: bool | Tensor) -> Survey:
+        """The same with all decisions on the device: a replayed CUDA graph makes them anew.
+
+        What every fourth step does is done in each, by numbers that are 0 in the three others.
+        """
+        captured, first = self._captured, self._groups()[0]
+        if captured is None:
+            return FORESEEN  # there is no gradient
+        norm, known, scale, size = _measured(work, moves)
+        state = captured.values()
+        due = known & (state["steps"] % INTERVAL == 0.0)
+        if self._observing:
+            due = known
+        gathers = captured.listen(
+            norm,
+            known,
+            due,
+            tau0=first["tau0"],
+            alpha=first["alpha"],
+            beta=first["stats_beta"],
+            observing=self._observing,
+        )
+        return Survey(
+            gathers=True,
+            pulls=True,
+            surprising=False,
+            scale=scale,
+            gathered=torch.where(gathers, scale, 0.0),
+            unit=torch.where(due, self._gradient_unit(size), 0.0),
+        )
+
+    def _settle(self) -> None:
+        """Do what captured steps can't, if they have asked for it: consolidate, halve sums."""
+        captured, every = self._captured, self._groups()[0]["consolidate_every"]
+        # A resumed run has its state where checkpoints keep it.
+        seen = self._threshold() if captured is None else captured.arrived()
+        if seen is None:
+            return
+        lasted = every is not None and seen["steps"] >= every
+        full = seen["pending_steps"] >= PENDING_HORIZON
+        if lasted or full or seen["unheard"] > 0.0:
+            self._hear(self._moved())
+            threshold = self._threshold()
+            if every is not None and threshold["steps"] >= every:
+                consolidate(self, decline(threshold))
+            if threshold["pending_steps"] >= PENDING_HORIZON:
+                halve_pending(self)
+            if captured is not None:
+                captured.write(threshold)
 
     def _limit(self) -> float:
         """The norm above which the next step is surprising."""
         first, threshold = self._groups()[0], self._threshold()
         if not is_ready(threshold):
             return math.inf
-        return limit(threshold, tau0=first["tau0"], alpha=first["alpha"])
+        return float(limit(threshold, tau0=first["tau0"], alpha=first["alpha"]))
 
     def _fetch(self) -> None:
-        """Wait for the norm that is underway, and keep it where checkpoints do."""
+        """Wait for what only the device knows, and keep it where checkpoints do."""
+        if self._captured is not None:
+            self._threshold().update(self._captured.read())
         underway = self._underway
         if underway is not None:
             if self._arrived is not None:
                 self._arrived.synchronize()
             self._threshold()["unheard"] = float(underway)
-            self._drop()
+            self._drop("_underway", "_arrived")
 
-    def _drop(self) -> None:
-        """Forget the norm that is underway."""
-        for name in ("_underway", "_arrived"):
+    def _drop(self, *names: str) -> None:
+        """Forget what an instance keeps beside its state: all, or what is named."""
+        for name in names or ("_underway", "_arrived", "_captured"):
             vars(self).pop(name, None)
 
     def _hear(self, work: GroupedWork) -> None:
@@ -217,9 +282,12 @@ class Protection:
             verdict = observe_norm(threshold, norm, **settings)
         return not verdict.surprising
 
-    def _gradient_unit(self, size: int) -> float:
+    def _gradient_unit(self, size: int) -> Number:
         """The typical size of one scalar's gradient, in which the pull is measured."""
-        return 1.0 if self._unit_update else self._threshold()["unit"] / math.sqrt(max(size, 1))
+        if self._unit_update:
+            return 1.0
+        unit: Number = self._live()["unit"] / math.sqrt(max(size, 1))
+        return unit
 
     # ---------------------------------------------------------------- what users call
 
@@ -231,7 +299,10 @@ class Protection:
         are sharded (DTensor), every process must call it.
         """
         self._hear([])
-        consolidate(self, decline(self._threshold()))
+        threshold = self._threshold()
+        consolidate(self, decline(threshold))
+        if self._captured is not None:
+            self._captured.write(threshold)
 
     @contextlib.contextmanager
     def observe(self) -> Iterator[None]:
@@ -307,12 +378,10 @@ class Protection:
         return diagnose(self)
 
 
-def _to_host(value: Tensor) -> tuple[Tensor, Any]:
-    """A copy on the host that nobody waits for, and the event of its arrival."""
-    if value.device.type != "cuda":
-        return value.to("cpu", non_blocking=True).clone(), None
-    host = torch.empty((), dtype=value.dtype, pin_memory=True)
-    host.copy_(value, non_blocking=True)
-    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    arrived.record(torch.cuda.current_stream(value.device))
-    return host, arrived
+def _measured(work: GroupedWork, moves: bool | Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+    """The norm of all gradients, whether it tells anything, 1 / rms, and how many scalars."""
+    items = [item for _, items in work for item in items]
+    squares, size = gradient_squares(items, wait=False)
+    norm = torch.as_tensor(squares).sqrt()
+    known = (norm > 0.0) & (norm < math.inf) & moves
+    return norm, known, torch.where(known, math.sqrt(size) / norm, 0.0), size

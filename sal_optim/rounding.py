@@ -5,10 +5,13 @@ often as the lost part says, it stays right on average. What decides is a sequen
 that a run can be repeated and resumed bit for bit, and all paths and processes agree.
 """
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 Number = float | Tensor
+_Count = TypeVar("_Count", float, Tensor)
 
 
 def on(number: Number, device: torch.device) -> Number:
@@ -20,7 +23,7 @@ def on(number: Number, device: torch.device) -> Number:
 _GOLDEN = 0.6180339887498949
 
 
-def dither(count: float) -> float:
+def dither(count: _Count) -> _Count:
     """The ``count``-th place in [0, 1) at which to round."""
     return count * _GOLDEN % 1.0
 

@@ -30,7 +30,9 @@ def prepare(param: Tensor, state: State, group: dict[str, Any], moments: Sequenc
     """
     # torch's own loading keeps a step that was saved as a number; a clone may be shared.
     if not isinstance(state.get("step"), Tensor):
-        state["step"] = torch.tensor(float(state.get("step", 0.0)), dtype=torch.float32)
+        where = param.device if group["capturable"] else None
+        count = float(state.get("step", 0.0))
+        state["step"] = torch.tensor(count, dtype=torch.float32, device=where)
     fresh = False
     for name in moments:
         if state.get(name) is None:

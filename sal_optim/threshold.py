@@ -1,13 +1,19 @@
 """The adaptive threshold that the whole optimizer shares: is the data still what it was?
 
 It sees one number a step, the norm of the gradient over all parameters, and keeps running
-statistics of it. It knows nothing of tensors or parameters. Its state is a flat dict of floats, so
-that it travels inside ``param_groups`` through ``state_dict``, ``deepcopy``, pickling and
-``torch.load(weights_only=True)``.
+statistics of it. It knows nothing of parameters. Its state is a flat dict of floats, so that it
+travels inside ``param_groups`` through ``state_dict``, ``deepcopy``, pickling and
+``torch.load(weights_only=True)``. The arithmetic takes 0-dim tensors as well, and reads none of
+them: so it runs on an accelerator, inside a CUDA graph (``captured.py``).
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sal_optim.rounding import Number
 
 ThresholdState = dict[str, float]
 
@@ -50,6 +56,14 @@ def new_threshold() -> ThresholdState:
     }
 
 
+class Judgement(NamedTuple):
+    """What one gradient norm says, before it enters the statistics; booleans may be tensors."""
+
+    surprising: Any
+    confirmed: Any  # it confirms a change
+    bounded: Number  # the norm as it should enter
+
+
 def observe_norm(
     state: ThresholdState, norm: float, *, tau0: float, alpha: float, beta: float
 ) -> Verdict:
@@ -69,47 +83,53 @@ def observe_norm(
         Whether the norm is surprising and, at the one step that confirms a change, the mean
         surprise since it began. The caller consolidates and then calls :func:`restart`.
     """
+    found = judge_norm(state, norm, tau0=tau0, alpha=alpha)
+    if found.confirmed:
+        return Verdict(True, state["suspected"] / state["suspicion"])
+    record_norm(state, found.bounded, beta=beta)
+    return Verdict(found.surprising, None)
+
+
+def judge_norm(state: dict[str, Any], norm: Number, *, tau0: float, alpha: float) -> Judgement:
+    """The first half of :func:`observe_norm`; its arguments."""
     mean, ready = state["mean"], is_ready(state)
-    surprise, threshold = 1.0, _threshold(state, tau0, alpha)
-    if mean > 0.0:
-        surprise = norm / mean
-        state["surprise"], state["threshold"] = surprise, threshold
+    known, tau = mean > 0.0, _threshold(state, tau0, alpha)
+    surprise = _pick(known, norm / _positive(mean), 1.0)
+    state["surprise"] = _pick(known, surprise, state["surprise"])
+    state["threshold"] = _pick(known, tau, state["threshold"])
 
-    state["held"] = limit(state, tau0=tau0, alpha=alpha)
-    surprising = ready and norm > state["held"]
-    if surprising:
-        count = min(1.0 + math.log2(norm / state["held"]), LARGEST_COUNT)
-        state["suspicion"] += count
-        state["suspected"] += count * surprise
-        if state["suspicion"] >= CONFIRMATIONS:
-            return Verdict(True, state["suspected"] / state["suspicion"])
-    elif state["suspicion"] > 0.0:
-        left = max(0.0, state["suspicion"] - 1.0)
-        state["suspected"] *= left / state["suspicion"]
-        state["suspicion"] = left
-
+    state["held"] = held = limit(state, tau0=tau0, alpha=alpha)
+    surprising = ready & (norm > held)
+    doubt = state["suspicion"]
+    count = _smaller(1.0 + _log2(_larger(norm / _positive(held), 1.0)), LARGEST_COUNT)
+    calmer = _larger(doubt - 1.0, 0.0)
+    state["suspicion"] = suspicion = _pick(surprising, doubt + count, calmer)
+    state["suspected"] = _pick(
+        surprising,
+        state["suspected"] + count * surprise,
+        state["suspected"] * (calmer / _positive(doubt)),
+    )
     # A surprising norm enters at the threshold: an outlier can't blow up the statistics, and heavy
     # tails can't be trimmed out of them either.
-    record_norm(state, min(norm, threshold * mean) if ready else norm, beta=beta)
-    return Verdict(surprising, None)
+    bounded = _pick(ready, _smaller(norm, tau * mean), norm)
+    return Judgement(surprising, suspicion >= CONFIRMATIONS, bounded)
 
 
-def limit(state: ThresholdState, *, tau0: float, alpha: float) -> float:
+def limit(state: dict[str, Any], *, tau0: float, alpha: float) -> Any:
     """The norm above which the next step is surprising, once statistics may raise an alarm."""
-    if state["suspicion"] > 0.0:
-        return state["held"]
-    return _threshold(state, tau0, alpha) * state["mean"]
+    typical = _threshold(state, tau0, alpha) * state["mean"]
+    return _pick(state["suspicion"] > 0.0, state["held"], typical)
 
 
-def _threshold(state: ThresholdState, tau0: float, alpha: float) -> float:
+def _threshold(state: dict[str, Any], tau0: float, alpha: float) -> Any:
     """tau, in units of the mean."""
-    noise = math.sqrt(state["variance"]) / state["mean"] if state["mean"] > 0.0 else 0.0
-    return tau0 + alpha * noise
+    mean = state["mean"]
+    return tau0 + alpha * _pick(mean > 0.0, _root(state["variance"]) / _positive(mean), 0.0)
 
 
-def is_ready(state: ThresholdState) -> bool:
+def is_ready(state: dict[str, Any]) -> Any:
     """Whether statistics may raise an alarm."""
-    return state["steps"] >= WARMUP and state["mean"] > 0.0
+    return (state["steps"] >= WARMUP) & (state["mean"] > 0.0)
 
 
 def may_confirm(state: ThresholdState) -> bool:
@@ -117,13 +137,12 @@ def may_confirm(state: ThresholdState) -> bool:
     return state["suspicion"] + LARGEST_COUNT >= CONFIRMATIONS
 
 
-def record_norm(state: ThresholdState, norm: float, *, beta: float) -> None:
+def record_norm(state: dict[str, Any], norm: Number, *, beta: float) -> None:
     """Take a norm into the statistics of the regime, and raise no alarm."""
-    mean = state["mean"]
+    mean, initial = state["mean"], state["initial"]
     steps = state["steps"] = state["steps"] + 1.0
-    if steps <= 5.0:
-        state["initial"] = max(state["initial"], norm)
-    weight = max(1.0 - beta, 1.0 / max(1.0, steps - SETTLE))
+    state["initial"] = _pick(steps <= 5.0, _larger(initial, norm), initial)
+    weight = _larger(1.0 / _larger(steps - SETTLE, 1.0), 1.0 - beta)
     delta = norm - mean
     state["mean"] = mean + weight * delta
     state["variance"] = (1.0 - weight) * (state["variance"] + weight * delta * delta)
@@ -144,3 +163,37 @@ def restart(state: ThresholdState) -> None:
     state.update(new_threshold())
     state.update(kept)
     state["consolidations"] += 1.0
+
+
+# The same of floats and of 0-dim tensors, of which none is read.
+
+
+def _pick(condition: Any, yes: Any, no: Any) -> Any:
+    if isinstance(condition, Tensor):
+        return torch.where(condition, yes, no)
+    return yes if condition else no
+
+
+def _larger(value: Any, other: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clamp_min(other)
+    return value if value > other else other
+
+
+def _smaller(value: Any, other: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clamp_max(other)
+    return value if value < other else other
+
+
+def _positive(value: Any) -> Any:
+    """The value as a divisor; where it is 0, the quotient is not used."""
+    return _pick(value > 0.0, value, 1.0)
+
+
+def _root(value: Any) -> Any:
+    return value.sqrt() if isinstance(value, Tensor) else math.sqrt(value)
+
+
+def _log2(value: Any) -> Any:
+    return value.log2() if isinstance(value, Tensor) else math.log2(value)

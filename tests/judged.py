@@ -28,7 +28,7 @@ from sal_optim import SALSGD, SALAdam, SALAdamW, SALLion
 # Torch's checks, and inputs of its checks, that do not apply; with the reason.
 NOT_APPLICABLE: dict[str, str] = {
     "fused": "there is no fused implementation and no such argument: TypeError",
-    "capturable": "refused by the constructor: the threshold reads the gradient norm on the host",
+    "capturable on a CPU": "an error of torch's own, and no error here: see test_captured.py",
     "differentiable": "refused by the constructor: every update is in place",
     "sparse gradients": "refused by step(), tested in test_behaviours_parameters.py",
     "several GPUs, moves between CPU and GPU, peak memory on CUDA, CUDA graphs": "no GPU here",

@@ -40,7 +40,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "state_dtype": ("int8", torch.int32, torch.float16, "nonsense"),
     "maximize": ("yes", 2, None),
     "foreach": ("yes", 2),
-    "capturable": (True,),
+    "capturable": ("yes", 2),
     "differentiable": (True,),
 }
 # And those of some bases only.

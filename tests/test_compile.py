@@ -104,6 +104,20 @@ def test_the_eager_result_without_new_kernels(row: Row) -> None:
     assert float(fast.stability(params[0]).max()) > 0
 
 
+def test_captured_steps_are_compiled_too() -> None:
+    """Whose numbers come from the device; one kernel for all of them, before and after a change."""
+    params = make_params([(6, 5), (4,)])
+    twins = clone_params(params)
+    fast = SALAdam(params, lr=1e-2, capturable=True, compile=True)
+    slow = SALAdam(twins, lr=1e-2, capturable=True)
+    for now in stream(params, profile(CHANGE + 20, (CHANGE,))):
+        step_with(fast, params, now)
+        step_with(slow, twins, now)
+    assert graphs() == 1
+    assert consolidations(fast) == consolidations(slow) == 1
+    assert_near(params, twins, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("dtype", "kwargs"),
     [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -58,6 +59,37 @@ def test_a_device_gives_what_a_cpu_gives(
             assert_near([mine[name]], [theirs[name]], rtol=1e-3, atol=1e-6)
             if name != "step":
                 assert there.state[param][name].device == param.device
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="captures a CUDA graph")
+@pytest.mark.parametrize("row", CLASSES, ids=str)
+@pytest.mark.parametrize("manner", [{}, {"granularity": "kronecker"}, {"compile": True}], ids=str)
+def test_replays_of_a_cuda_graph_do_what_steps_do(row: Row, manner: dict[str, Any]) -> None:
+    shapes = ((300, 300), (5,), ())
+    twins = [param.detach().cuda().requires_grad_() for param in make_params(shapes)]
+    params = clone_params(twins)
+    replayed, plain = (row(group, capturable=True, **manner) for group in (params, twins))
+    grads = stream(make_params(shapes), profile(100, (60,)))
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for now in grads[:3]:
+            step_with(replayed, params, [grad.cuda() for grad in now])
+            step_with(plain, twins, [grad.cuda() for grad in now])
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        replayed.step()
+    for now in grads[3:]:
+        for param, grad in zip(params, now, strict=True):
+            assert param.grad is not None
+            param.grad.copy_(grad)
+        graph.replay()
+        replayed.consolidate_if_due()
+        step_with(plain, twins, [grad.cuda() for grad in now])
+    assert consolidations(replayed) == consolidations(plain) == 1
+    # A replay's change is acted upon one step later.
+    assert_near(params, twins, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="asks CUDA itself for its waits")

@@ -69,6 +69,7 @@ LAYER_METHODS = {
 METHODS = {
     "add_param_group": "self, param_group",
     "consolidate": "self",
+    "consolidate_if_due": "self",
     "diagnostics": "self",
     "load_state_dict": "self, state_dict",
     "observe": "self",

@@ -74,9 +74,22 @@ class TestSALOptim(TestCase):
         params, _ = linear(device, dtype)
         with self.assertRaisesRegex(TypeError, "fused"):
             optim_info.optim_cls(params, fused=True)
-        for flag in ("capturable", "differentiable"):
-            with self.assertRaisesRegex(ValueError, flag):
-                optim_info.optim_cls(params, **{flag: True})
+        with self.assertRaisesRegex(ValueError, "differentiable"):
+            optim_info.optim_cls(params, differentiable=True)
+
+    @optims(optim_db, dtypes=[torch.float64])
+    def test_capturable_matches_what_is_not(self, device: str, dtype: Any, optim_info: Any) -> None:
+        """To rounding, and until a consolidation, which comes a step later."""
+        for case in optim_info.optim_inputs_func(device):
+            if "consolidate_every" in case.kwargs:
+                continue
+            ends = []
+            for capturable in (False, True):
+                params, closure = linear(device, dtype)
+                kwargs = {**deepcopy(case.kwargs), "capturable": capturable}
+                run(optim_info.optim_cls(params, **kwargs), closure, 7)
+                ends.append(params)
+            torch.testing.assert_close(*ends)
 
     @optims(optim_db, dtypes=[torch.float64])
     def test_foreach_matches_forloop(self, device: str, dtype: Any, optim_info: Any) -> None:
