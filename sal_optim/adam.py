@@ -14,6 +14,7 @@ from sal_optim import checks, fused, native
 from sal_optim.arguments import SHARED, given
 from sal_optim.kronecker import RANK
 from sal_optim.optimizer import PLASTICITY, PROTECTION, PULL, SALOptimizer
+from sal_optim.pieces import Work
 from sal_optim.rounding import Number
 from sal_optim.update import Direction, Rule, Tensors, Whole
 
@@ -92,10 +93,10 @@ class SALAdam(SALOptimizer):
         inverses = [1 / correction for correction in corrections]
         return corrections, inverses, [(lr / (1 - beta1**step)) * -1 for step in steps]
 
-    def _whole(self, group: dict[str, Any], lr: float, steps: list[Tensor]) -> Whole | None:
+    def _whole(self, group: dict[str, Any], lr: float, works: Sequence[Work]) -> Whole | None:
         if type(self)._direction is not SALAdam._direction:
             return None  # another's update
-        return fused.adam(group, lr, steps)
+        return fused.adam(group, lr, works)
 
     def _base(self, group: dict[str, Any], fresh: bool) -> native.Base | None:
         if type(self)._direction is not SALAdam._direction:

@@ -226,7 +226,8 @@ def check_ready(protection: "Protection", group: dict[str, Any], param: Tensor) 
         RuntimeError: the gradient is sparse.
         ValueError: the parameter was resized, cast or moved, and its state was not.
     """
-    if param.grad is not None and param.grad.is_sparse:
+    grad = param.grad
+    if grad is not None and grad.is_sparse:
         raise RuntimeError(
             f"{type(protection).__name__} does not support sparse gradients; "
             "use a dense gradient (sparse=False)"
@@ -236,7 +237,7 @@ def check_ready(protection: "Protection", group: dict[str, Any], param: Tensor) 
         if not isinstance(value, Tensor) or name == "step":
             continue
         alike = value.shape == shape and value.device == device
-        if alike and value.dtype == dtype:
+        if alike and value.dtype is dtype:
             continue
         statistic = name.startswith(_STATISTICS)
         if alike and statistic:

@@ -25,21 +25,22 @@ def fits(works: Sequence[Work], moments: Sequence[str]) -> bool:
     On a CPU alone: elsewhere, lists are what was measured. Two-byte weights would be rounded twice.
     """
     for work in works:
-        param, step = work.param, work.owner["step"]
-        if type(param) not in PLAIN or param.dtype not in _DTYPES:
+        param, state, dtype = work.param, work.state, work.param.dtype
+        if type(param) not in PLAIN or dtype not in _DTYPES:
             return False
-        if param.device.type != "cpu" or step.device.type != "cpu":
+        if not (param.is_cpu and work.owner["step"].is_cpu):
             return False
-        for tensor in (param, work.grad, *[work.state[name] for name in moments]):
-            if tensor.dtype != param.dtype or not tensor.is_contiguous():
+        for tensor in (param, work.grad, *[state[name] for name in moments]):
+            if tensor.dtype is not dtype or not tensor.is_contiguous():
                 return False
     return True
 
 
-def adam(group: dict[str, Any], lr: float, steps: Sequence[Tensor]) -> Whole:
-    """Adam's step, or AdamW's, with the settings of a group; ``steps`` count from 1."""
+def adam(group: dict[str, Any], lr: float, works: Sequence[Work]) -> Whole:
+    """Adam's step, or AdamW's, with the settings of a group."""
     kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
     beta1, beta2 = group["betas"]
+    steps = [work.owner["step"] for work in works]
 
     def move(params: list[Tensor], grads: list[Tensor], state: Tensors) -> None:
         kernel(
@@ -48,7 +49,7 @@ def adam(group: dict[str, Any], lr: float, steps: Sequence[Tensor]) -> Whole:
             state["exp_avg"],
             state["exp_avg_sq"],
             state["max_exp_avg_sq"] if group["amsgrad"] else [],
-            list(steps),
+            steps,
             lr=lr,
             beta1=beta1,
             beta2=beta2,
@@ -59,7 +60,7 @@ def adam(group: dict[str, Any], lr: float, steps: Sequence[Tensor]) -> Whole:
         )
 
     def sizes(state: Tensors) -> tuple[list[Tensor], list[float]]:
-        units = [(1 - beta2 ** float(step)) ** 0.5 for step in steps]
+        units = [(1 - beta2 ** float(work.step)) ** 0.5 for work in works]
         roots = torch._foreach_sqrt(state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"])
         torch._foreach_add_(roots, [group["eps"] * unit for unit in units])
         return list(roots), units

@@ -35,17 +35,23 @@ def squared_norms(tensors: list[Tensor]) -> Tensor:
         if size >= LARGE and tensor.device.type == "cpu" and tensor.is_contiguous():
             rows, rest = tensor.view(-1).split_with_sizes([size - size % ROW, size % ROW])
             norms.append(torch.linalg.vector_norm(rows.view(-1, ROW), dim=1, dtype=dtype))
-            whole.append(rest)
-        else:
+            if rest.numel():
+                whole.append(rest)
+        elif size:
             whole.append(tensor)
-    whole = [tensor for tensor in whole if tensor.numel()]
     if whole:
         each = torch._foreach_norm(whole, 2, dtype=dtype)
-        norms.append(torch.stack([norm.to(each[0].device, non_blocking=True) for norm in each]))
+        norms.append(torch.stack(_beside(each)))
     if not norms:
         return torch.zeros((), dtype=dtype)
-    joined = torch.cat([norm.to(norms[-1].device, non_blocking=True) for norm in norms])
+    joined = torch.cat(_beside(norms)) if len(norms) > 1 else norms[0]
     return torch.dot(joined, joined)
+
+
+def _beside(parts: Sequence[Tensor]) -> list[Tensor]:
+    """All on the device of the last."""
+    device = parts[-1].device
+    return [p if p.device == device else p.to(device, non_blocking=True) for p in parts]
 
 
 def gradient_norm(works: Sequence[Work]) -> tuple[float, int]:
@@ -82,8 +88,11 @@ def gradient_squares(works: Sequence[Work], *, wait: bool = True) -> tuple[Tenso
         if where is None and len(known) == len(members):
             squares += sum(known)
             continue
-        part = squared_norms([work.grad for work in members if work.squares is None]) + sum(known)
-        total = part if where is None else where.total(part)
+        total = squared_norms([work.grad for work in members if work.squares is None])
+        if known:
+            total = total + sum(known)
+        if where is not None:
+            total = where.total(total)
         if wait:
             squares += total.item()
         else:

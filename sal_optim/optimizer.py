@@ -100,7 +100,7 @@ class SALOptimizer(Protection, Optimizer):
         """
         return None
 
-    def _whole(self, group: dict[str, Any], lr: float, steps: list[Tensor]) -> Whole | None:
+    def _whole(self, group: dict[str, Any], lr: float, works: Sequence[Work]) -> Whole | None:
         """The base optimizer's step by a kernel of torch; None where there is none."""
         return None
 
@@ -330,7 +330,7 @@ class SALOptimizer(Protection, Optimizer):
         """Whether to go on before the norm is known: on an accelerator, reading it is a wait."""
         if self._observing:
             return False
-        return any(item.param.device.type != "cpu" for _, items in work for item in items)
+        return any(not item.param.is_cpu for _, items in work for item in items)
 
     def _collect(self, group: dict[str, Any]) -> list[Work]:
         """The group's parameters that have a gradient, with their state, step counts advanced."""
@@ -405,7 +405,7 @@ class SALOptimizer(Protection, Optimizer):
         base: tuple[list[Number], ...] = ()
         shares: list[Number] = []
         if plan.moves:
-            base, shares = self._own_numbers(piece, lr, lr * decay if plan.decays else 0.0)
+            base, shares = self._own_numbers(piece, lr, lr * decay if plan.decays else None)
         device = work.param.device
         pull = group["protection"] * group["pull"] * on(survey.unit, device) * INTERVAL
         numbers = Numbers(
@@ -436,9 +436,9 @@ class SALOptimizer(Protection, Optimizer):
                     pull_by_direction(item, numbers.stiffness / size)
 
     def _own_numbers(
-        self, piece: Piece, lr: Number, decayed: Number
+        self, piece: Piece, lr: Number, decayed: Number | None
     ) -> tuple[tuple[list[Number], ...], list[Number]]:
-        """The base optimizer's numbers of a step, and ``decayed`` in units of its factors.
+        """The base optimizer's numbers of a step, and what decays in units of its factors.
 
         Lists of one number a tensor; of captured steps, computed on the device for all tensors.
         """
@@ -446,11 +446,13 @@ class SALOptimizer(Protection, Optimizer):
         steps = [item.step for item in piece.works]
         if not isinstance(steps[0], Tensor):
             base = self._numbers(group, lr, steps)
+            if decayed is None:
+                return base, []
             return base, [_share(decayed, factor) for factor in base[-1]]
         together = torch.stack(steps).to(self._live()["steps"].dtype)  # type: ignore[arg-type]
         columns = [column[0] for column in self._numbers(group, lr, [together])]
-        shares = _each(_share(decayed, columns[-1]), count)
-        return tuple(_each(number, count) for number in columns), shares
+        base = tuple(_each(number, count) for number in columns)
+        return base, [] if decayed is None else _each(_share(decayed, columns[-1]), count)
 
     def _update_size(self, rule: Rule, item: Work, numbers: tuple[list[Number], ...]) -> Number:
         """The root of the mean square of what the base optimizer divides an update by."""
@@ -466,8 +468,7 @@ class SALOptimizer(Protection, Optimizer):
         group, whole = piece.group, None
         kernel = plan.protected and plan.moves and not group["capturable"]
         if kernel and fits(piece.works, self._moment_names(group)):
-            lr = float(group["lr"])
-            whole = self._whole(group, lr, [item.owner["step"] for item in piece.works])
+            whole = self._whole(group, float(group["lr"]), piece.works)
         for params, grads, state in piece.parts():
             advance(plan, rule, params, grads, state, numbers, whole)
 

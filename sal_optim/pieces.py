@@ -23,6 +23,7 @@ from sal_optim.rounding import Number
 # 200 thousand to 4 million elements. A multiple of every vector width, so that slicing rounds
 # nothing anew.
 SLICE = 1 << 17
+TOGETHER = 1 << 19
 # Elements of a foreach list: bounds the temporaries of a step at three times this many values.
 LIST = 1 << 24
 # Elements from which a tensor is worth the call of a compiled kernel: on smaller ones that call
@@ -98,6 +99,7 @@ def pieces(group: dict[str, Any], works: Sequence[Work]) -> Iterator[Piece]:
     large tensors are pieces of their own.
     """
     lists: dict[tuple[Any, ...], Piece] = {}
+    together = sum(work.param.numel() for work in works) <= TOGETHER
     sizes: dict[tuple[Any, ...], int] = {}
     for work in works:
         listed, size = group["foreach"], work.param.numel()
@@ -112,7 +114,10 @@ def pieces(group: dict[str, Any], works: Sequence[Work]) -> Iterator[Piece]:
             continue
         limit = LIST
         if listed is None and work.param.device.type == "cpu":
-            listed, limit = size < SLICE, SLICE
+            if together:
+                listed = True
+            else:
+                listed, limit = size < SLICE, SLICE
         elif listed is None:
             listed = True
         if not listed:

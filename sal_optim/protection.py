@@ -113,7 +113,10 @@ class Protection:
 
     def _threshold(self) -> ThresholdState:
         """The state that belongs to all groups together; it lives in the first."""
-        state: ThresholdState = self._threshold_owner().setdefault("threshold", new_threshold())
+        owner = self._threshold_owner()
+        if "threshold" not in owner:
+            owner["threshold"] = new_threshold()
+        state: ThresholdState = owner["threshold"]
         return state
 
     def _foreseen(self) -> bool:

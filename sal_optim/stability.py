@@ -41,7 +41,7 @@ def resistance(
         divisors = torch._foreach_mul(evidence, protection)
         torch._foreach_add_(divisors, 1.0)
     else:
-        ones = [omega.new_ones(()) for omega in evidence]
+        ones = [evidence[0].new_ones(())] * len(evidence)
         divisors = torch._foreach_add(ones, evidence, alpha=protection)
     return list(divisors if sizes is None else torch._foreach_mul(divisors, sizes))
 

@@ -8,7 +8,7 @@ compiled, as 0-dim tensors, so that no value of a schedule is baked in. Symbols 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,8 +57,7 @@ class Numbers:
     rounding: Number  # where sums in bfloat16 are rounded, see rounding.py
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """What a step does; fixed for a compiled function."""
 
     direction: DirectionRule
