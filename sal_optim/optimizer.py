@@ -330,7 +330,7 @@ class SALOptimizer(Protection, Optimizer):
         """Whether to go on before the norm is known: on an accelerator, reading it is a wait."""
         if self._observing:
             return False
-        return any(not item.param.is_cpu for _, items in work for item in items)
+        return any(not items[0].param.is_cpu for _, items in work if items)
 
     def _collect(self, group: dict[str, Any]) -> list[Work]:
         """The group's parameters that have a gradient, with their state, step counts advanced."""

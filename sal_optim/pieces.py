@@ -23,6 +23,8 @@ from sal_optim.rounding import Number
 # 200 thousand to 4 million elements. A multiple of every vector width, so that slicing rounds
 # nothing anew.
 SLICE = 1 << 17
+# Elements of a whole group that is one list on a CPU: so far, fewer calls save more than smaller
+# temporaries.
 TOGETHER = 1 << 19
 # Elements of a foreach list: bounds the temporaries of a step at three times this many values.
 LIST = 1 << 24
@@ -64,6 +66,7 @@ class Piece:
 
     group: dict[str, Any]
     works: list[Work] = field(default_factory=list)
+    size: int = 0  # elements of a list
     compiled: bool = False  # one large tensor, for a kernel if there is one
     library: Any = None  # native.py's, which serves them all
 
@@ -95,14 +98,14 @@ def pieces(group: dict[str, Any], works: Sequence[Work]) -> Iterator[Piece]:
     """Cut the works of one param group, by its ``foreach`` flag or, where None, by device.
 
     On an accelerator, where each launch costs, lists are the faster; on a CPU, what fits a cache:
-    slices of large tensors, and lists of small ones that are together no larger. With ``compile``,
+    all of a small model, else slices of large tensors, and lists of small ones that are together no
+    larger. With ``compile``,
     large tensors are pieces of their own.
     """
     lists: dict[tuple[Any, ...], Piece] = {}
     together = sum(work.param.numel() for work in works) <= TOGETHER
-    sizes: dict[tuple[Any, ...], int] = {}
     for work in works:
-        listed, size = group["foreach"], work.param.numel()
+        param, grad, size = work.param, work.grad, work.param.numel()
         if work.library is not None:
             alike = (work.library, work.protected, work.fresh, work.sides is None)
             lists.setdefault(
@@ -112,31 +115,23 @@ def pieces(group: dict[str, Any], works: Sequence[Work]) -> Iterator[Piece]:
         if group["compile"] and size >= KERNEL:
             yield Piece(group, [work], compiled=True)
             continue
-        limit = LIST
-        if listed is None and work.param.device.type == "cpu":
-            if together:
-                listed = True
-            else:
-                listed, limit = size < SLICE, SLICE
-        elif listed is None:
+        listed, limit = group["foreach"], LIST
+        if listed is None and (together or not param.is_cpu):
             listed = True
+        elif listed is None:
+            listed, limit = size < SLICE, SLICE
         if not listed:
             yield Piece(group, [work])
             continue
-        key = (
-            work.param.device,
-            work.param.dtype,
-            work.grad.dtype,
-            work.protected,
-            work.fresh,
-            tuple(work.state),
-        )
-        piece = lists.setdefault(key, Piece(group))
+        kinds = (param.get_device(), param.dtype, grad.dtype, work.protected, work.fresh)
+        key = (*kinds, *work.state)
+        piece = lists.get(key)
+        if piece is None:
+            piece = lists[key] = Piece(group)
         piece.works.append(work)
-        sizes[key] = sizes.get(key, 0) + size
-        if sizes[key] >= limit:
+        piece.size += size
+        if piece.size >= limit:
             yield lists.pop(key)
-            del sizes[key]
     yield from lists.values()
 
 

@@ -26,6 +26,7 @@ PATHS: dict[str, dict[str, Any]] = {
     # Slices of 3 elements, and lists of about 8: nearly every tensor is cut, at odd places.
     "sliced": {"foreach": False, "slice": 3},
     "lists": {"foreach": True, "list": 8},
+    "apart": {"foreach": None, "slice": 3, "together": 0},  # a large model, by default
 }
 
 betas = st.tuples(st.sampled_from([0.0, 0.5, 0.9]), st.sampled_from([0.5, 0.9, 0.999]))
@@ -175,7 +176,7 @@ def test_the_fast_paths_equal_the_reference(name: str, data: st.DataObject) -> N
     optimizer, reference = build(name, params, run["groups"], run["path"])
     grads: Any = stream(params, profile(56, (run["change"],)), seed=run["seed"] + 1)
     with pytest.MonkeyPatch.context() as patch:
-        for attribute in ("SLICE", "LIST"):
+        for attribute in ("SLICE", "LIST", "TOGETHER"):
             if attribute.lower() in PATHS[run["path"]]:
                 patch.setattr(pieces_module, attribute, PATHS[run["path"]][attribute.lower()])
         for step, now in enumerate(grads):
@@ -201,7 +202,7 @@ def test_two_regimes_found_by_both(
     name: str, granularity: str, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the settings that users get, changes found by surprise, and a bit of each path."""
-    for attribute in ("SLICE", "LIST"):
+    for attribute in ("SLICE", "LIST", "TOGETHER"):
         if attribute.lower() in PATHS[path]:
             monkeypatch.setattr(pieces_module, attribute, PATHS[path][attribute.lower()])
     for dtype in (torch.float32, torch.float64):

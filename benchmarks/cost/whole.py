@@ -84,7 +84,7 @@ def whole_steps(repeats: int, device: str, console: Console) -> list[dict[str, A
     for network, make in NETWORKS.items():
         for mine, theirs in PAIRS:
             steps = (_training(make, entry, device) for entry in (mine, theirs))
-            found = paired(*steps, repeats=repeats)
+            found = paired(*steps, repeats=repeats, least=0.1)
             names = {"network": network, "optimizer": mine[0], "beside": theirs[0]}
             console.print(f"{network:20s} {mine[0]:36s} {found.ratio:6.3f}", highlight=False)
             rows.append({**names, **asdict(found)})
