@@ -89,9 +89,13 @@ class SALAdam(SALOptimizer):
         self, group: dict[str, Any], lr: Number, steps: Sequence[Number]
     ) -> tuple[list[Number], ...]:
         beta1, beta2 = group["betas"]
-        corrections = [(1 - beta2**step) ** 0.5 for step in steps]
-        inverses = [1 / correction for correction in corrections]
-        return corrections, inverses, [(lr / (1 - beta1**step)) * -1 for step in steps]
+        found = {}
+        for step in steps:
+            if step not in found:  # mostly, all are at one
+                correction = (1 - beta2**step) ** 0.5
+                found[step] = correction, 1 / correction, (lr / (1 - beta1**step)) * -1
+        corrections, inverses, factors = zip(*(found[step] for step in steps), strict=True)
+        return list(corrections), list(inverses), list(factors)
 
     def _whole(self, group: dict[str, Any], lr: float, works: Sequence[Work]) -> Whole | None:
         if type(self)._direction is not SALAdam._direction:

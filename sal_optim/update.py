@@ -17,6 +17,9 @@ from sal_optim import stability
 from sal_optim.evidence import Granularity, scaled_gradients
 from sal_optim.rounding import Number
 
+# Of a torch that has it.
+_foreach_clone: Any = getattr(torch, "_foreach_clone", None)
+
 Rule = dict[str, Any]
 Tensors = dict[str, list[Tensor]]
 
@@ -157,7 +160,7 @@ def _move_whole(
         omega if omega.dtype == param.dtype else omega.to(param.dtype)
         for omega, param in zip(plan.granularity.evidence(state, params), params, strict=True)
     ]
-    moved = [param.clone() for param in params]
+    moved = _copies(params)
     whole.move(moved, grads, state)
     torch._foreach_sub_(moved, params)
     divisors = stability.resistance(evidence, numbers.protection, sizes=None, activity=None)
@@ -169,6 +172,12 @@ def _move_whole(
         torch._foreach_add_(sizes, springs)
         weights = torch._foreach_div(springs, sizes)
         stability.pull(params, state["anchor"], list(weights))
+
+
+def _copies(tensors: list[Tensor]) -> list[Tensor]:
+    if _foreach_clone is not None:
+        return list(_foreach_clone(tensors))
+    return [tensor.clone() for tensor in tensors]
 
 
 def _with_decay(

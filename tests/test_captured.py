@@ -37,6 +37,7 @@ MANNERS: list[dict[str, Any]] = [
     *({"granularity": name} for name in GRANULARITIES),
     {"state_dtype": torch.bfloat16},
     {"pull": 0.0},
+    {"protection": 0.0},
     {"foreach": True},
 ]
 

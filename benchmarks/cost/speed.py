@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 write()
         report["overhead"] += [overhead(size, args.repeats, args.device)]
     if not args.no_networks:
-        report["whole"] = whole_steps(args.repeats, args.device, console)
+        report["whole"] = whole_steps(args.repeats, args.device, args.threads, console)
     write()
     _tables(report, console)
     draw(rows, args.out / "figures" / "speed.png")

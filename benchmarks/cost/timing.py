@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
 
@@ -19,6 +19,14 @@ class Paired:
     ratio: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, turns: Sequence[tuple[float, float]]) -> Paired:
+        """From the seconds of both in each turn."""
+        mine, theirs = zip(*turns, strict=True)
+        ratios = [a / b for a, b in turns]
+        low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
+        return cls(median(mine), median(theirs), median(ratios), low, high)
 
 
 def clock(call: Callable[[], object], count: int) -> float:
@@ -44,7 +52,19 @@ def paired(
     least: float = 0.01,
     multiple: int = 4,
 ) -> Paired:
-    """Time ``call`` and ``reference`` in turns.
+    """Time two things in turns; arguments as for :func:`turns`."""
+    return Paired.of(turns(call, reference, repeats=repeats, least=least, multiple=multiple))
+
+
+def turns(
+    call: Callable[[], object],
+    reference: Callable[[], object],
+    *,
+    repeats: int,
+    least: float = 0.01,
+    multiple: int = 4,
+) -> list[tuple[float, float]]:
+    """Seconds a call of both, in turns.
 
     Args:
         call, reference: what is timed.
@@ -56,13 +76,7 @@ def paired(
     for one in (call, reference):
         clock(one, multiple)
         counts.append(multiple * max(1, round(least / (multiple * clock(one, multiple)))))
-    mine, theirs = [], []
-    for _ in range(repeats):
-        mine.append(clock(call, counts[0]))
-        theirs.append(clock(reference, counts[1]))
-    ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
-    low, _, high = quantiles(ratios, n=4) if repeats > 1 else (ratios[0],) * 3
-    return Paired(median(mine), median(theirs), median(ratios), low, high)
+    return [(clock(call, counts[0]), clock(reference, counts[1])) for _ in range(repeats)]
 
 
 def copy_bandwidth(elements: int, device: str = "cpu", repeats: int = 15) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 import sal_optim
 from benchmarks.characters import CONTEXT, VOCABULARY
 from benchmarks.cost.contestants import LEAN, LR, parameters
-from benchmarks.cost.timing import clock, paired
+from benchmarks.cost.timing import Paired, clock, turns
 from benchmarks.networks import mlp
 from benchmarks.ordinary import GPT
 from sal_optim.threshold import new_threshold, observe_norm
@@ -36,7 +37,13 @@ def _gpt() -> tuple[nn.Module, Tensor, Tensor]:
     return GPT(width=384, layers=6, heads=6), text, text.roll(-1, 1)
 
 
-NETWORKS = {"MLP 784-256-256-10": _mlp, "conv net": _conv, "GPT, 10 million": _gpt}
+# Each with the processes that it is timed in: where a process has its tensors in memory, drawn anew
+# in each, makes up to a tenth of a small network's step.
+NETWORKS = {
+    "MLP 784-256-256-10": (_mlp, 5),
+    "conv net": (_conv, 5),
+    "GPT, 10 million": (_gpt, 1),
+}
 
 Entry = tuple[str, Callable[..., Optimizer], dict[str, Any]]
 ADAM: Entry = ("torch Adam", torch.optim.Adam, {})
@@ -78,17 +85,32 @@ def _training(
     return step
 
 
-def whole_steps(repeats: int, device: str, console: Console) -> list[dict[str, Any]]:
+def whole_steps(repeats: int, device: str, threads: int, console: Console) -> list[dict[str, Any]]:
     """Each SAL optimizer beside its peer on each network."""
     rows = []
-    for network, make in NETWORKS.items():
-        for mine, theirs in PAIRS:
-            steps = (_training(make, entry, device) for entry in (mine, theirs))
-            found = paired(*steps, repeats=repeats, least=0.1)
+    for network, (_, processes) in NETWORKS.items():
+        task = (network, -(-repeats // processes), device, threads)
+        with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            found = pool.starmap(_pairs, [task] * processes, 1)
+        for (mine, theirs), parts in zip(PAIRS, zip(*found, strict=True), strict=True):
+            result = Paired.of([turn for part in parts for turn in part])
             names = {"network": network, "optimizer": mine[0], "beside": theirs[0]}
-            console.print(f"{network:20s} {mine[0]:36s} {found.ratio:6.3f}", highlight=False)
-            rows.append({**names, **asdict(found)})
+            console.print(f"{network:20s} {mine[0]:36s} {result.ratio:6.3f}", highlight=False)
+            rows.append({**names, **asdict(result)})
     return rows
+
+
+def _pairs(
+    network: str, repeats: int, device: str, threads: int
+) -> list[list[tuple[float, float]]]:
+    """The turns of all pairs of a network, in this process."""
+    torch.set_num_threads(threads)
+    make, _ = NETWORKS[network]
+    found = []
+    for mine, theirs in PAIRS:
+        steps = (_training(make, entry, device) for entry in (mine, theirs))
+        found.append(turns(*steps, repeats=repeats, least=0.1))
+    return found
 
 
 def overhead(size: int, repeats: int, device: str) -> dict[str, float]:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from benchmarks.__main__ import main
+from benchmarks.cost import whole
 from benchmarks.cost.contestants import CONTESTANTS, parameters
 from benchmarks.cost.memory import _measure
 from benchmarks.cost.timing import copy_bandwidth, paired
@@ -71,6 +73,14 @@ def test_every_installed_contestant_steps() -> None:
             before = [p.detach().clone() for p in params]
             contestant.make(params).step()
             assert any(not p.equal(old) for p, old in zip(params, before, strict=True)), contestant
+
+
+def test_whole_steps_are_timed_in_processes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "MLP 784-256-256-10"
+    monkeypatch.setattr(whole, "NETWORKS", {name: (whole.NETWORKS[name][0], 2)})
+    rows = whole.whole_steps(2, "cpu", 1, Console(quiet=True))
+    assert [row["optimizer"] for row in rows] == [mine[0] for mine, _ in whole.PAIRS]
+    assert all(row["ratio"] > 0.0 and row["low"] <= row["ratio"] <= row["high"] for row in rows)
 
 
 def test_both_take_turns_in_multiples() -> None:
