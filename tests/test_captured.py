@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from sal_optim import SALAdamW, SALOptimizer
 from sal_optim.captured import DeviceThreshold
+from sal_optim.threshold import new_threshold, observe_norm, restart
 from tests.drive import (
     assert_equal,
     assert_near,
@@ -22,9 +24,11 @@ from tests.drive import (
     clone_params,
     consolidations,
     drive,
+    fall,
     make_params,
     profile,
     reload,
+    seeded,
     snapshot,
     step_with,
     stream,
@@ -148,6 +152,40 @@ def test_a_captured_step_is_the_step_of_an_accelerator(
     mine, theirs = captured.param_groups[0]["threshold"], ahead.param_groups[0]["threshold"]
     assert mine["consolidations"] == theirs["consolidations"] == 1.0
     assert mine["unit"] == pytest.approx(theirs["unit"], rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_device_judges_norms_as_the_host_does(seed: int) -> None:
+    """Heavy tails, lasting changes, and norms that tell nothing."""
+    draws = torch.randn(400, generator=seeded(seed), dtype=torch.float64).mul(0.4).exp()
+    norms = [float(norm) * fall(step, 200) for step, norm in enumerate(draws)]
+    host, cpu = new_threshold(), torch.device("cpu")
+    device = DeviceThreshold(host, cpu)
+    settings = {"tau0": 1.0, "alpha": 3.0, "beta": 0.98}
+    changes = 0
+    for step, norm in enumerate(norms):
+        if step % 50 == 7:  # as from a gradient of zero, or an infinite one
+            norm = 0.0 if step % 100 == 7 else math.inf
+        known, due = norm not in (0.0, math.inf), host["steps"] % 4.0 == 0.0
+        gathers = device.listen(
+            torch.tensor(norm, dtype=torch.float64),
+            torch.tensor(known),
+            torch.tensor(due),
+            observing=False,
+            **settings,
+        )
+        before = dict(host)
+        verdict = observe_norm(host, norm, **settings) if known else None
+        ordinary = verdict is not None and not verdict.surprising
+        assert bool(gathers) == (ordinary and due)
+        host["pending_steps"] += float(ordinary and due)
+        if verdict is not None and verdict.change is not None:
+            changes += 1
+            assert device.read() == pytest.approx({**before, "unheard": norm}, rel=1e-12)
+            restart(host)
+            device.write(host)
+        assert device.read() == pytest.approx(host, rel=1e-12)
+    assert changes >= 1
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
