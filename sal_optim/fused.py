@@ -1,8 +1,8 @@
 """torch's fused kernels: a base optimizer's whole step in one pass over memory.
 
 An unprotected step has to equal ``torch.optim``'s default bit for bit, which a kernel does not. A
-protected one has no such model: there, a kernel moves the weights as if nothing were protected, and
-the gate then takes its share of the move back.
+protected one has no such model: there, a kernel moves zeros as it would move the weights if nothing
+were protected, and the gate lets its share of that through.
 """
 
 from collections.abc import Sequence
@@ -38,13 +38,17 @@ def fits(works: Sequence[Work], moments: Sequence[str]) -> bool:
 
 def adam(group: dict[str, Any], lr: float, works: Sequence[Work]) -> Whole:
     """Adam's step, or AdamW's, with the settings of a group."""
-    kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
+    decay, decoupled = group["weight_decay"], group["decoupled_weight_decay"]
     beta1, beta2 = group["betas"]
     steps = [work.owner["step"] for work in works]
 
-    def move(params: list[Tensor], grads: list[Tensor], state: Tensors) -> None:
-        kernel(
-            params,
+    def moves(params: list[Tensor], grads: list[Tensor], state: Tensors) -> list[Tensor]:
+        if decay and not decoupled:
+            sign = -1.0 if group["maximize"] else 1.0  # the kernel turns gradients round
+            grads = list(torch._foreach_add(grads, params, alpha=sign * decay))
+        found = [torch.zeros_like(param) for param in params]
+        torch._fused_adam_(
+            found,
             grads,
             state["exp_avg"],
             state["exp_avg_sq"],
@@ -53,11 +57,14 @@ def adam(group: dict[str, Any], lr: float, works: Sequence[Work]) -> Whole:
             lr=lr,
             beta1=beta1,
             beta2=beta2,
-            weight_decay=group["weight_decay"],
+            weight_decay=0.0,
             eps=group["eps"],
             amsgrad=group["amsgrad"],
             maximize=group["maximize"],
         )
+        if decay and decoupled:
+            torch._foreach_add_(found, params, alpha=-lr * decay)
+        return found
 
     def sizes(state: Tensors) -> tuple[list[Tensor], list[float]]:
         units = [(1 - beta2 ** float(work.step)) ** 0.5 for work in works]
@@ -65,4 +72,4 @@ def adam(group: dict[str, Any], lr: float, works: Sequence[Work]) -> Whole:
         torch._foreach_add_(roots, [group["eps"] * unit for unit in units])
         return list(roots), units
 
-    return Whole(move, sizes)
+    return Whole(moves, sizes)

@@ -17,9 +17,6 @@ from sal_optim import stability
 from sal_optim.evidence import Granularity, scaled_gradients
 from sal_optim.rounding import Number
 
-# Of a torch that has it.
-_foreach_clone: Any = getattr(torch, "_foreach_clone", None)
-
 Rule = dict[str, Any]
 Tensors = dict[str, list[Tensor]]
 
@@ -40,7 +37,8 @@ DirectionRule = Callable[[Rule, Tensors, list[Tensor], tuple[Sequence[Number], .
 class Whole:
     """A base optimizer's own step, weight decay and all, by one kernel of torch."""
 
-    move: Callable[[list[Tensor], list[Tensor], Tensors], None]  # params, gradients, state
+    # By how much it moves parameters with these gradients and this state; new tensors.
+    moves: Callable[[list[Tensor], list[Tensor], Tensors], list[Tensor]]
     # What it divided the update by, new tensors, each in units of a number.
     sizes: Callable[[Tensors], tuple[list[Tensor], list[float]]]
 
@@ -155,29 +153,21 @@ def _move_whole(
     numbers: Numbers,
     whole: Whole,
 ) -> None:
-    """The gate's share of the step that a kernel takes with copies of the parameters."""
+    """The gate's share of the step that a kernel takes."""
     evidence = [
         omega if omega.dtype == param.dtype else omega.to(param.dtype)
         for omega, param in zip(plan.granularity.evidence(state, params), params, strict=True)
     ]
-    moved = _copies(params)
-    whole.move(moved, grads, state)
-    torch._foreach_sub_(moved, params)
+    moves = whole.moves(params, grads, state)
     divisors = stability.resistance(evidence, numbers.protection, sizes=None, activity=None)
-    torch._foreach_addcdiv_(params, moved, divisors)
-    del moved, divisors  # their memory is wanted again while the cache has it
+    torch._foreach_addcdiv_(params, moves, divisors)
+    del moves, divisors  # their memory is wanted again while the cache has it
     if plan.pulled:
         sizes, units = whole.sizes(state)
         springs = torch._foreach_mul(evidence, [float(numbers.stiffness) * unit for unit in units])
         torch._foreach_add_(sizes, springs)
         weights = torch._foreach_div(springs, sizes)
         stability.pull(params, state["anchor"], list(weights))
-
-
-def _copies(tensors: list[Tensor]) -> list[Tensor]:
-    if _foreach_clone is not None:
-        return list(_foreach_clone(tensors))
-    return [tensor.clone() for tensor in tensors]
 
 
 def _with_decay(
