@@ -99,8 +99,7 @@ def pieces(group: dict[str, Any], works: Sequence[Work]) -> Iterator[Piece]:
 
     On an accelerator, where each launch costs, lists are the faster; on a CPU, what fits a cache:
     all of a small model, else slices of large tensors, and lists of small ones that are together no
-    larger. With ``compile``,
-    large tensors are pieces of their own.
+    larger. With ``compile``, large tensors are pieces of their own.
     """
     lists: dict[tuple[Any, ...], Piece] = {}
     together = sum(work.param.numel() for work in works) <= TOGETHER

@@ -168,7 +168,7 @@ class Protection:
         self._hear(work)
         norm, known, scale, size = _measured(work, moves)
         self._underway, self._arrived = to_host(torch.where(known, norm, 0.0))
-        due = bool(moves) and self._threshold()["steps"] % INTERVAL == 0.0
+        due = moves and self._threshold()["steps"] % INTERVAL == 0.0
         ordinary = norm <= self._limit()
         return Survey(
             gathers=due,

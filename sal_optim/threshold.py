@@ -98,7 +98,7 @@ def judge_norm(state: dict[str, Any], norm: Number, *, tau0: float, alpha: float
     state["surprise"] = _pick(known, surprise, state["surprise"])
     state["threshold"] = _pick(known, tau, state["threshold"])
 
-    state["held"] = held = limit(state, tau0=tau0, alpha=alpha)
+    state["held"] = held = _held(state, tau)
     surprising = ready & (norm > held)
     doubt = state["suspicion"]
     count = _smaller(1.0 + _log2(_larger(norm / _positive(held), 1.0)), LARGEST_COUNT)
@@ -117,8 +117,12 @@ def judge_norm(state: dict[str, Any], norm: Number, *, tau0: float, alpha: float
 
 def limit(state: dict[str, Any], *, tau0: float, alpha: float) -> Any:
     """The norm above which the next step is surprising, once statistics may raise an alarm."""
-    typical = _threshold(state, tau0, alpha) * state["mean"]
-    return _pick(state["suspicion"] > 0.0, state["held"], typical)
+    return _held(state, _threshold(state, tau0, alpha))
+
+
+def _held(state: dict[str, Any], tau: Any) -> Any:
+    """The norm that aroused suspicion, or without any, ``tau`` times the mean."""
+    return _pick(state["suspicion"] > 0.0, state["held"], tau * state["mean"])
 
 
 def _threshold(state: dict[str, Any], tau0: float, alpha: float) -> Any:

@@ -362,9 +362,8 @@ def test_on_a_card_no_tensor_of_a_captured_step_is_on_the_host(
         for param in params:
             param.grad = torch.ones_like(param)
         optimizer = row(params, capturable=True, **manner)
-        optimizer.param_groups[0]["lr"] = torch.full(
-            (), 0.1, device="cuda"
-        )  # has no value to check
+        lr = torch.full((), 0.1, device="cuda")
+        optimizer.param_groups[0]["lr"] = lr  # a constructor would ask for its value
         optimizer.step()
         capturing(True)
         with Devices() as devices:

@@ -50,10 +50,9 @@ def paired(
     *,
     repeats: int,
     least: float = 0.01,
-    multiple: int = 4,
 ) -> Paired:
     """Time two things in turns; arguments as for :func:`turns`."""
-    return Paired.of(turns(call, reference, repeats=repeats, least=least, multiple=multiple))
+    return Paired.of(turns(call, reference, repeats=repeats, least=least))
 
 
 def turns(
