@@ -66,10 +66,12 @@ def adam(group: dict[str, Any], lr: float, works: Sequence[Work]) -> Whole:
             torch._foreach_add_(found, params, alpha=-lr * decay)
         return found
 
-    def sizes(state: Tensors) -> tuple[list[Tensor], list[float]]:
+    def sizes(state: Tensors, into: list[Tensor]) -> list[float]:
         units = [(1 - beta2 ** float(work.step)) ** 0.5 for work in works]
-        roots = torch._foreach_sqrt(state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"])
-        torch._foreach_add_(roots, [group["eps"] * unit for unit in units])
-        return list(roots), units
+        squares = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
+        for root, square in zip(into, squares, strict=True):
+            torch.sqrt(square, out=root)
+        torch._foreach_add_(into, [group["eps"] * unit for unit in units])
+        return units
 
     return Whole(moves, sizes)

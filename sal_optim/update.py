@@ -39,8 +39,8 @@ class Whole:
 
     # By how much it moves parameters with these gradients and this state; new tensors.
     moves: Callable[[list[Tensor], list[Tensor], Tensors], list[Tensor]]
-    # What it divided the update by, new tensors, each in units of a number.
-    sizes: Callable[[Tensors], tuple[list[Tensor], list[float]]]
+    # What it divided the update by, written into tensors; each in units of a number, returned.
+    sizes: Callable[[Tensors, list[Tensor]], list[float]]
 
 
 @dataclass(slots=True)
@@ -161,13 +161,17 @@ def _move_whole(
     moves = whole.moves(params, grads, state)
     divisors = stability.resistance(evidence, numbers.protection, sizes=None, activity=None)
     torch._foreach_addcdiv_(params, moves, divisors)
-    del moves, divisors  # their memory is wanted again while the cache has it
     if plan.pulled:
-        sizes, units = whole.sizes(state)
-        springs = torch._foreach_mul(evidence, [float(numbers.stiffness) * unit for unit in units])
+        # By stability.pull_weights(), in the memory of what is done with: a cache still has it, and
+        # asking for as much again makes the allocator give it back and fetch it in each pull.
+        sizes, springs = moves, divisors
+        units = whole.sizes(state, sizes)
+        for spring, omega, unit in zip(springs, evidence, units, strict=True):
+            torch.mul(omega, float(numbers.stiffness) * unit, out=spring)
         torch._foreach_add_(sizes, springs)
-        weights = torch._foreach_div(springs, sizes)
-        stability.pull(params, state["anchor"], list(weights))
+        for size, spring in zip(sizes, springs, strict=True):
+            torch.div(spring, size, out=size)
+        stability.pull(params, state["anchor"], sizes)
 
 
 def _with_decay(
