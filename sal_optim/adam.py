@@ -14,7 +14,7 @@ from sal_optim import checks, fused, native
 from sal_optim.arguments import SHARED, given
 from sal_optim.kronecker import RANK
 from sal_optim.optimizer import PLASTICITY, PROTECTION, PULL, SALOptimizer
-from sal_optim.pieces import Work
+from sal_optim.pieces import Piece
 from sal_optim.rounding import Number
 from sal_optim.update import Direction, Rule, Tensors, Whole
 
@@ -97,10 +97,10 @@ class SALAdam(SALOptimizer):
         corrections, inverses, factors = zip(*(found[step] for step in steps), strict=True)
         return list(corrections), list(inverses), list(factors)
 
-    def _whole(self, group: dict[str, Any], lr: float, works: Sequence[Work]) -> Whole | None:
+    def _whole(self, group: dict[str, Any], lr: float, piece: Piece) -> Whole | None:
         if type(self)._direction is not SALAdam._direction:
             return None  # another's update
-        return fused.adam(group, lr, works)
+        return fused.adam(group, lr, piece)
 
     def _base(self, group: dict[str, Any], fresh: bool) -> native.Base | None:
         if type(self)._direction is not SALAdam._direction:

@@ -12,35 +12,43 @@ import torch
 from torch import Tensor
 
 from sal_optim.distributed import PLAIN
-from sal_optim.pieces import Work
+from sal_optim.pieces import Piece, Work
 from sal_optim.update import Tensors, Whole
 
 # What a kernel reads as it lies in memory, without strides.
 _DTYPES = (torch.float32, torch.float64)
 
 
-def fits(works: Sequence[Work], moments: Sequence[str]) -> bool:
+def fits(piece: Piece, moments: Sequence[str]) -> bool:
     """Whether a kernel may be given these parameters.
 
     On a CPU alone: elsewhere, lists are what was measured. Two-byte weights would be rounded twice.
     """
-    for work in works:
-        param, state, dtype = work.param, work.state, work.param.dtype
-        if type(param) not in PLAIN or dtype not in _DTYPES:
-            return False
-        if not (param.is_cpu and work.owner["step"].is_cpu):
-            return False
-        for tensor in (param, work.grad, *[state[name] for name in moments]):
-            if tensor.dtype is not dtype or not tensor.is_contiguous():
-                return False
-    return True
+    if piece.served is None:
+        piece.served = all(
+            type(work.param) in PLAIN
+            and work.param.dtype in _DTYPES
+            and work.param.is_cpu
+            and work.owner["step"].is_cpu
+            and all(_packed(work, tensor) for tensor in _read(work, moments))
+            for work in piece.works
+        )
+    return piece.served and all(_packed(work, work.grad) for work in piece.works)
 
 
-def adam(group: dict[str, Any], lr: float, works: Sequence[Work]) -> Whole:
+def _read(work: Work, moments: Sequence[str]) -> list[Tensor]:
+    return [work.param, *(work.state[name] for name in moments)]
+
+
+def _packed(work: Work, tensor: Tensor) -> bool:
+    return tensor.dtype is work.param.dtype and tensor.is_contiguous()
+
+
+def adam(group: dict[str, Any], lr: float, piece: Piece) -> Whole:
     """Adam's step, or AdamW's, with the settings of a group."""
     decay, decoupled = group["weight_decay"], group["decoupled_weight_decay"]
     beta1, beta2 = group["betas"]
-    steps = [work.owner["step"] for work in works]
+    steps = [work.owner["step"] for work in piece.works]
 
     def moves(params: list[Tensor], grads: list[Tensor], state: Tensors) -> list[Tensor]:
         if decay and not decoupled:
@@ -67,11 +75,11 @@ def adam(group: dict[str, Any], lr: float, works: Sequence[Work]) -> Whole:
         return found
 
     def sizes(state: Tensors, into: list[Tensor]) -> list[float]:
-        units = [(1 - beta2 ** float(work.step)) ** 0.5 for work in works]
+        units = [(1 - beta2 ** float(work.step)) ** 0.5 for work in piece.works]
         squares = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
         for root, square in zip(into, squares, strict=True):
             torch.sqrt(square, out=root)
         torch._foreach_add_(into, [group["eps"] * unit for unit in units])
         return units
 
-    return Whole(moves, sizes)
+    return Whole(moves, sizes, piece.gate)

@@ -25,7 +25,8 @@ from sal_optim.distributed import refuse_factored
 from sal_optim.evidence import GRANULARITIES
 from sal_optim.fitting import fitted
 from sal_optim.fused import fits
-from sal_optim.pieces import Piece, Work, pieces, work_on
+from sal_optim.kept import Kept
+from sal_optim.pieces import Piece, Work, work_on
 from sal_optim.protection import FORESEEN, GroupedWork, Protection, Survey
 from sal_optim.rounding import Number, dither, on
 from sal_optim.state import State, prepare, pull_by_direction
@@ -100,7 +101,7 @@ class SALOptimizer(Protection, Optimizer):
         """
         return None
 
-    def _whole(self, group: dict[str, Any], lr: float, works: Sequence[Work]) -> Whole | None:
+    def _whole(self, group: dict[str, Any], lr: float, piece: Piece) -> Whole | None:
         """The base optimizer's step by a kernel of torch; None where there is none."""
         return None
 
@@ -211,19 +212,21 @@ class SALOptimizer(Protection, Optimizer):
                 loss = closure()
         # Nothing may have changed when an error is raised, so all is checked before any of it.
         capturing = self._capturing()
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    check_ready(self, group, param)
+        kept = self._still_kept()
+        for mine in kept:
+            for param in mine.group["params"]:
+                if param.grad is not None and not mine.holds(param, self.state.get(param)):
+                    check_ready(self, mine.group, param)
         if self.param_groups[0]["capturable"]:
-            self._step_captured(capturing)
+            self._step_captured(kept, capturing)
         else:
-            self._step_watched()
+            self._step_watched(kept)
+        self._kept = kept
         return loss
 
-    def _step_watched(self) -> None:
+    def _step_watched(self, kept: list[Kept]) -> None:
         """A step whose norm the host looks at, in it or in the next one."""
-        work = [(group, self._collect(group)) for group in self.param_groups]
+        work = [(mine.group, self._collect(mine)) for mine in kept]
         for group, items in work:
             base = self._base(group, items[0].fresh) if group["compile"] and items else None
             if base is not None:
@@ -237,30 +240,33 @@ class SALOptimizer(Protection, Optimizer):
             survey = self._survey_ahead(work, moves=moves)
         else:
             survey = FORESEEN if late else self._survey(work, moves=moves)
-        for group, items in work:
+        for mine, (group, items) in zip(kept, work, strict=True):
             for item in items:
                 item.protected = group["protection"] > 0.0 and item.owner["evidence_weight"] > 0.0
-            for piece in pieces(group, items):
+            for piece in mine.pieces(items):
                 self._advance(piece, survey)
         if late:
             self._survey(work, moves=moves)
+        for mine, (_, items) in zip(kept, work, strict=True):
+            mine.let_go(items)
 
-    def _step_captured(self, capturing: bool) -> None:
+    def _step_captured(self, kept: list[Kept], capturing: bool) -> None:
         """A step of which nothing is read, that a CUDA graph may hold."""
         if not capturing:
             self._settle()
         self._place_threshold(capturing)
-        work = [(group, self._collect(group)) for group in self.param_groups]
+        work = [(mine.group, self._collect(mine)) for mine in kept]
         moves: bool | Tensor = False
         for group in self.param_groups:
             moves = (self._lr(group) != 0.0) | moves
         survey = self._survey_captured(work, moves=moves)
-        for group, items in work:
+        for mine, (group, items) in zip(kept, work, strict=True):
             for item in items:
                 # A replay does the same before and after a first consolidation.
                 item.protected = group["protection"] > 0.0
-            for piece in pieces(group, items):
+            for piece in mine.pieces(items):
                 self._advance(piece, survey)
+            mine.let_go(items)
         if not capturing and self._captured is not None:
             self._captured.send()
 
@@ -308,7 +314,7 @@ class SALOptimizer(Protection, Optimizer):
             RuntimeError: it is, and ``capturable`` is False.
         """
         first = self.param_groups[0]
-        if not any(param.is_cuda for param in first["params"][:1]):
+        if not first["params"] or not first["params"][0].is_cuda:
             return False
         capturing = torch.cuda.is_current_stream_capturing()
         if capturing and not first["capturable"]:
@@ -332,27 +338,38 @@ class SALOptimizer(Protection, Optimizer):
             return False
         return any(not items[0].param.is_cpu for _, items in work if items)
 
-    def _collect(self, group: dict[str, Any]) -> list[Work]:
+    def _still_kept(self) -> list[Kept]:
+        """What the step before has found out about each group, as far as that still holds.
+
+        Taken off the instance: a step that fails leaves nothing of it.
+        """
+        kept: list[Kept] = vars(self).pop("_kept", [])
+        if [id(mine.group) for mine in kept] != [id(group) for group in self.param_groups]:
+            kept = [Kept(group) for group in self.param_groups]
+        for mine in kept:
+            mine.under(self._moment_names(mine.group))
+        return kept
+
+    def _collect(self, kept: Kept) -> list[Work]:
         """The group's parameters that have a gradient, with their state, step counts advanced."""
+        group, works = kept.group, []
         moments = self._moment_names(group)
-        found = []
         for param in group["params"]:
-            if param.grad is not None:
-                state = self.state[param]
-                found.append((param, state, prepare(param, state, group, moments)))
-        if found and not self._observing:
-            torch._foreach_add_([state["step"] for _, state, _ in found], 1.0)
-        reads = not group["capturable"]
-        return [
-            work_on(
-                param,
-                state,
-                group,
-                step=float(state["step"]) if reads else state["step"],
-                fresh=fresh,
-            )
-            for param, state, fresh in found
-        ]
+            grad = param.grad
+            if grad is not None:
+                work = kept.work(param, grad)
+                if work is None:
+                    state = self.state[param]
+                    fresh = prepare(param, state, group, moments)
+                    work = work_on(param, state, group, step=0.0, fresh=fresh)
+                    kept.keep(work)
+                works.append(work)
+        if works and not self._observing:
+            torch._foreach_add_([work.owner["step"] for work in works], 1.0)
+        for work in works:
+            step = work.owner["step"]
+            work.step = step if group["capturable"] else float(step)
+        return works
 
     def _moved(self) -> GroupedWork:
         """As they are before a next step: step counts are that one's."""
@@ -402,9 +419,11 @@ class SALOptimizer(Protection, Optimizer):
             protected=work.protected,
             pulled=survey.pulls and group["pull"] > 0.0 and work.sides is None,
         )
+        sided = [(place, item) for place, item in enumerate(piece.works) if item.sides is not None]
+        whole = self._kernel(piece, plan)
         base: tuple[list[Number], ...] = ()
         shares: list[Number] = []
-        if plan.moves:
+        if plan.moves and (whole is None or piece.compiled or sided):
             base, shares = self._own_numbers(piece, lr, lr * decay if plan.decays else None)
         device = work.param.device
         pull = group["protection"] * group["pull"] * on(survey.unit, device) * INTERVAL
@@ -421,19 +440,19 @@ class SALOptimizer(Protection, Optimizer):
         )
         rule = self._rule(group, work.fresh)
         if plan.gathers:
-            for item in piece.works:
-                if item.sides is not None:
-                    kronecker.gather(item.sides, item.grad, numbers.gathered, numbers.rounding)
+            for _, item in sided:
+                assert item.sides is not None
+                kronecker.gather(item.sides, item.grad, numbers.gathered, numbers.rounding)
         served = self._base(group, work.fresh) if piece.library is not None else None
         if served is not None:
             piece.library.advance(plan, served, piece.works, numbers)
         elif not (piece.compiled and advance_compiled(plan, rule, work, numbers)):
-            self._advance_eagerly(piece, plan, rule, numbers)
+            for params, grads, state in piece.parts():
+                advance(plan, rule, params, grads, state, numbers, whole)
         if plan.moves and plan.protected and survey.pulls and group["pull"] > 0.0:
-            for place, item in enumerate(piece.works):
-                if item.sides is not None:
-                    size = self._update_size(rule, item, tuple([c[place]] for c in base))
-                    pull_by_direction(item, numbers.stiffness / size)
+            for place, item in sided:
+                size = self._update_size(rule, item, tuple([c[place]] for c in base))
+                pull_by_direction(item, numbers.stiffness / size)
 
     def _own_numbers(
         self, piece: Piece, lr: Number, decayed: Number | None
@@ -463,14 +482,14 @@ class SALOptimizer(Protection, Optimizer):
         mean: Tensor = norm / max(1.0, item.param.numel()) ** 0.5
         return mean
 
-    def _advance_eagerly(self, piece: Piece, plan: Plan, rule: Rule, numbers: Numbers) -> None:
-        """By torch's kernel or by the rule, in slices or lists."""
-        group, whole = piece.group, None
-        kernel = plan.protected and plan.moves and not group["capturable"]
-        if kernel and fits(piece.works, self._moment_names(group)):
-            whole = self._whole(group, float(group["lr"]), piece.works)
-        for params, grads, state in piece.parts():
-            advance(plan, rule, params, grads, state, numbers, whole)
+    def _kernel(self, piece: Piece, plan: Plan) -> Whole | None:
+        """The kernel of torch by which a protected step is taken, if there is one that fits."""
+        group = piece.group
+        if not (plan.protected and plan.moves) or group["capturable"] or piece.library is not None:
+            return None
+        if not fits(piece, self._moment_names(group)):
+            return None
+        return self._whole(group, float(group["lr"]), piece)
 
 
 def _share(decayed: Number, factor: Number) -> Number:

@@ -69,17 +69,21 @@ class Piece:
     size: int = 0  # elements of a list
     compiled: bool = False  # one large tensor, for a kernel if there is one
     library: Any = None  # native.py's, which serves them all
+    served: bool | None = None  # whether a kernel of torch may be given them, once it is asked
+    together: Part | None = None  # as lists, once they are made
+    gate: Any = None  # update.py's, of works that are kept
+
+    @property
+    def sliced(self) -> bool:
+        """Whether it is a single large work, of which each slice is updated by itself."""
+        work = self.works[0]
+        return len(self.works) == 1 and work.sliceable and work.param.numel() > SLICE
 
     def parts(self) -> Iterator[Part]:
         """Lists to be updated together: of all works, or slice by slice of a single large one."""
         work = self.works[0]
         tensors = (work.param, work.grad, *work.state.values())
-        if (
-            len(self.works) == 1
-            and work.sliceable
-            and work.param.numel() > SLICE
-            and all(tensor.is_contiguous() for tensor in tensors)
-        ):
+        if self.sliced and all(tensor.is_contiguous() for tensor in tensors):
             names, size = tuple(work.state), work.param.numel()
             sizes = [SLICE] * (size // SLICE) + ([size % SLICE] if size % SLICE else [])
             for param, grad, *state in zip(
@@ -87,11 +91,23 @@ class Piece:
             ):
                 yield [param], [grad], {n: [t] for n, t in zip(names, state, strict=True)}
             return
-        yield (
-            [work.param for work in self.works],
-            [work.grad for work in self.works],
-            {name: [work.state[name] for work in self.works] for name in work.state},
-        )
+        yield self._lists()
+
+    def _lists(self) -> Part:
+        grads = [work.grad for work in self.works]
+        if self.together is None:
+            params = [work.param for work in self.works]
+            names = self.works[0].state
+            state = {name: [work.state[name] for work in self.works] for name in names}
+            self.together = params, grads, state
+        else:
+            self.together[1][:] = grads
+        return self.together
+
+    def let_go(self) -> None:
+        """Hold no gradients."""
+        if self.together is not None:
+            self.together[1].clear()
 
 
 def pieces(group: dict[str, Any], works: Sequence[Work]) -> Iterator[Piece]:

@@ -249,7 +249,7 @@ class Protection:
 
     def _drop(self, *names: str) -> None:
         """Forget what an instance keeps beside its state: all, or what is named."""
-        for name in names or ("_underway", "_arrived", "_captured"):
+        for name in names or ("_underway", "_arrived", "_captured", "_kept"):
             vars(self).pop(name, None)
 
     def _hear(self, work: GroupedWork) -> None:

@@ -87,3 +87,10 @@ def pull(params: list[Tensor], anchors: list[Tensor], weights: list[Tensor]) -> 
         moves = list(torch._foreach_sub(anchors, params))
         torch._foreach_mul_(moves, weights)
         torch._foreach_add_(params, moves)
+
+
+def draw(params: list[Tensor], anchors: list[Tensor], kept: list[Tensor]) -> None:
+    """The same by what is left of the way to the anchor, ``1 - weight``."""
+    for param, anchor, share in zip(params, anchors, kept, strict=True):
+        alike = anchor if anchor.dtype is param.dtype else anchor.to(param.dtype)
+        torch.lerp(alike, param, share, out=param)

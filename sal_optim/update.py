@@ -7,7 +7,7 @@ compiled, as 0-dim tensors, so that no value of a schedule is baked in. Symbols 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +33,22 @@ class Direction:
 DirectionRule = Callable[[Rule, Tensors, list[Tensor], tuple[Sequence[Number], ...]], Direction]
 
 
+@dataclass(slots=True)
+class Gate:
+    """What some updates are divided by, held as long as the evidence stays as it is."""
+
+    _made_of: list[float] = field(default_factory=list)
+    divisors: list[Tensor] = field(default_factory=list)  # none: they are to be made
+
+    def look(self, state: Tensors, protection: Number) -> None:
+        """Let go of divisors that were made of other evidence."""
+        names = [name for name in state if name.startswith("evidence")]
+        versions = [tensor._version for name in names for tensor in state[name]]
+        made_of = [float(protection), *versions]
+        if made_of != self._made_of:
+            self._made_of, self.divisors = made_of, []
+
+
 @dataclass(frozen=True, slots=True)
 class Whole:
     """A base optimizer's own step, weight decay and all, by one kernel of torch."""
@@ -41,6 +57,7 @@ class Whole:
     moves: Callable[[list[Tensor], list[Tensor], Tensors], list[Tensor]]
     # What it divided the update by, written into tensors; each in units of a number, returned.
     sizes: Callable[[Tensors, list[Tensor]], list[float]]
+    gate: Gate | None = None  # where the memory of divisors is given to it
 
 
 @dataclass(slots=True)
@@ -154,24 +171,37 @@ def _move_whole(
     whole: Whole,
 ) -> None:
     """The gate's share of the step that a kernel takes."""
-    evidence = [
-        omega if omega.dtype == param.dtype else omega.to(param.dtype)
-        for omega, param in zip(plan.granularity.evidence(state, params), params, strict=True)
-    ]
+    gate = Gate() if whole.gate is None else whole.gate
+    if whole.gate is not None:
+        gate.look(state, numbers.protection)
+    evidence: list[Tensor] = []
+    if plan.pulled or not gate.divisors:
+        evidence = [
+            omega if omega.dtype == param.dtype else omega.to(param.dtype)
+            for omega, param in zip(plan.granularity.evidence(state, params), params, strict=True)
+        ]
     moves = whole.moves(params, grads, state)
-    divisors = stability.resistance(evidence, numbers.protection, sizes=None, activity=None)
-    torch._foreach_addcdiv_(params, moves, divisors)
+    if not gate.divisors:
+        gate.divisors = stability.resistance(
+            evidence, numbers.protection, sizes=None, activity=None
+        )
+    torch._foreach_addcdiv_(params, moves, gate.divisors)
     if plan.pulled:
-        # By stability.pull_weights(), in the memory of what is done with: a cache still has it, and
-        # asking for as much again makes the allocator give it back and fetch it in each pull.
-        sizes, springs = moves, divisors
-        units = whole.sizes(state, sizes)
-        for spring, omega, unit in zip(springs, evidence, units, strict=True):
-            torch.mul(omega, float(numbers.stiffness) * unit, out=spring)
-        torch._foreach_add_(sizes, springs)
-        for size, spring in zip(sizes, springs, strict=True):
-            torch.div(spring, size, out=size)
-        stability.pull(params, state["anchor"], sizes)
+        # Moves are done with, and divisors that nobody holds: a cache still has their memory.
+        # Asking for as much again makes the allocator give pages back after each pull, and fetch
+        # them for the next.
+        sizes, units = moves, whole.sizes(state, moves)
+        totals = [
+            torch.add(
+                size,
+                omega,
+                alpha=float(numbers.stiffness) * unit,
+                out=room if whole.gate is None and room.shape == size.shape else None,
+            )
+            for size, omega, unit, room in zip(sizes, evidence, units, gate.divisors, strict=True)
+        ]
+        torch._foreach_div_(sizes, totals)
+        stability.draw(params, state["anchor"], sizes)
 
 
 def _with_decay(

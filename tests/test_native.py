@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sal_optim import SALAdam, SALAdamW, SALOptimizer, compiled, native
+from sal_optim.kept import Kept
 from tests.drive import (
     assert_near,
     clone_params,
@@ -231,7 +232,7 @@ def test_what_it_does_not_know_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
         for param in params:
             param.grad = torch.ones_like(param)
         group = optimizer.param_groups[0]
-        works, base = optimizer._collect(group), optimizer._base(group, fresh=True)
+        works, base = optimizer._collect(Kept(group)), optimizer._base(group, fresh=True)
         if base is None:
             return []
         native.serve(works, base)
@@ -250,7 +251,7 @@ def test_what_it_does_not_know_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     params = one()
     optimizer = SALAdam(params, compile=True)
     params[0].grad = torch.ones(3, 8)[:, ::2]
-    (work,) = optimizer._collect(optimizer.param_groups[0])
+    (work,) = optimizer._collect(Kept(optimizer.param_groups[0]))
     base = optimizer._base(optimizer.param_groups[0], fresh=True)
     assert base is not None
     native.serve([work], base)
@@ -305,7 +306,7 @@ def test_small_tensors_are_served_too() -> None:
     for now in grads:
         step_with(fast, params, now)
         step_with(slow, twins, now)
-    works = fast._collect(fast.param_groups[0])
+    works = fast._collect(Kept(fast.param_groups[0]))
     base = fast._base(fast.param_groups[0], fresh=False)
     assert base is not None
     native.serve(works, base)

@@ -1,7 +1,7 @@
-"""How often a step on a CPU asks for a number; on an accelerator, each time would be a wait.
+"""What a step on a CPU reads of its tensors; on an accelerator nothing is read, see test_lag.py.
 
-Counted by a dispatch mode, on a CPU: a read of a scalar is the same operation on every device.
-Step counts live on the CPU whatever the parameters' device, as torch's do, and are left out.
+Counted by a dispatch mode. Step counts live on the CPU whatever the parameters' device, as torch's
+do, and are left out.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Reads(TorchDispatchMode):
 
 @pytest.mark.parametrize("row", CLASSES, ids=str)
 @pytest.mark.parametrize("tensors", [2, 20])
-def test_one_number_a_step_is_read_whatever_the_model(row: Row, tensors: int) -> None:
-    """The gradient norm, by which a change is noticed; before and after a consolidation."""
+def test_the_norms_of_gradients_are_all_that_is_read(row: Row, tensors: int) -> None:
+    """By which a change is noticed; before and after a consolidation."""
     params = make_params([(3, 4)] * tensors)
     optimizer = row(params)
     grads = list(stream(params, profile(60, (40,))))
@@ -57,4 +57,4 @@ def test_one_number_a_step_is_read_whatever_the_model(row: Row, tensors: int) ->
         if consolidations(optimizer) == before:
             counts.append(reads.count)
     assert consolidations(optimizer) == 1
-    assert set(counts) == {1}
+    assert set(counts) == {tensors}
