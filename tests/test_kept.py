@@ -66,6 +66,11 @@ def other_strides(optimizer: SALOptimizer, params: list[Tensor]) -> None:
         param.data = param.data.mT.contiguous().mT if param.dim() > 1 else param.data.clone()
 
 
+def no_anchors(optimizer: SALOptimizer, params: list[Tensor]) -> None:
+    for state in optimizer.state.values():
+        del state["anchor"]
+
+
 def one_forgotten(optimizer: SALOptimizer, params: list[Tensor]) -> None:
     del optimizer.state[params[1]]
 
@@ -113,6 +118,7 @@ EDITS: dict[str, Edit] = {
     "other tensors": other_tensors,
     "other data": other_data,
     "other strides": other_strides,
+    "no anchors": no_anchors,
     "one forgotten": one_forgotten,
     "all forgotten": all_forgotten,
     "reloaded": reloaded,
@@ -137,7 +143,9 @@ def test_steps_are_those_of_one_that_keeps_nothing(row: Row, mode: Mode, edit: s
         if index == 20:
             EDITS[edit](optimizer, params)
             EDITS[edit](forgetful, others)
-        # Now and then a gradient is missing.
+        # Now and then a gradient is missing, or lies in memory in another order.
+        turned = [grad.mT.contiguous().mT if grad.dim() > 1 else grad for grad in now]
+        now = turned if index % 5 == 0 else now
         some = [None if index % 7 == place else grad for place, grad in enumerate(now)]
         forgetful._drop("_kept")
         step_with(optimizer, params, some)
@@ -145,6 +153,20 @@ def test_steps_are_those_of_one_that_keeps_nothing(row: Row, mode: Mode, edit: s
         assert_equal(params, others, f"step {index}:")
     assert consolidations(optimizer) == consolidations(forgetful) > 0
     assert_same_state(snapshot(optimizer), snapshot(forgetful))
+
+
+def test_protection_that_is_on_for_a_while(row: Row, mode: Mode) -> None:
+    """Only then are those with evidence and those without stepped together."""
+    (params, optimizer), (others, forgetful) = twins(row, **mode)
+    for both in ((optimizer, params), (forgetful, others)):
+        one_forgotten(*both)
+    for index, now in enumerate(stream(params, profile(15))):
+        for group in (*optimizer.param_groups, *forgetful.param_groups):
+            group["protection"] = 0.5 if 5 <= index < 10 else 0.0
+        forgetful._drop("_kept")
+        step_with(optimizer, params, now)
+        step_with(forgetful, others, now)
+        assert_equal(params, others, f"step {index}:")
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -202,6 +224,16 @@ def test_works_and_divisors_are_kept(row: Row, mode: Mode) -> None:
         assert len(divisors) == len(params)
         step_with(optimizer, params, third)
         assert [id(d) for gate in gates for d in gate.divisors] == divisors
+
+
+def test_lists_are_made_anew_for_another_mode() -> None:
+    params, optimizer = seasoned(ROWS[0], foreach=True)
+    first, second = stream(params, profile(2))
+    step_with(optimizer, params, first)
+    assert [len(mine._pieces) for mine in optimizer._kept] == [1]
+    set_all(foreach=False)(optimizer, params)
+    step_with(optimizer, params, second)
+    assert [len(mine._pieces) for mine in optimizer._kept] == [len(params)]
 
 
 def test_nothing_of_a_gradient_is_kept(row: Row, mode: Mode) -> None:
