@@ -51,6 +51,7 @@ class Kept:
             group["rank"],
             group["state_dtype"],
             group["capturable"],
+            group["compile"],
         )
         if settings != self._settings:
             self._settings = settings
@@ -86,7 +87,7 @@ class Kept:
             return None
         work = seen.work
         work.grad, work.fresh, work.protected = grad, False, False
-        work.squares = work.library = work.sums = None
+        work.squares = work.sums = None
         return work
 
     def keep(self, work: Work) -> None:
@@ -105,9 +106,7 @@ class Kept:
 
     def pieces(self, works: list[Work]) -> list[Piece]:
         """These works, cut into pieces."""
-        if self.group["compile"]:
-            return list(pieces(self.group, works))
-        kinds = [self.group["foreach"], *(work.protected for work in works)]
+        kinds = [self.group["foreach"], *((work.protected, work.library) for work in works)]
         if kinds != self._kinds or not all(map(is_, works, self._works)):
             self._pieces = list(pieces(self.group, works))
             self._works, self._kinds = works, kinds

@@ -142,11 +142,16 @@ class Library:
 
 
 def serve(works: Sequence[Work], base: Base) -> None:
-    """Give each work that it knows the library that serves it; the others are left."""
+    """Give each work that it knows the library that serves it; the others have none.
+
+    A work that is kept has it from the step before, and only its gradient is new.
+    """
     for work in works:
-        kept = _kept(work, base.moments)
-        if kept is not None:
-            work.library = _built(base.defines, REAL[work.param.dtype], KEPT[kept])
+        if work.library is None or not _usual(work.param, work.grad):
+            kept = _kept(work, base.moments)
+            work.library = None
+            if kept is not None:
+                work.library = _built(base.defines, REAL[work.param.dtype], KEPT[kept])
 
 
 @cache
@@ -198,6 +203,11 @@ def _kept(work: Work, moments: Sequence[str]) -> torch.dtype | None:
         ):
             return None
     return kept
+
+
+def _usual(param: Tensor, grad: Tensor) -> bool:
+    packed = param.is_contiguous() and grad.is_contiguous()
+    return packed and grad.dtype is param.dtype and not grad.is_neg()
 
 
 def _dense(tensor: Tensor) -> bool:

@@ -26,10 +26,15 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.rows import GRANULARITIES, ROWS, Row
+from tests.rows import GRANULARITIES, MODES, ROWS, Row
 
 Mode = dict[str, Any]
 Edit = Callable[[SALOptimizer, list[Tensor]], object]
+
+
+@pytest.fixture(params=[*MODES, "compiled"])
+def mode(request: pytest.FixtureRequest) -> Mode:
+    return dict(MODES.get(request.param, {"compile": True}))
 
 
 def set_all(**settings: Any) -> Edit:
@@ -113,6 +118,8 @@ EDITS: dict[str, Edit] = {
     "momentum": set_all(momentum=0.5),
     "foreach": set_all(foreach=True),
     "loop": set_all(foreach=False),
+    "compile": set_all(compile=True),
+    "no compile": set_all(compile=False),
     "maximize": set_all(maximize=True),
     "evidence in place": evidence_in_place,
     "other tensors": other_tensors,
@@ -153,6 +160,21 @@ def test_steps_are_those_of_one_that_keeps_nothing(row: Row, mode: Mode, edit: s
         assert_equal(params, others, f"step {index}:")
     assert consolidations(optimizer) == consolidations(forgetful) > 0
     assert_same_state(snapshot(optimizer), snapshot(forgetful))
+
+
+def test_a_gradient_that_is_negated_as_it_is_read(row: Row, mode: Mode) -> None:
+    """As imaginary parts of conjugates are."""
+    (params, optimizer), (others, forgetful) = twins(row, **mode)
+    first, second = stream(params, profile(2))
+    for both, own in ((optimizer, params), (forgetful, others)):
+        step_with(both, own, first)
+        for param, grad in zip(own, second, strict=True):
+            param.grad = torch._neg_view(grad.neg())
+            assert param.grad.is_neg()
+    forgetful._drop("_kept")
+    optimizer.step()
+    forgetful.step()
+    assert_equal(params, others)
 
 
 def test_protection_that_is_on_for_a_while(row: Row, mode: Mode) -> None:
@@ -221,7 +243,7 @@ def test_works_and_divisors_are_kept(row: Row, mode: Mode) -> None:
     step_with(optimizer, params, second)
     assert works(optimizer) == kept
     assert [p.gate for mine in optimizer._kept for p in mine._pieces] == gates
-    if isinstance(optimizer, SALAdam):
+    if isinstance(optimizer, SALAdam) and "compile" not in mode:
         divisors = [id(d) for gate in gates for d in gate.divisors]
         assert len(divisors) == len(params)
         step_with(optimizer, params, third)
