@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sal_optim.distributed import PLAIN
-from sal_optim.pieces import Piece, Work
+from sal_optim.pieces import Piece, Work, packed
 from sal_optim.update import Tensors, Whole
 
 # What a kernel reads as it lies in memory, without strides.
@@ -25,23 +25,18 @@ def fits(piece: Piece, moments: Sequence[str]) -> bool:
     On a CPU alone: elsewhere, lists are what was measured. Two-byte weights would be rounded twice.
     """
     if piece.served is None:
-        piece.served = all(
-            type(work.param) in PLAIN
-            and work.param.dtype in _DTYPES
-            and work.param.is_cpu
-            and work.owner["step"].is_cpu
-            and all(_packed(work, tensor) for tensor in _read(work, moments))
-            for work in piece.works
-        )
-    return piece.served and all(_packed(work, work.grad) for work in piece.works)
+        piece.served = all(_fits(work, moments) for work in piece.works)
+    return piece.served and all(packed(work.grad, work.param.dtype) for work in piece.works)
 
 
-def _read(work: Work, moments: Sequence[str]) -> list[Tensor]:
-    return [work.param, *(work.state[name] for name in moments)]
-
-
-def _packed(work: Work, tensor: Tensor) -> bool:
-    return tensor.dtype is work.param.dtype and tensor.is_contiguous()
+def _fits(work: Work, moments: Sequence[str]) -> bool:
+    """But for its gradient."""
+    param, dtype = work.param, work.param.dtype
+    if type(param) not in PLAIN or dtype not in _DTYPES:
+        return False
+    if not (param.is_cpu and work.owner["step"].is_cpu):
+        return False
+    return all(packed(tensor, dtype) for tensor in (param, *(work.state[n] for n in moments)))
 
 
 def adam(group: dict[str, Any], lr: float, piece: Piece) -> Whole:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sal_optim.distributed import PLAIN
 from sal_optim.evidence import LARGE
-from sal_optim.pieces import Work
+from sal_optim.pieces import Work, packed
 from sal_optim.rounding import add
 from sal_optim.update import Numbers, Plan
 
@@ -147,11 +147,13 @@ def serve(works: Sequence[Work], base: Base) -> None:
     A work that is kept has it from the step before, and only its gradient is new.
     """
     for work in works:
-        if work.library is None or not _usual(work.param, work.grad):
+        param, grad = work.param, work.grad
+        usual = param.is_contiguous() and packed(grad, param.dtype)
+        if work.library is None or not usual:
             kept = _kept(work, base.moments)
             work.library = None
             if kept is not None:
-                work.library = _built(base.defines, REAL[work.param.dtype], KEPT[kept])
+                work.library = _built(base.defines, REAL[param.dtype], KEPT[kept])
 
 
 @cache
@@ -203,11 +205,6 @@ def _kept(work: Work, moments: Sequence[str]) -> torch.dtype | None:
         ):
             return None
     return kept
-
-
-def _usual(param: Tensor, grad: Tensor) -> bool:
-    packed = param.is_contiguous() and grad.is_contiguous()
-    return packed and grad.dtype is param.dtype and not grad.is_neg()
 
 
 def _dense(tensor: Tensor) -> bool:

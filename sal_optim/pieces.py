@@ -150,6 +150,11 @@ def pieces(group: dict[str, Any], works: Sequence[Work]) -> Iterator[Piece]:
     yield from lists.values()
 
 
+def packed(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether its memory is its elements, in order: a kernel may read it there."""
+    return tensor.dtype is dtype and tensor.is_contiguous() and not tensor.is_neg()
+
+
 def plain(tensor: Tensor) -> Tensor:
     """The real tensor behind a complex one, and this process's part of a distributed one."""
     tensor = local(tensor)
