@@ -28,6 +28,7 @@ class _Seen:
     places: list[int]  # of their memory
     shape: torch.Size
     dtype: torch.dtype
+    packed: bool
 
 
 class Kept:
@@ -71,6 +72,7 @@ class Kept:
             and list(map(Tensor.data_ptr, seen.tensors)) == seen.places
             and param.dtype is seen.dtype
             and param.shape == seen.shape
+            and param.is_contiguous() is seen.packed
             and param.is_cpu
             and grad is not None
             and type(grad) in PLAIN
@@ -102,7 +104,8 @@ class Kept:
             and not any(tensor.is_inference() for tensor in tensors)
         ):
             places = list(map(Tensor.data_ptr, tensors))
-            self._seen[id(param)] = _Seen(work, values, tensors, places, param.shape, param.dtype)
+            kind = param.shape, param.dtype, param.is_contiguous()
+            self._seen[id(param)] = _Seen(work, values, tensors, places, *kind)
 
     def pieces(self, works: list[Work]) -> list[Piece]:
         """These works, cut into pieces."""

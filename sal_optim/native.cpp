@@ -47,12 +47,12 @@ struct Tensor {
   int64_t rows, columns;
   int64_t shared;  // whether evidence is a number a row times a number a column
   REAL *param;
-  const REAL *grad;
   REAL *first, *second, *third;  // moments
   const KEPT *evidence;          // of the elements, or of the columns
   const KEPT *row;               // of the rows
   KEPT *pending;
   const KEPT *anchor;
+  const REAL *grad;  // from here on, new in each step
   double factor, share, inverse;  // of the update; of its decay; of Adam's denominators
 };
 

@@ -31,8 +31,8 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-
          "-shared", "-fPIC")  # fmt: skip
 REAL = {torch.float32: "float", torch.float64: "double"}
 KEPT = {**REAL, torch.bfloat16: "bf16"}
-# struct Tensor and struct Numbers of native.cpp.
-TENSOR, NUMBERS = struct.Struct("3q9P3d"), struct.Struct("12d")
+# Of native.cpp: what stays of a struct Tensor from step to step, what does not; struct Numbers.
+PLACE, STEP, NUMBERS = struct.Struct("3q8P"), struct.Struct("P3d"), struct.Struct("12d")
 # Elements a thread is given at least: waking one up takes as long as that many.
 ENOUGH = 1 << 14
 
@@ -228,20 +228,29 @@ def _table(
 ) -> bytes:
     """An array of struct Tensor; what is not given is null."""
     rows = []
-    spare = [0] * (3 - len(moments))
-    for place, work in enumerate(works):
-        state = work.state
-        shared = "evidence_column" in state
-        pointers = [state[name].data_ptr() for name in moments] + spare
-        if shared:
-            pointers += [state["evidence_column"].data_ptr(), state["evidence_row"].data_ptr(), 0]
-        else:
-            pointers += [state["evidence"].data_ptr(), 0, state["pending"].data_ptr()]
-        pointers.append(state["anchor"].data_ptr() if "anchor" in state else 0)
-        own = numbers[place] if numbers is not None else (0.0, 0.0, 0.0)
-        where = work.param.data_ptr(), work.grad.data_ptr()
-        rows.append(TENSOR.pack(*_sides(work), shared, *where, *pointers, *own))
+    for index, work in enumerate(works):
+        own = numbers[index] if numbers is not None else (0.0, 0.0, 0.0)
+        # Where a work is kept, its memory is known to be where it was.
+        place = work.place
+        if place is None:
+            place = _place(work, moments)
+            if numbers is not None:
+                work.place = place
+        rows.append(place)
+        rows.append(STEP.pack(work.grad.data_ptr(), *own))
     return b"".join(rows)
+
+
+def _place(work: Work, moments: Sequence[str]) -> bytes:
+    state = work.state
+    shared = "evidence_column" in state
+    pointers = [state[name].data_ptr() for name in moments] + [0] * (3 - len(moments))
+    if shared:
+        pointers += [state["evidence_column"].data_ptr(), state["evidence_row"].data_ptr(), 0]
+    else:
+        pointers += [state["evidence"].data_ptr(), 0, state["pending"].data_ptr()]
+    pointers.append(state["anchor"].data_ptr() if "anchor" in state else 0)
+    return PLACE.pack(*_sides(work), shared, work.param.data_ptr(), *pointers)
 
 
 def _threads(works: Sequence[Work]) -> int:

@@ -57,6 +57,7 @@ class Work:
     sides: dict[str, Tensor] | None = None
     squares: float | None = None  # the gradient's sum of squares, where a kernel has taken it
     library: Any = None  # native.py's, where it serves
+    place: bytes | None = None  # where its tensors are, as native.py hands it over
     sums: tuple[Tensor, Tensor] | None = None  # of squares by row and by column, where it took them
 
 

@@ -162,6 +162,26 @@ def test_steps_are_those_of_one_that_keeps_nothing(row: Row, mode: Mode, edit: s
     assert_same_state(snapshot(optimizer), snapshot(forgetful))
 
 
+def test_a_square_turned_where_it_is(row: Row, mode: Mode) -> None:
+    """Of the same shape in the same memory."""
+    pairs = []
+    for _ in range(2):
+        params = make_params([(4, 4), (3,)])
+        pairs.append((params, row(params, **mode)))
+    (params, optimizer), (others, forgetful) = pairs
+    for index, now in enumerate(stream(params, profile(16))):
+        if index == 8:
+            optimizer.consolidate()
+            forgetful.consolidate()
+        if index == 12:
+            params[0].data, others[0].data = params[0].data.mT, others[0].data.mT
+        forgetful._drop("_kept")
+        step_with(optimizer, params, now)
+        step_with(forgetful, others, now)
+        assert_equal(params, others, f"step {index}:")
+    assert optimizer.stability(params[0]).max() > 0
+
+
 def test_a_gradient_that_is_negated_as_it_is_read(row: Row, mode: Mode) -> None:
     """As imaginary parts of conjugates are."""
     (params, optimizer), (others, forgetful) = twins(row, **mode)
