@@ -7,6 +7,7 @@ match. The compiler of ``compiled.py`` is forbidden here, so that nothing else c
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -297,6 +298,24 @@ def test_without_a_compiler(tmp_path: Any) -> None:
             step_with(slow, twins, [torch.ones(300, 300)])
     bits = twins[0].detach().view(torch.int32).sum(dtype=torch.int64)
     assert done.stdout.split() == ["1", str(int(bits))], done.stderr
+
+
+def test_a_compiler_that_knows_of_no_widths(tmp_path: Any) -> None:
+    compiler = next(filter(shutil.which, native.COMPILERS))
+    script = tmp_path / "compiler"
+    script.write_text(
+        '#!/bin/sh\nfor option in "$@"; do case "$option" in *vector-width*) exit 1;; esac; done\n'
+        f'exec {compiler} "$@"\n'
+    )
+    script.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD],
+        env={**os.environ, "CXX": str(script)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split()[0] == "0", "no warning that nothing could be built"
 
 
 def test_small_tensors_are_served_too() -> None:
