@@ -76,17 +76,23 @@ static std::vector<Part> cut(int64_t count, const Tensor *tensors) {
   return parts;
 }
 
-// In so many sums that no addition waits for the one before it: as fast as memory is read.
+// Of four stretches at a time, since a core fetches several streams faster than one, each in so many
+// sums that no addition waits for the one before it.
 static double sum_of_squares(const REAL *__restrict grad, int64_t size) {
-  constexpr int64_t LANES = 64;
-  REAL lanes[LANES] = {}, sum = 0;
-  int64_t i = 0;
-  for (; i + LANES <= size; i += LANES)
+  constexpr int64_t STRETCHES = 4, LANES = 16;
+  REAL lanes[STRETCHES][LANES] = {}, sum = 0;
+  const int64_t length = size / (STRETCHES * LANES) * LANES;
+  for (int64_t i = 0; i < length; i += LANES)
+    for (int64_t s = 0; s < STRETCHES; s++)
 #pragma omp simd
-    for (int64_t j = 0; j < LANES; j++) lanes[j] += grad[i + j] * grad[i + j];
-  for (; i < size; i++) sum += grad[i] * grad[i];
+      for (int64_t j = 0; j < LANES; j++) {
+        const REAL one = grad[s * length + i + j];
+        lanes[s][j] += one * one;
+      }
+  for (int64_t i = STRETCHES * length; i < size; i++) sum += grad[i] * grad[i];
+  for (int64_t s = 0; s < STRETCHES; s++)
 #pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < LANES; j++) sum += lanes[j];
+    for (int64_t j = 0; j < LANES; j++) sum += lanes[s][j];
   return double(sum);
 }
 
