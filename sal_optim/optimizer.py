@@ -3,7 +3,8 @@
 A base optimizer (``adam.py``, ``sgd.py``, ``lion.py``) supplies its update direction; everything
 else happens here: gathering parameters, moving them, checkpoints. Watching gradients and
 consolidating is in ``protection.py``, the mathematics in ``stability.py``, ``evidence.py`` and
-``threshold.py``; cutting the work into cache-sized pieces is in ``pieces.py``.
+``threshold.py``; cutting the work into cache-sized pieces is in ``pieces.py``, and what of it steps
+keep for the next one in ``kept.py``.
 """
 
 import functools

@@ -300,9 +300,7 @@ def test_without_a_compiler(tmp_path: Any) -> None:
     assert done.stdout.split() == ["1", str(int(bits))], done.stderr
 
 
-def test_a_compiler_that_knows_of_no_widths(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compiler_that_knows_of_no_widths(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = next(filter(shutil.which, native.COMPILERS))
     script = tmp_path / "compiler"
     script.write_text(
