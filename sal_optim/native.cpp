@@ -102,14 +102,10 @@ static REAL sum_of_scaled(const REAL *__restrict grad, int64_t size, REAL factor
   for (int64_t i = 0; i < size; i++) sum += grad[i] * factor * (grad[i] * factor);
   return sum;
 }
-static double sum_of_rows(const REAL *grad, int64_t size, int64_t width) {
-  double sum = 0;
-  for (int64_t first = 0; first < size; first += width) sum += sum_of_squares(grad + first, width);
-  return sum;
-}
 
+// The sum of squares of the gradient comes for nothing, in a step that can take its norm this late.
 template <bool gathers, bool guarded, bool pulled, bool moves>
-static void span(const Numbers &numbers, const Tensor &tensor, int64_t first, int64_t size,
+static REAL span(const Numbers &numbers, const Tensor &tensor, int64_t first, int64_t size,
                  const KEPT *__restrict evidence, REAL row) {
   REAL *__restrict param = tensor.param + first;
   const REAL *__restrict grad = tensor.grad + first;
@@ -134,9 +130,11 @@ static void span(const Numbers &numbers, const Tensor &tensor, int64_t first, in
   const REAL beta1 = numbers.constants[0], beta1_rest = 1 - numbers.constants[0];
   const REAL beta2 = numbers.constants[1], beta2_rest = 1 - numbers.constants[1];
 #endif
-#pragma omp simd
+  REAL sum = 0;
+#pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < size; i++) {
     const REAL raw = grad[i];
+    if (!gathers && !pulled) sum += raw * raw;
     REAL weight = param[i];
     if (gathers) {
       const REAL scaled = raw * gathered;
@@ -191,6 +189,7 @@ static void span(const Numbers &numbers, const Tensor &tensor, int64_t first, in
     }
     param[i] = weight;
   }
+  return sum;
 }
 
 // Evidence of an element is row / (mean of the rows) * column.
@@ -211,21 +210,20 @@ static void advance(const Numbers &numbers, int64_t count, const Tensor *tensors
   for (int64_t p = 0; p < int64_t(parts.size()); p++) {
     const Part &part = parts[p];
     const Tensor &tensor = tensors[part.tensor];
-    const REAL *grad = tensor.grad + part.first;
+    double sum = 0;
     if (!tensor.shared) {
-      span<gathers, guarded, pulled, moves>(numbers, tensor, part.first, part.last - part.first,
-                                     tensor.evidence + part.first, 1);
+      sum = span<gathers, guarded, pulled, moves>(numbers, tensor, part.first,
+                                                  part.last - part.first,
+                                                  tensor.evidence + part.first, 1);
     } else {
       for (int64_t first = part.first; first < part.last; first += tensor.columns) {
         REAL row = 1;
         if (guarded) row = value(tensor.row[first / tensor.columns]) * shares[part.tensor];
-        span<false, guarded, pulled, moves>(numbers, tensor, first, tensor.columns, tensor.evidence,
-                                            row);
+        sum += span<false, guarded, pulled, moves>(numbers, tensor, first, tensor.columns,
+                                                   tensor.evidence, row);
       }
     }
-    if (!squares) continue;  // now that the cache has it
-    squares[p] = tensor.shared ? sum_of_rows(grad, part.last - part.first, tensor.columns)
-                               : sum_of_squares(grad, part.last - part.first);
+    if (squares) squares[p] = sum;
   }
 }
 
@@ -234,7 +232,7 @@ static void by_tensor(const std::vector<Part> &parts, const double *found, doubl
   for (size_t p = 0; p < parts.size(); p++) squares[parts[p].tensor] += found[p];
 }
 
-// One step. `squares`: of each tensor's gradient, zeros; null if nobody asks.
+// One step. `squares`: of each tensor's gradient, zeros before; null where it gathers or pulls.
 extern "C" void sal_advance(const Numbers *numbers, int64_t count, const Tensor *tensors,
                             double *squares, int plan, int threads) {
   const std::vector<Part> parts = cut(count, tensors);
@@ -252,7 +250,7 @@ extern "C" void sal_advance(const Numbers *numbers, int64_t count, const Tensor 
   if (squares) by_tensor(parts, sums, squares);
 }
 
-// The sum of squares of each gradient, to the last bit as sal_advance() takes it.
+// The sum of squares of each gradient.
 extern "C" void sal_squares(int64_t count, const Tensor *tensors, double *squares, int threads) {
   const std::vector<Part> parts = cut(count, tensors);
   std::vector<double> found(parts.size());
@@ -264,7 +262,7 @@ extern "C" void sal_squares(int64_t count, const Tensor *tensors, double *square
 }
 
 // Sums of squares of `scale` times a matrix by row and by column (zeros before), and, of all of the
-// matrix, to the last bit as sal_advance() takes it.
+// matrix.
 extern "C" void sal_sums(const Tensor *tensor, double scale, REAL *rows, REAL *columns,
                          double *squares, int threads) {
   const int64_t width = tensor->columns;
