@@ -41,6 +41,7 @@ struct Numbers {
   double coupled_decay;  // through the gradient
   double sign;           // of the gradient: -1 to maximize
   double protection, stiffness, scale, gathered, rounding;
+  double counted;  // what sums of squares by row and by column are worth, as pending evidence
 };
 // What a tensor has of its own.
 struct Tensor {
@@ -50,9 +51,10 @@ struct Tensor {
   REAL *first, *second, *third;  // moments
   const KEPT *evidence;          // of the elements, or of the columns
   const KEPT *row;               // of the rows
-  KEPT *pending;
+  KEPT *pending, *pending_row;
   const KEPT *anchor;
   const REAL *grad;  // from here on, new in each step
+  REAL *sums;        // of the gradient's squares, if shared: of each row, then of each column
   double factor, share, inverse;  // of the update; of its decay; of Adam's denominators
 };
 
@@ -94,13 +96,6 @@ static double sum_of_squares(const REAL *__restrict grad, int64_t size) {
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < LANES; j++) sum += lanes[s][j];
   return double(sum);
-}
-
-static REAL sum_of_scaled(const REAL *__restrict grad, int64_t size, REAL factor) {
-  REAL sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < size; i++) sum += grad[i] * factor * (grad[i] * factor);
-  return sum;
 }
 
 // The sum of squares of the gradient comes for nothing, in a step that can take its norm this late.
@@ -200,12 +195,31 @@ static REAL share_of_rows(const Tensor &tensor) {
   return 1 / (mean < tiny ? tiny : mean);
 }
 
+// Means by row and by column, into the pending evidence.
+static void gather_shared(const Numbers &numbers, const Tensor &tensor) {
+  const int64_t rows = tensor.rows, columns = tensor.columns;
+  const uint32_t lower = uint32_t(numbers.rounding * 65536.0);
+  const REAL of_row = numbers.counted / double(columns), of_column = numbers.counted / double(rows);
+  for (int64_t r = 0; r < rows; r++) {
+    KEPT &sum = tensor.pending_row[r];
+    keep(sum, value(sum) + tensor.sums[r] * of_row, lower);
+  }
+  for (int64_t c = 0; c < columns; c++) {
+    KEPT &sum = tensor.pending[c];
+    keep(sum, value(sum) + tensor.sums[rows + c] * of_column, lower);
+  }
+}
+
 template <bool gathers, bool guarded, bool pulled, bool moves = true>
 static void advance(const Numbers &numbers, int64_t count, const Tensor *tensors,
                     const std::vector<Part> &parts, double *squares, int threads) {
   std::vector<REAL> shares(guarded ? size_t(count) : 0);
   for (size_t t = 0; t < shares.size(); t++)
     if (tensors[t].shared) shares[t] = share_of_rows(tensors[t]);
+  if (gathers)
+    for (int64_t t = 0; t < count; t++)
+      if (tensors[t].shared && tensors[t].rows * tensors[t].columns)
+        gather_shared(numbers, tensors[t]);
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t p = 0; p < int64_t(parts.size()); p++) {
     const Part &part = parts[p];
@@ -250,46 +264,62 @@ extern "C" void sal_advance(const Numbers *numbers, int64_t count, const Tensor 
   if (squares) by_tensor(parts, sums, squares);
 }
 
-// The sum of squares of each gradient.
-extern "C" void sal_squares(int64_t count, const Tensor *tensors, double *squares, int threads) {
+// The sum of squares of each gradient; where evidence is shared, of `scale` times it, and of the
+// same by row and by column (zeros before).
+extern "C" void sal_squares(int64_t count, const Tensor *tensors, double scale, double *squares,
+                            int threads) {
   const std::vector<Part> parts = cut(count, tensors);
+  // Parts of one tensor that share sums by column: the same with any number of threads.
+  struct Block {
+    int64_t first, last, place;
+  };
+  std::vector<Block> blocks;
+  int64_t room = 0;
+  for (int64_t p = 0, end = 0, most = 1; p < int64_t(parts.size()); p++) {
+    const Tensor &tensor = tensors[parts[p].tensor];
+    if (p == end) {
+      while (end < int64_t(parts.size()) && parts[end].tensor == parts[p].tensor) end++;
+      most = tensor.shared ? (end - p + 31) / 32 : 1;
+    }
+    const bool opens = !parts[p].first || blocks.back().last - blocks.back().first == most;
+    if (opens) {
+      blocks.push_back({p, p, room});
+      if (tensor.shared) room += tensor.columns;
+    }
+    blocks.back().last = p + 1;
+  }
   std::vector<double> found(parts.size());
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t p = 0; p < int64_t(parts.size()); p++)
-    found[p] = sum_of_squares(tensors[parts[p].tensor].grad + parts[p].first,
-                              parts[p].last - parts[p].first);
-  by_tensor(parts, found.data(), squares);
-}
-
-// Sums of squares of `scale` times a matrix by row and by column (zeros before), and, of all of the
-// matrix.
-extern "C" void sal_sums(const Tensor *tensor, double scale, REAL *rows, REAL *columns,
-                         double *squares, int threads) {
-  const int64_t width = tensor->columns;
-  const std::vector<Part> parts = cut(1, tensor);
-  const int64_t count = int64_t(parts.size());
-  const int64_t blocks = count < 32 ? count : 32;  // whatever the number of threads
-  std::vector<double> each(parts.size());
-  std::vector<REAL> found(size_t(blocks * width), REAL(0));
+  std::vector<REAL> columns(size_t(room), REAL(0));
   const REAL factor = REAL(scale);
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t b = 0; b < blocks; b++) {
-    REAL *__restrict mine = found.data() + b * width;
-    for (int64_t p = count * b / blocks; p < count * (b + 1) / blocks; p++) {
-      for (int64_t first = parts[p].first; first < parts[p].last; first += width) {
-        const REAL *__restrict grad = tensor->grad + first;
-#pragma omp simd
-        for (int64_t c = 0; c < width; c++) {
-          const REAL scaled = grad[c] * factor;
-          mine[c] += scaled * scaled;
+  for (int64_t b = 0; b < int64_t(blocks.size()); b++) {
+    for (int64_t p = blocks[b].first; p < blocks[b].last; p++) {
+      const Part &part = parts[p];
+      const Tensor &tensor = tensors[part.tensor];
+      if (!tensor.shared) {
+        found[p] = sum_of_squares(tensor.grad + part.first, part.last - part.first);
+        continue;
+      }
+      REAL *__restrict mine = columns.data() + blocks[b].place;
+      for (int64_t first = part.first; first < part.last; first += tensor.columns) {
+        const REAL *__restrict grad = tensor.grad + first;
+        REAL sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t c = 0; c < tensor.columns; c++) {
+          const REAL square = grad[c] * factor * (grad[c] * factor);
+          mine[c] += square;
+          sum += square;
         }
-        const double sum = sum_of_squares(grad, width);
-        each[p] += sum;
-        rows[first / width] = scale == 1.0 ? REAL(sum) : sum_of_scaled(grad, width, factor);
+        tensor.sums[first / tensor.columns] = sum;
+        found[p] += sum;
       }
     }
   }
-  for (int64_t b = 0; b < blocks; b++)
-    for (int64_t c = 0; c < width; c++) columns[c] += found[size_t(b * width + c)];
-  by_tensor(parts, each.data(), squares);
+  for (const Block &block : blocks) {
+    const Tensor &tensor = tensors[parts[block.first].tensor];
+    if (!tensor.shared) continue;
+    for (int64_t c = 0; c < tensor.columns; c++)
+      tensor.sums[tensor.rows + c] += columns[size_t(block.place + c)];
+  }
+  by_tensor(parts, found.data(), squares);
 }

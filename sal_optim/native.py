@@ -23,7 +23,6 @@ from torch import Tensor
 from sal_optim.distributed import PLAIN
 from sal_optim.evidence import LARGE
 from sal_optim.pieces import Work, packed
-from sal_optim.rounding import add
 from sal_optim.update import Numbers, Plan
 
 SOURCE = Path(__file__).with_name("native.cpp")
@@ -34,8 +33,12 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-
 WIDE = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
 REAL = {torch.float32: "float", torch.float64: "double"}
 KEPT = {**REAL, torch.bfloat16: "bf16"}
+CTYPES: dict[str, type[ctypes.c_float | ctypes.c_double]] = {
+    "float": ctypes.c_float,
+    "double": ctypes.c_double,
+}
 # Of native.cpp: what stays of a struct Tensor from step to step, what does not; struct Numbers.
-PLACE, STEP, NUMBERS = struct.Struct("3q8P"), struct.Struct("P3d"), struct.Struct("12d")
+PLACE, STEP, NUMBERS = struct.Struct("3q9P"), struct.Struct("2P3d"), struct.Struct("13d")
 # Elements a thread is given at least: waking one up takes as long as that many.
 ENOUGH = 1 << 14
 
@@ -52,31 +55,32 @@ class Base:
 class Library:
     """``native.cpp``, built for one kind of base optimizer and of tensors."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._advance, self._squares = library.sal_advance, library.sal_squares
-        self._sums = library.sal_sums
+    def __init__(self, library: ctypes.CDLL, real: type[ctypes.c_float | ctypes.c_double]) -> None:
+        self._advance, self._squares, self._real = library.sal_advance, library.sal_squares, real
 
     def advance(self, plan: Plan, base: Base, works: Sequence[Work], numbers: Numbers) -> None:
         """:func:`sal_optim.update.advance` on all works; leaves the squares of their gradients."""
         gathers = plan.gathers
-        if gathers and "pending" not in works[0].state:
-            self._gather_shared(works, numbers)
-            gathers = False
         if not (plan.moves or gathers):
             return
         guarded = plan.moves and plan.protected
         pulled = guarded and plan.pulled
+        scale = float(numbers.gathered)
+        counted = scale * scale
+        if gathers and not 1 / LARGE < scale < LARGE:
+            # Squares of very large or small gradients leave the range of float32 unscaled.
+            self._sum([work for work in works if work.sums is not None], scale)
+            counted = 1.0
         shared = NUMBERS.pack(
             *base.constants,
             *[0.0] * (4 - len(base.constants)),
             numbers.decay if plan.decays and not guarded else 0.0,
             numbers.coupled_decay,
             -1.0 if plan.maximize else 1.0,
-            *(
-                float(n)
-                for n in (numbers.protection, numbers.stiffness, numbers.scale, numbers.gathered)
-            ),
+            *(float(n) for n in (numbers.protection, numbers.stiffness, numbers.scale)),
+            scale,
             float(numbers.rounding),
+            counted,
         )
         factors, inverses = [0.0] * len(works), [1.0] * len(works)
         if plan.moves:
@@ -100,48 +104,22 @@ class Library:
 
     def squares(self, works: Sequence[Work]) -> None:
         """Leave the sum of squares of each gradient in its work; of matrices, by sides as well."""
-        plain = []
+        _leave(works, self._sum(works, 1.0))
+
+    def _sum(self, works: Sequence[Work], scale: float) -> ctypes.Array[ctypes.c_double]:
+        """The sums of squares, where evidence is by rows and columns of ``scale`` times them."""
         for work in works:
             if "evidence_column" in work.state:
-                self._sum(work, 1.0)
-            else:
-                plain.append(work)
-        if plain:
-            found = (ctypes.c_double * len(plain))()
-            self._squares(ctypes.c_int64(len(plain)), _table(plain), found, _threads(plain))
-            _leave(plain, found)
-
-    def _sum(self, work: Work, scale: float) -> None:
-        height, width = _sides(work)
-        work.sums = work.grad.new_zeros(height), work.grad.new_zeros(width)
-        pointers = [ctypes.c_void_p(part.data_ptr()) for part in work.sums]
-        squares = ctypes.c_double()
-        self._sums(
-            _table([work]),
+                work.sums = (self._real * sum(_sides(work)))()
+        found = (ctypes.c_double * len(works))()
+        self._squares(
+            ctypes.c_int64(len(works)),
+            _table(works),
             ctypes.c_double(scale),
-            *pointers,
-            ctypes.byref(squares),
-            _threads([work]),
+            found,
+            _threads(works),
         )
-        work.squares = squares.value
-
-    def _gather_shared(self, works: Sequence[Work], numbers: Numbers) -> None:
-        """Pending evidence in rows and columns."""
-        scale = float(numbers.gathered)
-        for work in works:
-            height, width = _sides(work)
-            if not height * width:
-                continue
-            # Squares of very large or small gradients leave the range of float32 unscaled.
-            if work.sums is not None and 1 / LARGE < scale < LARGE:
-                factor = scale * scale
-            else:
-                factor = 1.0
-                self._sum(work, scale)
-            assert work.sums is not None
-            rows, columns = work.sums
-            add(work.state["pending_row"], rows * (factor / width), numbers.rounding)
-            add(work.state["pending_column"], columns * (factor / height), numbers.rounding)
+        return found
 
 
 def serve(works: Sequence[Work], base: Base) -> None:
@@ -176,7 +154,7 @@ def _built(defines: tuple[str, ...], real: str, kept: str) -> Library | None:
                     check=True,
                     capture_output=True,
                 )
-                return Library(ctypes.CDLL(str(path)))
+                return Library(ctypes.CDLL(str(path)), CTYPES[real])
             except (OSError, subprocess.SubprocessError):
                 continue
     return None
@@ -244,7 +222,8 @@ def _table(
             if numbers is not None:
                 work.place = place
         rows.append(place)
-        rows.append(STEP.pack(work.grad.data_ptr(), *own))
+        sums = 0 if work.sums is None else ctypes.addressof(work.sums)
+        rows.append(STEP.pack(work.grad.data_ptr(), sums, *own))
     return b"".join(rows)
 
 
@@ -253,9 +232,10 @@ def _place(work: Work, moments: Sequence[str]) -> bytes:
     shared = "evidence_column" in state
     pointers = [state[name].data_ptr() for name in moments] + [0] * (3 - len(moments))
     if shared:
-        pointers += [state["evidence_column"].data_ptr(), state["evidence_row"].data_ptr(), 0]
+        names = ("evidence_column", "evidence_row", "pending_column", "pending_row")
+        pointers += [state[name].data_ptr() for name in names]
     else:
-        pointers += [state["evidence"].data_ptr(), 0, state["pending"].data_ptr()]
+        pointers += [state["evidence"].data_ptr(), 0, state["pending"].data_ptr(), 0]
     pointers.append(state["anchor"].data_ptr() if "anchor" in state else 0)
     return PLACE.pack(*_sides(work), shared, work.param.data_ptr(), *pointers)
 

@@ -58,7 +58,7 @@ class Work:
     squares: float | None = None  # the gradient's sum of squares, where a kernel has taken it
     library: Any = None  # native.py's, where it serves
     place: bytes | None = None  # where its tensors are, as native.py hands it over
-    sums: tuple[Tensor, Tensor] | None = None  # of squares by row and by column, where it took them
+    sums: Any = None  # of squares by row and by column, as an array, where it took them
 
 
 @dataclass(slots=True)

@@ -134,6 +134,25 @@ def test_dtypes(
         agree(fast, slow, rtol=max(1e-5, tolerance / 50), coarse=max(1e-4, tolerance))
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-16, 1e15])
+def test_matrices_of_many_parts(scale: float) -> None:
+    """Sums by column are taken in stretches of several parts; tiny and huge squares are scaled."""
+    shapes = [(1200, 500), (3, 20_000), (20_000, 3), (7,)]
+    params = make_params(shapes)
+    twins = clone_params(params)
+    fast, slow = (
+        SALAdamW(p, compile=c, granularity="factored") for p, c in ((params, True), (twins, False))
+    )
+    for step, now in enumerate(stream(params, [scale] * 10)):
+        if step == 5:
+            fast.consolidate()
+            slow.consolidate()
+        step_with(fast, params, now)
+        step_with(slow, twins, now)
+    agree(fast, slow)
+    assert float(fast.stability(params[0]).max()) > 0
+
+
 def test_nothing_is_built_twice() -> None:
     """A schedule, betas, a late parameter: a build each for a kind of optimizer and of tensors."""
     params = make_params(SHAPES)
