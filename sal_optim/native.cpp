@@ -98,6 +98,17 @@ static double sum_of_squares(const REAL *__restrict grad, int64_t size) {
   return double(sum);
 }
 
+// A core fetches streams ahead by itself, but anew at each page, and late where there are as many.
+// So as a block begins, one further on is asked for: 10% less time, none more in a cache. It is a
+// hint, and may point past an end.
+constexpr int64_t BLOCK = 64, AHEAD = 384, LINE = 64;  // elements, elements, bytes
+template <bool written, typename T>
+static inline void fetch(const T *block, int64_t size) {
+  const char *ahead = reinterpret_cast<const char *>(block + AHEAD);
+  for (int64_t byte = 0; byte < size * int64_t(sizeof(T)); byte += LINE)
+    __builtin_prefetch(ahead + byte, written);
+}
+
 // The sum of squares of the gradient comes for nothing, in a step that can take its norm this late.
 template <bool gathers, bool guarded, bool pulled, bool moves>
 static REAL span(const Numbers &numbers, const Tensor &tensor, int64_t first, int64_t size,
@@ -126,63 +137,82 @@ static REAL span(const Numbers &numbers, const Tensor &tensor, int64_t first, in
   const REAL beta2 = numbers.constants[1], beta2_rest = 1 - numbers.constants[1];
 #endif
   REAL sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < size; i++) {
-    const REAL raw = grad[i];
-    if (!gathers && !pulled) sum += raw * raw;
-    REAL weight = param[i];
-    if (gathers) {
-      const REAL scaled = raw * gathered;
-      keep(pending[i], value(pending[i]) + scaled * scaled, lower);
-    }
-    if (!moves) continue;
-    const REAL slope = sign * raw + coupled * weight;
+  for (int64_t begin = 0; begin < size; begin += BLOCK) {
+    const int64_t end = begin + BLOCK < size ? begin + BLOCK : size, length = end - begin;
+    fetch<false>(grad + begin, length);
+    if (gathers) fetch<true>(pending + begin, length);
+    if (guarded) fetch<false>(evidence + begin, length);
+    if (pulled) fetch<false>(anchor + begin, length);
+    if (moves) {
+      fetch<true>(param + begin, length);
+#if ADAM || LION || MOMENTUM
+      fetch<true>(one + begin, length);
+#endif
 #if ADAM
-    const REAL mean = one[i] + beta1 * (slope - one[i]);
-    REAL square = two[i] * beta2 + slope * slope * beta2_rest;
-    one[i] = mean;
-    two[i] = square;
+      fetch<true>(two + begin, length);
+#endif
 #if AMSGRAD
-    const REAL most = three[i];
-    square = most > square || most != most ? most : square;
-    three[i] = square;
+      fetch<true>(three + begin, length);
 #endif
-    const REAL size_of = std::sqrt(square) * inverse + eps;
-    REAL update = mean;
+    }
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = begin; i < end; i++) {
+      const REAL raw = grad[i];
+      if (!gathers && !pulled) sum += raw * raw;
+      REAL weight = param[i];
+      if (gathers) {
+        const REAL scaled = raw * gathered;
+        keep(pending[i], value(pending[i]) + scaled * scaled, lower);
+      }
+      if (!moves) continue;
+      const REAL slope = sign * raw + coupled * weight;
+#if ADAM
+      const REAL mean = one[i] + beta1 * (slope - one[i]);
+      REAL square = two[i] * beta2 + slope * slope * beta2_rest;
+      one[i] = mean;
+      two[i] = square;
+#if AMSGRAD
+      const REAL most = three[i];
+      square = most > square || most != most ? most : square;
+      three[i] = square;
+#endif
+      const REAL size_of = std::sqrt(square) * inverse + eps;
+      REAL update = mean;
 #elif SGD
-    const REAL size_of = 1;
+      const REAL size_of = 1;
 #if MOMENTUM
-    const REAL buffer = one[i] * momentum + slope * enters;
-    one[i] = buffer;
-    REAL update = slope * of_grad + buffer * of_momentum;
+      const REAL buffer = one[i] * momentum + slope * enters;
+      one[i] = buffer;
+      REAL update = slope * of_grad + buffer * of_momentum;
 #else
-    REAL update = slope;
+      REAL update = slope;
 #endif
 #else
-    const REAL size_of = 1, mean = one[i];
-    const REAL blend = mean * beta1 + slope * beta1_rest;
-    one[i] = mean * beta2 + slope * beta2_rest;
-    REAL update = blend > 0 ? REAL(1) : blend < 0 ? REAL(-1) : blend;
+      const REAL size_of = 1, mean = one[i];
+      const REAL blend = mean * beta1 + slope * beta1_rest;
+      one[i] = mean * beta2 + slope * beta2_rest;
+      REAL update = blend > 0 ? REAL(1) : blend < 0 ? REAL(-1) : blend;
 #endif
-    REAL divisor = size_of, known = 0;
-    if (guarded) {
-      known = row * value(evidence[i]);
-      update += weight * size_of * share;
-      REAL resisted = known * protection;
+      REAL divisor = size_of, known = 0;
+      if (guarded) {
+        known = row * value(evidence[i]);
+        update += weight * size_of * share;
+        REAL resisted = known * protection;
 #if LION
-      const REAL active = raw * scale * (raw * scale);
-      resisted = known / (active < REAL(1e-24) ? REAL(1e-24) : active) * protection;
+        const REAL active = raw * scale * (raw * scale);
+        resisted = known / (active < REAL(1e-24) ? REAL(1e-24) : active) * protection;
 #endif
-      divisor = size_of * (1 + resisted);
-    } else {
-      weight *= stays;
+        divisor = size_of * (1 + resisted);
+      } else {
+        weight *= stays;
+      }
+      weight += factor * (update / divisor);
+      if (pulled) {
+        const REAL spring = known * stiffness;
+        weight += spring / (spring + size_of) * (REAL(value(anchor[i])) - weight);
+      }
+      param[i] = weight;
     }
-    weight += factor * (update / divisor);
-    if (pulled) {
-      const REAL spring = known * stiffness;
-      weight += spring / (spring + size_of) * (REAL(value(anchor[i])) - weight);
-    }
-    param[i] = weight;
   }
   return sum;
 }
