@@ -115,7 +115,8 @@ class Kept:
             self._works, self._kinds = works, kinds
             small = sum(work.param.numel() for work in works) <= TOGETHER
             for piece in self._pieces:
-                if small and not piece.sliced and all(map(self._has, piece.works)):
+                eager = piece.library is None and not piece.sliced
+                if small and eager and all(map(self._has, piece.works)):
                     piece.gate = Gate()
         return self._pieces
 

@@ -60,6 +60,10 @@ class Work:
     place: bytes | None = None  # where its tensors are, as native.py hands it over
     sums: Any = None  # of squares by row and by column, as an array, where it took them
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that an elementwise update takes."""
+        return self.param, self.grad, *self.state.values()
+
 
 @dataclass(slots=True)
 class Piece:
@@ -83,16 +87,15 @@ class Piece:
     def parts(self) -> Iterator[Part]:
         """Lists to be updated together: of all works, or slice by slice of a single large one."""
         work = self.works[0]
-        tensors = (work.param, work.grad, *work.state.values())
-        if self.sliced and all(tensor.is_contiguous() for tensor in tensors):
-            names, size = tuple(work.state), work.param.numel()
-            sizes = [SLICE] * (size // SLICE) + ([size % SLICE] if size % SLICE else [])
-            for param, grad, *state in zip(
-                *(tensor.view(-1).split_with_sizes(sizes) for tensor in tensors), strict=True
-            ):
-                yield [param], [grad], {n: [t] for n, t in zip(names, state, strict=True)}
+        if not (self.sliced and all(tensor.is_contiguous() for tensor in work.tensors())):
+            yield self._lists()
             return
-        yield self._lists()
+        names, size = tuple(work.state), work.param.numel()
+        sizes = [SLICE] * (size // SLICE) + ([size % SLICE] if size % SLICE else [])
+        for param, grad, *state in zip(
+            *(tensor.view(-1).split_with_sizes(sizes) for tensor in work.tensors()), strict=True
+        ):
+            yield [param], [grad], {n: [t] for n, t in zip(names, state, strict=True)}
 
     def _lists(self) -> Part:
         grads = [work.grad for work in self.works]
