@@ -217,11 +217,11 @@ static REAL span(const Numbers &numbers, const Tensor &tensor, int64_t first, in
   return sum;
 }
 
-// Evidence of an element is row / (mean of the rows) * column.
+// Evidence of an element is row * column / (mean of the columns).
 static REAL share_of_rows(const Tensor &tensor) {
   REAL sum = 0;
-  for (int64_t r = 0; r < tensor.rows; r++) sum += value(tensor.row[r]);
-  const REAL mean = sum / REAL(tensor.rows), tiny = std::numeric_limits<REAL>::min();
+  for (int64_t c = 0; c < tensor.columns; c++) sum += value(tensor.evidence[c]);
+  const REAL mean = sum / REAL(tensor.columns), tiny = std::numeric_limits<REAL>::min();
   return 1 / (mean < tiny ? tiny : mean);
 }
 

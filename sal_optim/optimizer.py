@@ -448,6 +448,10 @@ class SALOptimizer(Protection, Optimizer):
         if served is not None:
             piece.library.advance(plan, served, piece.works, numbers)
         elif not (piece.compiled and advance_compiled(plan, rule, work, numbers)):
+            if plan.gathers and not plan.granularity.sliceable:
+                _, grads, state = piece.lists()
+                plan.granularity.gather(state, grads, numbers.gathered, numbers.rounding)
+                plan = plan._replace(gathers=False)
             for params, grads, state in piece.parts():
                 advance(plan, rule, params, grads, state, numbers, whole)
         if plan.moves and plan.protected and survey.pulls and group["pull"] > 0.0:

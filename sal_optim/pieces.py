@@ -14,20 +14,13 @@ import torch
 from torch import Tensor
 
 from sal_optim.distributed import Sharding, aligned, is_distributed, local, sharding
-from sal_optim.evidence import GRANULARITIES
+from sal_optim.evidence import GRANULARITIES, LIST, SHARED, SLICE
 from sal_optim.kronecker import SIDES
 from sal_optim.rounding import Number
 
-# Elements of a slice: float32 slices of a parameter, its gradient, state and temporaries stay
-# within a few megabytes. Of the powers from 15 to 18, this one was the fastest or near it from
-# 200 thousand to 4 million elements. A multiple of every vector width, so that slicing rounds
-# nothing anew.
-SLICE = 1 << 17
 # Elements of a whole group that is one list on a CPU: so far, fewer calls save more than smaller
 # temporaries.
 TOGETHER = 1 << 19
-# Elements of a foreach list: bounds the temporaries of a step at three times this many values.
-LIST = 1 << 24
 # Elements from which a tensor is worth the call of a compiled kernel: on smaller ones that call
 # takes longer than all operations of a list. In 64 tensors of 33 thousand neither is clearly the
 # faster, of 66 thousand the kernel is. (A compiler takes lengths of 0 and 1 for constants.)
@@ -82,22 +75,31 @@ class Piece:
     def sliced(self) -> bool:
         """Whether it is a single large work, of which each slice is updated by itself."""
         work = self.works[0]
-        return len(self.works) == 1 and work.sliceable and work.param.numel() > SLICE
+        return len(self.works) == 1 and work.param.numel() > _slice(work)
 
     def parts(self) -> Iterator[Part]:
         """Lists to be updated together: of all works, or slice by slice of a single large one."""
         work = self.works[0]
         if not (self.sliced and all(tensor.is_contiguous() for tensor in work.tensors())):
-            yield self._lists()
+            yield self.lists()
             return
-        names, size = tuple(work.state), work.param.numel()
-        sizes = [SLICE] * (size // SLICE) + ([size % SLICE] if size % SLICE else [])
-        for param, grad, *state in zip(
-            *(tensor.view(-1).split_with_sizes(sizes) for tensor in work.tensors()), strict=True
-        ):
-            yield [param], [grad], {n: [t] for n, t in zip(names, state, strict=True)}
+        shape = work.param.shape
+        # Where rows share evidence, whole rows.
+        columns = shape[1:].numel() if "evidence_row" in work.state else 1
+        rows = max(1, _slice(work) // columns)
+        count = -(-work.param.numel() // (columns * rows))
 
-    def _lists(self) -> Part:
+        def cut(tensor: Tensor, *, by_row: bool = False) -> Sequence[Tensor]:
+            if tensor.shape == shape:
+                return torch.split(tensor.view(-1, columns), rows)
+            return torch.split(tensor, rows) if by_row else [tensor] * count
+
+        state = [cut(t, by_row=name.endswith("_row")) for name, t in work.state.items()]
+        for param, grad, *slices in zip(cut(work.param), cut(work.grad), *state, strict=True):
+            yield [param], [grad], {n: [t] for n, t in zip(work.state, slices, strict=True)}
+
+    def lists(self) -> Part:
+        """Of all works."""
         grads = [work.grad for work in self.works]
         if self.together is None:
             params = [work.param for work in self.works]
@@ -112,6 +114,11 @@ class Piece:
         """Hold no gradients."""
         if self.together is not None:
             self.together[1].clear()
+
+
+def _slice(work: Work) -> int:
+    """Elements of a slice of it."""
+    return SLICE if work.sliceable else SHARED
 
 
 def pieces(group: dict[str, Any], works: Sequence[Work]) -> Iterator[Piece]:

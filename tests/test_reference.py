@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sal_optim import SALSGD, SALAdam, SALAdamW, SALLion, SALOptimizer
+from sal_optim import evidence as evidence_module
 from sal_optim import optimizer as optimizer_module
 from sal_optim import pieces as pieces_module
 from tests.drive import assert_equal, consolidations, make_params, profile, step_with, stream
@@ -99,6 +100,16 @@ def runs(draw: st.DrawFn, name: str) -> dict[str, Any]:
     }
 
 
+def set_sizes(patch: pytest.MonkeyPatch, path: str) -> None:
+    """Of slices and lists, as the path has them."""
+    for size in ("SLICE", "LIST", "TOGETHER"):
+        if size.lower() in PATHS[path]:
+            patch.setattr(pieces_module, size, PATHS[path][size.lower()])
+    if "slice" in PATHS[path]:
+        for module in (pieces_module, evidence_module):
+            patch.setattr(module, "SHARED", PATHS[path]["slice"])
+
+
 def build(
     name: str, params: list[Tensor], groups: list[dict[str, Any]], path: str
 ) -> tuple[SALOptimizer, Reference]:
@@ -176,9 +187,7 @@ def test_the_fast_paths_equal_the_reference(name: str, data: st.DataObject) -> N
     optimizer, reference = build(name, params, run["groups"], run["path"])
     grads: Any = stream(params, profile(56, (run["change"],)), seed=run["seed"] + 1)
     with pytest.MonkeyPatch.context() as patch:
-        for attribute in ("SLICE", "LIST", "TOGETHER"):
-            if attribute.lower() in PATHS[run["path"]]:
-                patch.setattr(pieces_module, attribute, PATHS[run["path"]][attribute.lower()])
+        set_sizes(patch, run["path"])
         for step, now in enumerate(grads):
             if run["zero"] and step == 20:
                 now = [torch.zeros_like(grad) for grad in now]
@@ -202,9 +211,7 @@ def test_two_regimes_found_by_both(
     name: str, granularity: str, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the settings that users get, changes found by surprise, and a bit of each path."""
-    for attribute in ("SLICE", "LIST", "TOGETHER"):
-        if attribute.lower() in PATHS[path]:
-            monkeypatch.setattr(pieces_module, attribute, PATHS[path][attribute.lower()])
+    set_sizes(monkeypatch, path)
     for dtype in (torch.float32, torch.float64):
         params = make_params([(5, 3), (7,), ()], dtype)
         group: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.01, "granularity": granularity}
