@@ -67,6 +67,7 @@ static std::vector<Part> cut(int64_t count, const Tensor *tensors) {
   std::vector<Part> parts;
   for (int64_t t = 0; t < count; t++) {
     const int64_t size = tensors[t].rows * tensors[t].columns;
+    if (!size) continue;
     int64_t step = CHUNK;
     if (tensors[t].shared) {
       const int64_t columns = tensors[t].columns;

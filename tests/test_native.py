@@ -32,8 +32,8 @@ from tests.drive import (
 )
 from tests.rows import GRANULARITIES, ROWS, Row
 
-# Beside small ones, a matrix of several parts of a thread's work, and one of no elements.
-SHAPES = [(6, 5), (5,), (3, 2, 4), (1,), (), (0, 3), (70, 900)]
+# Beside small ones, a matrix of several parts of a thread's work, and two of no elements.
+SHAPES = [(6, 5), (5,), (3, 2, 4), (1,), (), (0, 3), (3, 0), (70, 900)]
 CHANGE = 60
 
 
