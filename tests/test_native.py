@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from sal_optim import SALAdam, SALAdamW, SALOptimizer, compiled, native
@@ -151,6 +153,37 @@ def test_matrices_of_many_parts(scale: float) -> None:
         step_with(slow, twins, now)
     agree(fast, slow)
     assert float(fast.stability(params[0]).max()) > 0
+
+
+@given(
+    shapes=st.lists(
+        st.lists(st.sampled_from([0, 1, 2, 3, 17, 63, 64, 65, 130]), max_size=3).map(tuple),
+        min_size=1,
+        max_size=4,
+    ),
+    granularity=st.sampled_from(["element", "factored"]),
+    pull=st.sampled_from([0.0, 50.0]),
+    state_dtype=st.sampled_from([None, "bfloat16"]),
+)
+@settings(max_examples=40, derandomize=True, deadline=None, database=None)
+def test_any_shapes(
+    shapes: list[tuple[int, ...]], granularity: str, pull: float, state_dtype: str | None
+) -> None:
+    """Ends of blocks, parts and rows, and tensors of no elements in any dimension."""
+    params = make_params(shapes)
+    twins = clone_params(params)
+    options: dict[str, Any] = {"granularity": granularity, "pull": pull}
+    fast, slow = (
+        SALAdamW(p, compile=c, state_dtype=state_dtype, **options)
+        for p, c in ((params, True), (twins, False))
+    )
+    for step, now in enumerate(stream(params, profile(14))):
+        if step == 8:
+            fast.consolidate()
+            slow.consolidate()
+        step_with(fast, params, now)
+        step_with(slow, twins, now)
+    agree(fast, slow, **({"rtol": 1e-3, "coarse": 2e-2} if state_dtype else {}))
 
 
 def test_nothing_is_built_twice() -> None:
