@@ -41,7 +41,6 @@ struct Numbers {
   double coupled_decay;  // through the gradient
   double sign;           // of the gradient: -1 to maximize
   double protection, stiffness, scale, gathered, rounding;
-  double counted;  // what sums of squares by row and by column are worth, as pending evidence
 };
 // What a tensor has of its own.
 struct Tensor {
@@ -230,14 +229,16 @@ static REAL share_of_rows(const Tensor &tensor) {
 static void gather_shared(const Numbers &numbers, const Tensor &tensor) {
   const int64_t rows = tensor.rows, columns = tensor.columns;
   const uint32_t lower = uint32_t(numbers.rounding * 65536.0);
-  const REAL of_row = numbers.counted / double(columns), of_column = numbers.counted / double(rows);
+  // Squares of what is very small or large leave the range of a float one by one.
+  const double square = numbers.gathered * numbers.gathered;
+  const double of_row = square / double(columns), of_column = square / double(rows);
   for (int64_t r = 0; r < rows; r++) {
     KEPT &sum = tensor.pending_row[r];
-    keep(sum, value(sum) + tensor.sums[r] * of_row, lower);
+    keep(sum, value(sum) + REAL(tensor.sums[r] * of_row), lower);
   }
   for (int64_t c = 0; c < columns; c++) {
     KEPT &sum = tensor.pending[c];
-    keep(sum, value(sum) + tensor.sums[rows + c] * of_column, lower);
+    keep(sum, value(sum) + REAL(tensor.sums[rows + c] * of_column), lower);
   }
 }
 
@@ -295,10 +296,9 @@ extern "C" void sal_advance(const Numbers *numbers, int64_t count, const Tensor 
   if (squares) by_tensor(parts, sums, squares);
 }
 
-// The sum of squares of each gradient; where evidence is shared, of `scale` times it, and of the
-// same by row and by column (zeros before).
-extern "C" void sal_squares(int64_t count, const Tensor *tensors, double scale, double *squares,
-                            int threads) {
+// The sum of squares of each gradient; where evidence is shared, by row and by column (zeros before)
+// as well.
+extern "C" void sal_squares(int64_t count, const Tensor *tensors, double *squares, int threads) {
   const std::vector<Part> parts = cut(count, tensors);
   // Parts of one tensor that share sums by column: the same with any number of threads.
   struct Block {
@@ -321,7 +321,6 @@ extern "C" void sal_squares(int64_t count, const Tensor *tensors, double scale, 
   }
   std::vector<double> found(parts.size());
   std::vector<REAL> columns(size_t(room), REAL(0));
-  const REAL factor = REAL(scale);
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t b = 0; b < int64_t(blocks.size()); b++) {
     for (int64_t p = blocks[b].first; p < blocks[b].last; p++) {
@@ -337,7 +336,7 @@ extern "C" void sal_squares(int64_t count, const Tensor *tensors, double scale, 
         REAL sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t c = 0; c < tensor.columns; c++) {
-          const REAL square = grad[c] * factor * (grad[c] * factor);
+          const REAL square = grad[c] * grad[c];
           mine[c] += square;
           sum += square;
         }

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from sal_optim.distributed import PLAIN
-from sal_optim.evidence import LARGE
 from sal_optim.pieces import Work, packed
 from sal_optim.update import Numbers, Plan
 
@@ -38,7 +37,7 @@ CTYPES: dict[str, type[ctypes.c_float | ctypes.c_double]] = {
     "double": ctypes.c_double,
 }
 # Of native.cpp: what stays of a struct Tensor from step to step, what does not; struct Numbers.
-PLACE, STEP, NUMBERS = struct.Struct("3q9P"), struct.Struct("2P3d"), struct.Struct("13d")
+PLACE, STEP, NUMBERS = struct.Struct("3q9P"), struct.Struct("2P3d"), struct.Struct("12d")
 # Elements a thread is given at least: waking one up takes as long as that many.
 ENOUGH = 1 << 14
 
@@ -60,17 +59,10 @@ class Library:
 
     def advance(self, plan: Plan, base: Base, works: Sequence[Work], numbers: Numbers) -> None:
         """:func:`sal_optim.update.advance` on all works; leaves the squares of their gradients."""
-        gathers = plan.gathers
-        if not (plan.moves or gathers):
+        if not (plan.moves or plan.gathers):
             return
         guarded = plan.moves and plan.protected
         pulled = guarded and plan.pulled
-        scale = float(numbers.gathered)
-        counted = scale * scale
-        if gathers and not 1 / LARGE < scale < LARGE:
-            # Squares of very large or small gradients leave the range of float32 unscaled.
-            self._sum([work for work in works if work.sums is not None], scale)
-            counted = 1.0
         shared = NUMBERS.pack(
             *base.constants,
             *[0.0] * (4 - len(base.constants)),
@@ -78,9 +70,7 @@ class Library:
             numbers.coupled_decay,
             -1.0 if plan.maximize else 1.0,
             *(float(n) for n in (numbers.protection, numbers.stiffness, numbers.scale)),
-            scale,
-            float(numbers.rounding),
-            counted,
+            *(float(n) for n in (numbers.gathered, numbers.rounding)),
         )
         factors, inverses = [0.0] * len(works), [1.0] * len(works)
         if plan.moves:
@@ -96,7 +86,7 @@ class Library:
             ctypes.c_int64(len(works)),
             table,
             squares,
-            gathers + 2 * guarded + 4 * pulled + 8 * (not plan.moves),
+            plan.gathers + 2 * guarded + 4 * pulled + 8 * (not plan.moves),
             _threads(works),
         )
         if squares is not None:
@@ -104,22 +94,12 @@ class Library:
 
     def squares(self, works: Sequence[Work]) -> None:
         """Leave the sum of squares of each gradient in its work; of matrices, by sides as well."""
-        _leave(works, self._sum(works, 1.0))
-
-    def _sum(self, works: Sequence[Work], scale: float) -> ctypes.Array[ctypes.c_double]:
-        """The sums of squares, where evidence is by rows and columns of ``scale`` times them."""
         for work in works:
             if "evidence_column" in work.state:
                 work.sums = (self._real * sum(_sides(work)))()
         found = (ctypes.c_double * len(works))()
-        self._squares(
-            ctypes.c_int64(len(works)),
-            _table(works),
-            ctypes.c_double(scale),
-            found,
-            _threads(works),
-        )
-        return found
+        self._squares(ctypes.c_int64(len(works)), _table(works), found, _threads(works))
+        _leave(works, found)
 
 
 def serve(works: Sequence[Work], base: Base) -> None:

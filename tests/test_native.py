@@ -136,9 +136,9 @@ def test_dtypes(
         agree(fast, slow, rtol=max(1e-5, tolerance / 50), coarse=max(1e-4, tolerance))
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-16, 1e15])
+@pytest.mark.parametrize("scale", [1.0, 1e-19, 1e17])
 def test_matrices_of_many_parts(scale: float) -> None:
-    """Sums by column are taken in stretches of several parts; tiny and huge squares are scaled."""
+    """Sums by column are taken in stretches of several parts; of tiny and huge squares too."""
     shapes = [(1200, 500), (3, 20_000), (20_000, 3), (7,)]
     params = make_params(shapes)
     twins = clone_params(params)
