@@ -71,8 +71,7 @@ def _telling_rows(
 
 def _rows(tensor: Tensor) -> Tensor:
     """A matrix of the same elements, its rows those of the first dimension."""
-    height = tensor.shape[0] if tensor.dim() else 1
-    return tensor.reshape(height, tensor.numel() // max(1, height))
+    return tensor.flatten(1) if tensor.dim() > 1 else tensor.reshape(-1, 1)
 
 
 class Granularity(Protocol):

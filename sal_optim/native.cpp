@@ -62,15 +62,19 @@ struct Part {
   int64_t tensor, first, last;  // elements
 };
 
-static std::vector<Part> cut(int64_t count, const Tensor *tensors) {
+// Where evidence is shared, whole rows, and no more parts of a tensor than `most`.
+static std::vector<Part> cut(int64_t count, const Tensor *tensors,
+                             int64_t most = std::numeric_limits<int64_t>::max()) {
   std::vector<Part> parts;
   for (int64_t t = 0; t < count; t++) {
     const int64_t size = tensors[t].rows * tensors[t].columns;
     if (!size) continue;
     int64_t step = CHUNK;
     if (tensors[t].shared) {
-      const int64_t columns = tensors[t].columns;
-      step = columns * (CHUNK > columns ? CHUNK / columns : 1);
+      const int64_t rows = tensors[t].rows, columns = tensors[t].columns;
+      int64_t height = CHUNK > columns ? CHUNK / columns : 1;
+      if (rows / height >= most) height = rows / most + 1;
+      step = columns * height;
     }
     for (int64_t first = 0; first < size; first += step)
       parts.push_back({t, first, first + step < size ? first + step : size});
@@ -98,9 +102,9 @@ static double sum_of_squares(const REAL *__restrict grad, int64_t size) {
   return double(sum);
 }
 
-// A core fetches streams ahead by itself, but anew at each page, and late where there are as many.
-// So as a block begins, one further on is asked for: 10% less time, none more in a cache. It is a
-// hint, and may point past an end.
+// A core fetches streams ahead by itself, but anew at each page, and late where there are many. So
+// as a block begins, one further on is asked for: 10% less time, none more in a cache. It is a hint,
+// and may point past an end.
 constexpr int64_t BLOCK = 64, AHEAD = 384, LINE = 64;  // elements, elements, bytes
 template <bool written, typename T>
 static inline void fetch(const T *block, int64_t size) {
@@ -299,57 +303,43 @@ extern "C" void sal_advance(const Numbers *numbers, int64_t count, const Tensor 
 // The sum of squares of each gradient; where evidence is shared, by row and by column (zeros before)
 // as well.
 extern "C" void sal_squares(int64_t count, const Tensor *tensors, double *squares, int threads) {
-  const std::vector<Part> parts = cut(count, tensors);
-  // Parts of one tensor that share sums by column: the same with any number of threads.
-  struct Block {
-    int64_t first, last, place;
-  };
-  std::vector<Block> blocks;
-  int64_t room = 0;
-  for (int64_t p = 0, end = 0, most = 1; p < int64_t(parts.size()); p++) {
-    const Tensor &tensor = tensors[parts[p].tensor];
-    if (p == end) {
-      while (end < int64_t(parts.size()) && parts[end].tensor == parts[p].tensor) end++;
-      most = tensor.shared ? (end - p + 31) / 32 : 1;
-    }
-    const bool opens = !parts[p].first || blocks.back().last - blocks.back().first == most;
-    if (opens) {
-      blocks.push_back({p, p, room});
-      if (tensor.shared) room += tensor.columns;
-    }
-    blocks.back().last = p + 1;
+  // Each part has sums by column of its own: as many with any number of threads.
+  const std::vector<Part> parts = cut(count, tensors, 32);
+  std::vector<size_t> places;
+  size_t room = 0;
+  for (const Part &part : parts) {
+    places.push_back(room);
+    if (tensors[part.tensor].shared) room += size_t(tensors[part.tensor].columns);
   }
   std::vector<double> found(parts.size());
-  std::vector<REAL> columns(size_t(room), REAL(0));
+  std::vector<REAL> columns(room, REAL(0));
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t b = 0; b < int64_t(blocks.size()); b++) {
-    for (int64_t p = blocks[b].first; p < blocks[b].last; p++) {
-      const Part &part = parts[p];
-      const Tensor &tensor = tensors[part.tensor];
-      if (!tensor.shared) {
-        found[p] = sum_of_squares(tensor.grad + part.first, part.last - part.first);
-        continue;
-      }
-      REAL *__restrict mine = columns.data() + blocks[b].place;
-      for (int64_t first = part.first; first < part.last; first += tensor.columns) {
-        const REAL *__restrict grad = tensor.grad + first;
-        REAL sum = 0;
+  for (int64_t p = 0; p < int64_t(parts.size()); p++) {
+    const Part &part = parts[p];
+    const Tensor &tensor = tensors[part.tensor];
+    if (!tensor.shared) {
+      found[p] = sum_of_squares(tensor.grad + part.first, part.last - part.first);
+      continue;
+    }
+    REAL *__restrict mine = columns.data() + places[p];
+    for (int64_t first = part.first; first < part.last; first += tensor.columns) {
+      const REAL *__restrict grad = tensor.grad + first;
+      REAL sum = 0;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t c = 0; c < tensor.columns; c++) {
-          const REAL square = grad[c] * grad[c];
-          mine[c] += square;
-          sum += square;
-        }
-        tensor.sums[first / tensor.columns] = sum;
-        found[p] += sum;
+      for (int64_t c = 0; c < tensor.columns; c++) {
+        const REAL square = grad[c] * grad[c];
+        mine[c] += square;
+        sum += square;
       }
+      tensor.sums[first / tensor.columns] = sum;
+      found[p] += sum;
     }
   }
-  for (const Block &block : blocks) {
-    const Tensor &tensor = tensors[parts[block.first].tensor];
+  for (size_t p = 0; p < parts.size(); p++) {
+    const Tensor &tensor = tensors[parts[p].tensor];
     if (!tensor.shared) continue;
     for (int64_t c = 0; c < tensor.columns; c++)
-      tensor.sums[tensor.rows + c] += columns[size_t(block.place + c)];
+      tensor.sums[tensor.rows + c] += columns[places[p] + size_t(c)];
   }
   by_tensor(parts, found.data(), squares);
 }

@@ -32,10 +32,6 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-
 WIDE = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
 REAL = {torch.float32: "float", torch.float64: "double"}
 KEPT = {**REAL, torch.bfloat16: "bf16"}
-CTYPES: dict[str, type[ctypes.c_float | ctypes.c_double]] = {
-    "float": ctypes.c_float,
-    "double": ctypes.c_double,
-}
 # Of native.cpp: what stays of a struct Tensor from step to step, what does not; struct Numbers.
 PLACE, STEP, NUMBERS = struct.Struct("3q9P"), struct.Struct("2P3d"), struct.Struct("12d")
 # Elements a thread is given at least: waking one up takes as long as that many.
@@ -54,8 +50,8 @@ class Base:
 class Library:
     """``native.cpp``, built for one kind of base optimizer and of tensors."""
 
-    def __init__(self, library: ctypes.CDLL, real: type[ctypes.c_float | ctypes.c_double]) -> None:
-        self._advance, self._squares, self._real = library.sal_advance, library.sal_squares, real
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._advance, self._squares = library.sal_advance, library.sal_squares
 
     def advance(self, plan: Plan, base: Base, works: Sequence[Work], numbers: Numbers) -> None:
         """:func:`sal_optim.update.advance` on all works; leaves the squares of their gradients."""
@@ -96,7 +92,8 @@ class Library:
         """Leave the sum of squares of each gradient in its work; of matrices, by sides as well."""
         for work in works:
             if "evidence_column" in work.state:
-                work.sums = (self._real * sum(_sides(work)))()
+                size = sum(_sides(work)) * work.param.element_size()
+                work.sums = ctypes.create_string_buffer(size)
         found = (ctypes.c_double * len(works))()
         self._squares(ctypes.c_int64(len(works)), _table(works), found, _threads(works))
         _leave(works, found)
@@ -134,7 +131,7 @@ def _built(defines: tuple[str, ...], real: str, kept: str) -> Library | None:
                     check=True,
                     capture_output=True,
                 )
-                return Library(ctypes.CDLL(str(path)), CTYPES[real])
+                return Library(ctypes.CDLL(str(path)))
             except (OSError, subprocess.SubprocessError):
                 continue
     return None

@@ -51,7 +51,7 @@ class Work:
     squares: float | None = None  # the gradient's sum of squares, where a kernel has taken it
     library: Any = None  # native.py's, where it serves
     place: bytes | None = None  # where its tensors are, as native.py hands it over
-    sums: Any = None  # of squares by row and by column, as an array, where it took them
+    sums: Any = None  # of squares by row and by column, as memory, where it took them
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All that an elementwise update takes."""

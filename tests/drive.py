@@ -111,6 +111,21 @@ def drive(optimizer: Optimizer, params: Sequence[Tensor], grads: Stream) -> list
     return found
 
 
+def drive_both(
+    one: tuple[Any, Sequence[Tensor]],
+    other: tuple[Any, Sequence[Tensor]],
+    grads: Stream,
+    *,
+    consolidate: Sequence[int],
+) -> None:
+    """Step two optimizers, each with its parameters; both consolidate before the steps named."""
+    for step, now in enumerate(grads):
+        for optimizer, params in (one, other):
+            if step in consolidate:
+                optimizer.consolidate()
+            step_with(optimizer, params, now)
+
+
 def consolidations(optimizer: Optimizer) -> int:
     """Their number; read from the state, as ``diagnostics()`` is too slow for every step here."""
     return int(optimizer.param_groups[0].get("threshold", {}).get("consolidations", 0))

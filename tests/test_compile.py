@@ -21,6 +21,7 @@ from tests.drive import (
     assert_near,
     clone_params,
     consolidations,
+    drive_both,
     make_params,
     profile,
     snapshot,
@@ -132,12 +133,8 @@ def test_other_layouts_equal_eager(dtype: torch.dtype, kwargs: dict[str, Any]) -
     twins = clone_params(params)
     fast = SALAdam(params, compile=True, **kwargs)
     slow = SALAdam(twins, **kwargs)
-    for step, now in enumerate(stream(params, profile(12))):
-        if step == 6:
-            fast.consolidate()
-            slow.consolidate()
-        step_with(fast, params, now)
-        step_with(slow, twins, now)
+    grads = stream(params, profile(12))
+    drive_both((fast, params), (slow, twins), grads, consolidate=[6])
     assert graphs() >= 2
     assert_near(params, twins, rtol=1e-5, atol=1e-6)
     for name in ("pending", "evidence", "pending_row", "evidence_row", "anchor"):

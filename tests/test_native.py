@@ -26,6 +26,7 @@ from tests.drive import (
     clone_params,
     consolidations,
     drive,
+    drive_both,
     make_params,
     profile,
     snapshot,
@@ -127,12 +128,8 @@ def test_dtypes(
         if dtype.is_complex and granularity == "factored":
             options["granularity"] = "element"
         fast, params, slow, twins = pair(row, dtype, **options)
-        for step, now in enumerate(stream(params, profile(24))):
-            if step in (8, 16):
-                fast.consolidate()
-                slow.consolidate()
-            step_with(fast, params, now)
-            step_with(slow, twins, now)
+        grads = stream(params, profile(24))
+        drive_both((fast, params), (slow, twins), grads, consolidate=[8, 16])
         agree(fast, slow, rtol=max(1e-5, tolerance / 50), coarse=max(1e-4, tolerance))
 
 
@@ -145,12 +142,8 @@ def test_matrices_of_many_parts(scale: float) -> None:
     fast, slow = (
         SALAdamW(p, compile=c, granularity="factored") for p, c in ((params, True), (twins, False))
     )
-    for step, now in enumerate(stream(params, [scale] * 10)):
-        if step == 5:
-            fast.consolidate()
-            slow.consolidate()
-        step_with(fast, params, now)
-        step_with(slow, twins, now)
+    grads = stream(params, [scale] * 10)
+    drive_both((fast, params), (slow, twins), grads, consolidate=[5])
     agree(fast, slow)
     assert float(fast.stability(params[0]).max()) > 0
 
@@ -177,12 +170,8 @@ def test_any_shapes(
         SALAdamW(p, compile=c, state_dtype=state_dtype, **options)
         for p, c in ((params, True), (twins, False))
     )
-    for step, now in enumerate(stream(params, profile(14))):
-        if step == 8:
-            fast.consolidate()
-            slow.consolidate()
-        step_with(fast, params, now)
-        step_with(slow, twins, now)
+    grads = stream(params, profile(14))
+    drive_both((fast, params), (slow, twins), grads, consolidate=[8])
     agree(fast, slow, **({"rtol": 1e-3, "coarse": 2e-2} if state_dtype else {}))
 
 
