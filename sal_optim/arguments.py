@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from sal_optim import checks
 from sal_optim.evidence import GRANULARITIES
+from sal_optim.utils import checks
 
 # What the constructors of the family and of the layer document alike.
 PROTECTION_ARGUMENTS = """

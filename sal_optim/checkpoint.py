@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sal_optim import checks
 from sal_optim.distributed import is_distributed
 from sal_optim.evidence import GRANULARITIES
 from sal_optim.kronecker import SIDES
 from sal_optim.threshold import new_threshold
+from sal_optim.utils import checks
 
 if TYPE_CHECKING:
     from sal_optim.protection import Protection

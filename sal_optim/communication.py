@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sal_optim import checks
 from sal_optim.arguments import PROTECTION_ARGUMENTS, check_shared, given
 from sal_optim.around import Around
 from sal_optim.checkpoint import (
@@ -28,6 +27,7 @@ from sal_optim.kronecker import RANK
 from sal_optim.optimizer import PLASTICITY, PROTECTION, PULL
 from sal_optim.protection import Group, Protection
 from sal_optim.state import State
+from sal_optim.utils import checks
 
 
 class CommunicationLayer(Around):

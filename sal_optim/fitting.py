@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from sal_optim import checks
 from sal_optim.checkpoint import (
     StateDict,
     check_frame,
@@ -22,6 +21,7 @@ from sal_optim.checkpoint import (
     paired,
 )
 from sal_optim.distributed import refuse_factored
+from sal_optim.utils import checks
 
 if TYPE_CHECKING:
     from sal_optim.optimizer import SALOptimizer

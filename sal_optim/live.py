@@ -12,8 +12,9 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from sal_optim import checks, reporting
+from sal_optim import reporting
 from sal_optim.following import Follower
+from sal_optim.utils import checks
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

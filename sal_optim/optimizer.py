@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from sal_optim import checks, kronecker, native
+from sal_optim import kronecker, native
 from sal_optim.arguments import check_shared
 from sal_optim.captured import DeviceThreshold
 from sal_optim.checkpoint import Checkpoint, check_ready
@@ -33,6 +33,7 @@ from sal_optim.rounding import Number, dither, on
 from sal_optim.state import State, prepare, pull_by_direction
 from sal_optim.threshold import new_threshold
 from sal_optim.update import Direction, Numbers, Plan, Rule, Tensors, Whole, advance
+from sal_optim.utils import checks
 
 # The defaults of the family, found by the benchmark: docs/experiments.md.
 PROTECTION, PULL, PLASTICITY = 0.1, 5.0, 0.4

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sal_optim import checks, stability
+from sal_optim import stability
 from sal_optim.captured import DeviceThreshold, to_host
 from sal_optim.consolidation import (
     INTERVAL,
@@ -38,6 +38,7 @@ from sal_optim.threshold import (
     observe_norm,
     record_norm,
 )
+from sal_optim.utils import checks
 
 Group = dict[str, Any]
 # The parameters of each group that have a gradient.

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from sal_optim import checks
 from sal_optim.diagnostics import count, drift, total_drift
 from sal_optim.integrations import required_protection
 from sal_optim.threshold import WARMUP
+from sal_optim.utils import checks
 
 # Weights that are further than this from the anchor, relative to its size, are drifting.
 DRIFTING = 0.1

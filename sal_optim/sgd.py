@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from sal_optim import checks, native
+from sal_optim import native
 from sal_optim.arguments import SHARED, given
 from sal_optim.kronecker import RANK
 from sal_optim.optimizer import PLASTICITY, PROTECTION, PULL, SALOptimizer
 from sal_optim.rounding import Number
 from sal_optim.update import Direction, Rule, Tensors
+from sal_optim.utils import checks
 
 
 class SALSGD(SALOptimizer):

@@ -10,9 +10,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from sal_optim import checks
 from sal_optim.following import Follower
 from sal_optim.integrations import required_protection
+from sal_optim.utils import checks
 
 
 class _Writer(Follower):

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sal_optim import checks
+from sal_optim.utils import checks
 
 
 def repetition_rate(tokens: Sequence[Any] | Tensor, n: int = 3) -> float:

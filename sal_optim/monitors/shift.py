@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sal_optim import checks
+from sal_optim.utils import checks
 
 # Samples, and neighbourhoods, that are looked at together, which bounds the memory.
 _SAMPLES, _NEIGHBOURHOODS = 1024, 128

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sal_optim import checks
 from sal_optim.activations import Tap, as_rows, centred
+from sal_optim.utils import checks
 
 STATES = ("stable", "drifting", "warning")
 # Samples whose singular values are taken: enough for a spectrum, few enough for a step.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sal_optim import checks
+from sal_optim.utils import checks
 
 _HOW = ("zero", "mean", "scramble")
 

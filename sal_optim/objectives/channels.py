@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sal_optim import checks
+from sal_optim.utils import checks
 
 TASK = "task"
 

@@ -8,8 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from sal_optim import checks
 from sal_optim.activations import as_rows, centred
+from sal_optim.utils import checks
 
 
 def rank_floor_loss(h: Tensor, floor: float) -> Tensor:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sal_optim import checks
 from sal_optim.activations import Tap, layer_of, unwrapped
+from sal_optim.utils import checks
 
 # Where a layer says how many features come out of it.
 _WIDTHS = ("out_features", "out_channels", "num_features", "embedding_dim")
