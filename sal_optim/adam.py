@@ -15,9 +15,9 @@ from sal_optim.arguments import SHARED, given
 from sal_optim.kronecker import RANK
 from sal_optim.optimizer import PLASTICITY, PROTECTION, PULL, SALOptimizer
 from sal_optim.pieces import Piece
-from sal_optim.rounding import Number
 from sal_optim.update import Direction, Rule, Tensors, Whole
 from sal_optim.utils import checks
+from sal_optim.utils.rounding import Number
 
 
 class SALAdam(SALOptimizer):

@@ -17,8 +17,8 @@ from sal_optim.kronecker import SIDES
 from sal_optim.measured import gather, hold, measure_gradient, measure_update, prepare_norms
 from sal_optim.pieces import Work, plain, work_on
 from sal_optim.protection import Group, GroupedWork, Protection, Survey
-from sal_optim.rounding import dither
 from sal_optim.state import State, prepare_evidence
+from sal_optim.utils.rounding import dither
 
 
 class Around(Protection):

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from sal_optim.pieces import Work
-from sal_optim.rounding import Number
 from sal_optim.update import Numbers, Plan, advance
+from sal_optim.utils.rounding import Number
 
 Kernel = Callable[[Tensor, Tensor, dict[str, Tensor], Tensor], None]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sal_optim import kronecker
-from sal_optim.rounding import Number, add, wide
+from sal_optim.utils.rounding import Number, add, wide
 
 Tensors = dict[str, list[Tensor]]
 

@@ -18,7 +18,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from sal_optim.rounding import Number, add, wide
+from sal_optim.utils.rounding import Number, add, wide
 
 # Directions kept of a side by default. On permuted MNIST 128 lose a point to all of them, 64 three;
 # from a hundred sequences of text, 64 hold more than 128 (docs/experiments.md).

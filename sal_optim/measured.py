@@ -15,8 +15,8 @@ from sal_optim import kronecker, stability
 from sal_optim.consolidation import INTERVAL
 from sal_optim.evidence import GRANULARITIES, scaled_gradients
 from sal_optim.pieces import Work, plain
-from sal_optim.rounding import Number
 from sal_optim.state import State, pull_by_direction
+from sal_optim.utils.rounding import Number
 
 Group = dict[str, Any]
 

@@ -29,11 +29,11 @@ from sal_optim.fused import fits
 from sal_optim.kept import Kept
 from sal_optim.pieces import Piece, Work, work_on
 from sal_optim.protection import FORESEEN, GroupedWork, Protection, Survey
-from sal_optim.rounding import Number, dither, on
 from sal_optim.state import State, prepare, pull_by_direction
 from sal_optim.threshold import new_threshold
 from sal_optim.update import Direction, Numbers, Plan, Rule, Tensors, Whole, advance
 from sal_optim.utils import checks
+from sal_optim.utils.rounding import Number, dither, on
 
 # The defaults of the family, found by the benchmark: docs/experiments.md.
 PROTECTION, PULL, PLASTICITY = 0.1, 5.0, 0.4

@@ -16,7 +16,7 @@ from torch import Tensor
 from sal_optim.distributed import Sharding, aligned, is_distributed, local, sharding
 from sal_optim.evidence import GRANULARITIES, LIST, SHARED, SLICE
 from sal_optim.kronecker import SIDES
-from sal_optim.rounding import Number
+from sal_optim.utils.rounding import Number
 
 # Elements of a whole group that is one list on a CPU: so far, fewer calls save more than smaller
 # temporaries.

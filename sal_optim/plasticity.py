@@ -14,8 +14,8 @@ from torch import Tensor
 from sal_optim.distributed import Sharding, sharding
 from sal_optim.evidence import GRANULARITIES
 from sal_optim.pieces import plain
-from sal_optim.rounding import add, dither
 from sal_optim.state import State, lists
+from sal_optim.utils.rounding import add, dither
 
 if TYPE_CHECKING:
     from sal_optim.protection import Protection

@@ -26,7 +26,6 @@ from sal_optim.diagnostics import Spectrum, diagnose
 from sal_optim.evidence import GRANULARITIES
 from sal_optim.norms import gradient_norm, gradient_squares
 from sal_optim.pieces import Work, plain
-from sal_optim.rounding import Number
 from sal_optim.state import State, draw_back, lists
 from sal_optim.threshold import (
     ThresholdState,
@@ -39,6 +38,7 @@ from sal_optim.threshold import (
     record_norm,
 )
 from sal_optim.utils import checks
+from sal_optim.utils.rounding import Number
 
 Group = dict[str, Any]
 # The parameters of each group that have a gradient.

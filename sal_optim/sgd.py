@@ -11,9 +11,9 @@ from sal_optim import native
 from sal_optim.arguments import SHARED, given
 from sal_optim.kronecker import RANK
 from sal_optim.optimizer import PLASTICITY, PROTECTION, PULL, SALOptimizer
-from sal_optim.rounding import Number
 from sal_optim.update import Direction, Rule, Tensors
 from sal_optim.utils import checks
+from sal_optim.utils.rounding import Number
 
 
 class SALSGD(SALOptimizer):

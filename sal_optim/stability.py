@@ -7,7 +7,7 @@ Pure functions over lists of tensors; they hold no state and know no optimizer. 
 import torch
 from torch import Tensor
 
-from sal_optim.rounding import Number
+from sal_optim.utils.rounding import Number
 
 # stability() reports a scalar as protected above the first, volatile below the second bound.
 PROTECTED, VOLATILE = 2 / 3, 1 / 3

@@ -12,8 +12,8 @@ from torch import Tensor
 from sal_optim import kronecker, stability
 from sal_optim.evidence import GRANULARITIES
 from sal_optim.pieces import Work, plain
-from sal_optim.rounding import Number, add, dither, wide
 from sal_optim.update import Tensors
+from sal_optim.utils.rounding import Number, add, dither, wide
 
 State = dict[str, Any]
 

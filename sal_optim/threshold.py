@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sal_optim.rounding import Number
+from sal_optim.utils.rounding import Number
 
 ThresholdState = dict[str, float]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sal_optim import stability
 from sal_optim.evidence import Granularity, scaled_gradients
-from sal_optim.rounding import Number
+from sal_optim.utils.rounding import Number
 
 Rule = dict[str, Any]
 Tensors = dict[str, list[Tensor]]

@@ -9,7 +9,7 @@ import torch
 
 from sal_optim import SALAdam
 from sal_optim.consolidation import INTERVAL, PENDING_HORIZON
-from sal_optim.rounding import add, dither
+from sal_optim.utils.rounding import add, dither
 from tests.drive import (
     assert_same_state,
     clone_params,
