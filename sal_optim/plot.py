@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from sal_optim import reporting
-from sal_optim.canvas import new_figure
+from sal_optim.utils.canvas import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,8 +7,8 @@ matplotlib (extra ``plot``) is imported when the first picture is drawn.
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sal_optim.canvas import new_figure
 from sal_optim.monitors.shift import ShiftMap
+from sal_optim.utils.canvas import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
