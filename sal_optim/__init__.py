@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from sal_optim._version import __version__
 from sal_optim.adam import SALAdam, SALAdamW
 from sal_optim.communication import CommunicationLayer
-from sal_optim.later import later
 from sal_optim.lion import SALLion
 from sal_optim.optimizer import SALOptimizer
 from sal_optim.sgd import SALSGD
+from sal_optim.utils.lazy_import import lazy_names
 
 __all__ = [
     "SALSGD",
@@ -33,6 +33,6 @@ if TYPE_CHECKING:
     from sal_optim.reporting import report
 else:
     # What looks at a run.
-    __getattr__, __dir__ = later(
+    __getattr__, __dir__ = lazy_names(
         __name__, {"LiveView": "live", "plot": "plot", "report": "reporting"}, globals()
     )

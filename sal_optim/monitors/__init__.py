@@ -6,7 +6,7 @@ loss are in ``sal_optim.objectives``.
 
 from typing import TYPE_CHECKING
 
-from sal_optim.later import later
+from sal_optim.utils.lazy_import import lazy_names
 
 __all__ = [
     "Drift",
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sal_optim.monitors.shift import shift_map
     from sal_optim.monitors.spectral import SpectralMonitor, halve_lr
 else:
-    __getattr__, __dir__ = later(
+    __getattr__, __dir__ = lazy_names(
         __name__,
         {
             "Drift": "drift",

@@ -6,7 +6,7 @@ at a run without changing it is in ``sal_optim.monitors``.
 
 from typing import TYPE_CHECKING
 
-from sal_optim.later import later
+from sal_optim.utils.lazy_import import lazy_names
 
 __all__ = ["Channels", "SelfModel", "ablate", "necessity_gap", "rank_floor_loss"]
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sal_optim.objectives.rank import rank_floor_loss
     from sal_optim.objectives.self_model import SelfModel
 else:
-    __getattr__, __dir__ = later(
+    __getattr__, __dir__ = lazy_names(
         __name__,
         {
             "Channels": "channels",

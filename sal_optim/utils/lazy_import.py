@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def later(
+def lazy_names(
     package: str, names: Mapping[str, str], scope: Mapping[str, Any]
 ) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
     """A ``__getattr__`` and a ``__dir__`` for a package.
