@@ -6,6 +6,7 @@ themselves when the data changes, and protect what the old data rests on.
 
 from typing import TYPE_CHECKING
 
+from sal_optim._moved import MOVED, install, old_module
 from sal_optim._version import __version__
 from sal_optim.adam import SALAdam, SALAdamW
 from sal_optim.communication import CommunicationLayer
@@ -27,12 +28,23 @@ __all__ = [
     "report",
 ]
 
+install()
 if TYPE_CHECKING:
-    from sal_optim import plot
+    from sal_optim import companions, plot
     from sal_optim.live import LiveView
     from sal_optim.reporting import report
 else:
-    # What looks at a run.
-    __getattr__, __dir__ = lazy_names(
-        __name__, {"LiveView": "live", "plot": "plot", "report": "reporting"}, globals()
+    # What is used beside an optimizer.
+    _lazy, __dir__ = lazy_names(
+        __name__,
+        {
+            "LiveView": "live",
+            "companions": "companions",
+            "plot": "plot",
+            "report": "reporting",
+        },
+        globals(),
     )
+
+    def __getattr__(name: str) -> object:
+        return old_module(name) if name in MOVED and name not in __all__ else _lazy(name)

@@ -79,32 +79,27 @@ METHODS = {
     "step": "self, closure=None",
 }
 COMPANIONS = {
-    "sal_optim.monitors": {
-        "Drift": "self, model, probe, layer=None",
-        "SpectralMonitor": (
-            "self, model, layers, every=100, *, drifting=0.8, warning=0.5, alarm=None, "
-            "measured=None"
-        ),
-        "HealthLine": "self, stream=None, width=100",
-        "SpectrumRows": "self, /, *args, **kwargs",
-        "halve_lr": "optimizer, lowest=0.0",
-        "horizon": "p, target=0.5",
-        "linear_cka": "x, y",
-        "plot_shift": "found",
-        "plot_spectra": "rows",
-        "repetition_rate": "tokens, n=3",
-        "shift_map": "features, bank, *, k=5, quantile=0.99, repeats=5, seed=0",
-    },
-    "sal_optim.objectives": {
-        "Channels": (
-            "self, optimizer, budgets, *, scaffold=None, penalty=10.0, dual_lr=1.0, "
-            "tolerance=0.01, lowest=0.0, limit=10000.0"
-        ),
-        "SelfModel": "self, model, layer, weight, detach=True, *, source=None, features=None",
-        "ablate": "module, how='mean', *, generator=None",
-        "necessity_gap": "module, metric, how='mean', *, repeats=1, seed=0",
-        "rank_floor_loss": "h, floor",
-    },
+    "Drift": "self, model, probe, layer=None",
+    "SpectralMonitor": (
+        "self, model, layers, every=100, *, drifting=0.8, warning=0.5, alarm=None, measured=None"
+    ),
+    "HealthLine": "self, stream=None, width=100",
+    "SpectrumRows": "self, /, *args, **kwargs",
+    "halve_lr": "optimizer, lowest=0.0",
+    "horizon": "p, target=0.5",
+    "linear_cka": "x, y",
+    "plot_shift": "found",
+    "plot_spectra": "rows",
+    "repetition_rate": "tokens, n=3",
+    "shift_map": "features, bank, *, k=5, quantile=0.99, repeats=5, seed=0",
+    "Channels": (
+        "self, optimizer, budgets, *, scaffold=None, penalty=10.0, dual_lr=1.0, "
+        "tolerance=0.01, lowest=0.0, limit=10000.0"
+    ),
+    "SelfModel": "self, model, layer, weight, detach=True, *, source=None, features=None",
+    "ablate": "module, how='mean', *, generator=None",
+    "necessity_gap": "module, metric, how='mean', *, repeats=1, seed=0",
+    "rank_floor_loss": "h, floor",
 }
 DIAGNOSTICS = {
     "protected",
@@ -192,15 +187,14 @@ def test_the_writers() -> None:
         assert _methods(cls) == {"remove": "self"}
 
 
-@pytest.mark.parametrize("package", COMPANIONS)
-def test_the_companions(package: str) -> None:
-    module = importlib.import_module(package)
-    assert set(module.__all__) == set(COMPANIONS[package]) <= set(dir(module))
-    for name, expected in COMPANIONS[package].items():
+def test_the_companions() -> None:
+    module = importlib.import_module("sal_optim.companions")
+    assert set(module.__all__) == set(COMPANIONS) <= set(dir(module))
+    for name, expected in COMPANIONS.items():
         found = getattr(module, name)
         assert signature(found.__init__ if inspect.isclass(found) else found) == expected
         assert inspect.getdoc(found)
-    with pytest.raises(AttributeError, match=rf"{package}.*no attribute 'Other'"):
+    with pytest.raises(AttributeError, match=r"sal_optim.companions.*no attribute 'Other'"):
         module.Other  # noqa: B018
 
 
@@ -251,14 +245,13 @@ def test_companions_are_imported_when_asked_for() -> None:
 import sys
 import sal_optim
 def loaded():
-    names = ("sal_optim.activations", "sal_optim.monitors", "sal_optim.objectives", "cooper")
+    names = ("sal_optim.companions", "cooper")
     return sorted(name for name in sys.modules if name.startswith(names))
 before = loaded()
-from sal_optim.objectives import rank_floor_loss
-import sal_optim.monitors
+from sal_optim.companions import rank_floor_loss
 print((before, loaded()))
 """
     before, after = _in_a_new_process(code)
     assert before == []
-    packages = ["sal_optim.activations", "sal_optim.monitors", "sal_optim.objectives"]
-    assert after == [*packages, "sal_optim.objectives.rank"]
+    package = "sal_optim.companions"
+    assert after == [package, f"{package}.activations", f"{package}.rank"]

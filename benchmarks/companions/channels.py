@@ -27,7 +27,7 @@ from benchmarks.drawing import panels_of
 from benchmarks.ordinary import GPT, corpus
 from benchmarks.settings import TUNING_SEED
 from sal_optim import SALAdamW
-from sal_optim.objectives import Channels
+from sal_optim.companions import Channels
 
 PREDICTION = (
     "the multipliers of the small problem are found, and return to 0 with slack. On the GPT, "

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from benchmarks.characters import next_loss, windows
 from benchmarks.ordinary import GPT, corpus
-from sal_optim.activations import Tap
-from sal_optim.monitors import SpectralMonitor
-from sal_optim.objectives import rank_floor_loss
+from sal_optim.companions import SpectralMonitor, rank_floor_loss
+from sal_optim.companions.activations import Tap
 
 WIDTH, STEPS, EVERY, BATCH, SETTLED = 32, 144, 4, 8, 60
 MODES = ("learning rate", "data", "noise")

@@ -18,7 +18,7 @@ from benchmarks.companions.collapse_runs import WIDTH, text
 from benchmarks.companions.page import Options, Outcome, against, spread, table
 from benchmarks.drawing import panels_of
 from benchmarks.ordinary import GPT
-from sal_optim.monitors import repetition_rate
+from sal_optim.companions import repetition_rate
 
 PREDICTION = (
     "sorted by its loss, spoilt data come last, and the network ends below the loss of a random "

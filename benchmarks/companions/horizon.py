@@ -16,7 +16,7 @@ from benchmarks.characters import CONTEXT, next_loss
 from benchmarks.companions.page import Options, Outcome, interval, spread, table
 from benchmarks.drawing import panels_of
 from benchmarks.ordinary import GPT
-from sal_optim.monitors import horizon
+from sal_optim.companions import horizon
 
 PREDICTION = (
     "p^L assumes that errors are independent and equally likely at each place. They are neither: "

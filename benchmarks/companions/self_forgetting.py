@@ -18,8 +18,8 @@ from benchmarks.drawing import panels_of
 from benchmarks.networks import mlp
 from benchmarks.streams import STREAMS
 from sal_optim import SALAdam
-from sal_optim.activations import Tap
-from sal_optim.objectives import SelfModel
+from sal_optim.companions import SelfModel
+from sal_optim.companions.activations import Tap
 
 PREDICTION = (
     "a narrower representation leaves weights free, but nothing tells the next task to use those: "

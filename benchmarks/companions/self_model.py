@@ -25,8 +25,8 @@ from benchmarks.data import Dataset, load
 from benchmarks.drawing import panels_of
 from benchmarks.networks import build
 from benchmarks.settings import TUNING_SEED
-from sal_optim.monitors.spectral import spectrum_of
-from sal_optim.objectives import SelfModel
+from sal_optim.companions import SelfModel
+from sal_optim.companions.spectral import spectrum_of
 
 PREDICTION = (
     "self narrows the effective rank of the hidden layer and lowers the local learning "

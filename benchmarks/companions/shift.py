@@ -23,8 +23,8 @@ from benchmarks.drawing import panels_of
 from benchmarks.networks import mlp
 from benchmarks.streams import STREAMS
 from sal_optim import SALAdam
-from sal_optim.monitors import Drift, shift_map
-from sal_optim.monitors.shift import ShiftMap
+from sal_optim.companions import Drift, shift_map
+from sal_optim.companions.shift import ShiftMap
 
 PREDICTION = (
     "of each kind of noise at most 3% is flagged, of known samples at most 3%, of a new class more "

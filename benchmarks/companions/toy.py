@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.companions.page import table
 from sal_optim import SALSGD, SALAdam
-from sal_optim.objectives import Channels
+from sal_optim.companions import Channels
 
 Y = 5.0 / 18.0
 STEPS = 800

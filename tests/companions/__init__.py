@@ -1,1 +1,1 @@
-"""The tests of ``sal_optim.objectives`` and ``sal_optim.monitors``."""
+"""The tests of ``sal_optim.companions``."""

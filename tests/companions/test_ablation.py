@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sal_optim.objectives import ablate, necessity_gap
+from sal_optim.companions import ablate, necessity_gap
 
 
 class TwoRoutes(nn.Module):

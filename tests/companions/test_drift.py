@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sal_optim.monitors import Drift, linear_cka, shift_map
+from sal_optim.companions import Drift, linear_cka, shift_map
 
 
 def network() -> nn.Sequential:
@@ -237,7 +237,7 @@ def test_large_batches_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -
     """What is found does not depend on the parts."""
     features, bank = torch.randn(50, 4) + 3.0, torch.randn(70, 4)
     whole = shift_map(features, bank)
-    monkeypatch.setattr("sal_optim.monitors.shift._SAMPLES", 13)
+    monkeypatch.setattr("sal_optim.companions.shift._SAMPLES", 13)
     parts = shift_map(features, bank)
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
     assert whole.novelty.mean() > 1.0

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sal_optim.monitors import (
+from sal_optim.companions import (
     HealthLine,
     SpectralMonitor,
     SpectrumRows,

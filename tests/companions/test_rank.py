@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from sal_optim.objectives import rank_floor_loss
+from sal_optim.companions import rank_floor_loss
 
 
 def spread(values: list[float], samples: int = 12) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sal_optim import SALAdam
-from sal_optim.objectives import SelfModel
+from sal_optim.companions import SelfModel
 
 
 def network() -> nn.Sequential:

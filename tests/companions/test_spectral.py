@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sal_optim.monitors import SpectralMonitor, halve_lr, repetition_rate
-from sal_optim.monitors.spectral import spectrum_of
+from sal_optim.companions import SpectralMonitor, halve_lr, repetition_rate
+from sal_optim.companions.spectral import spectrum_of
 
 NUMBERS = {"entropy", "rankme", "participation", "top_share", "decay"}
 

@@ -1,7 +1,7 @@
 """``SelfModel``: a network also predicts activations of its own, as a regulariser.
 
 An auxiliary linear head reads a layer by a forward hook; the model is not changed. It is a term of
-a loss, and no measure of complexity: for what it does to a spectrum see ``monitors/spectral.py``.
+a loss, and no measure of complexity: for what it does to a spectrum see ``spectral.py``.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sal_optim.activations import Tap, layer_of, unwrapped
+from sal_optim.companions.activations import Tap, layer_of, unwrapped
 from sal_optim.utils import checks
 
 # Where a layer says how many features come out of it.

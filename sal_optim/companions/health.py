@@ -6,7 +6,7 @@ Both are given to the monitor as ``measured=``. They draw no picture: that is ``
 import sys
 from typing import TextIO
 
-from sal_optim.monitors.spectral import STATES, SpectralMonitor
+from sal_optim.companions.spectral import STATES, SpectralMonitor
 
 _COLORS = dict(zip(STATES, ("\033[32m", "\033[33m", "\033[31m"), strict=True))
 _PLAIN, _CLEAR = "\033[0m", "\r\033[2K"

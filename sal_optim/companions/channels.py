@@ -216,7 +216,7 @@ def _cooper() -> Any:
         return importlib.import_module("cooper")
     except ImportError as error:
         raise ImportError(
-            "sal_optim.objectives.Channels needs the package cooper: "
+            "sal_optim.companions.Channels needs the package cooper: "
             "pip install sal_optim[channels]"
         ) from error
 

@@ -7,7 +7,7 @@ matplotlib (extra ``plot``) is imported when the first picture is drawn.
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sal_optim.monitors.shift import ShiftMap
+from sal_optim.companions.shift import ShiftMap
 from sal_optim.utils.canvas import new_figure
 
 if TYPE_CHECKING:

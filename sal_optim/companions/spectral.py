@@ -1,7 +1,7 @@
 """``SpectralMonitor``: the singular values of hidden activations as a run goes on.
 
 It reads activations by hooks and changes nothing; what to do at a warning is a callback's. A term
-of a loss that keeps the rank up is ``sal_optim.objectives.rank_floor_loss``.
+of a loss that keeps the rank up is ``sal_optim.companions.rank_floor_loss``.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sal_optim.activations import Tap, as_rows, centred
+from sal_optim.companions.activations import Tap, as_rows, centred
 from sal_optim.utils import checks
 
 STATES = ("stable", "drifting", "warning")

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from sal_optim.activations import as_rows, centred
+from sal_optim.companions.activations import as_rows, centred
 from sal_optim.utils import checks
 
 

@@ -1,7 +1,7 @@
 """What comes out of a layer: finding it by name, catching it with a hook, laying it out as rows.
 
-Used by ``objectives/`` and ``monitors/``. It computes nothing of what it catches, and a hook of it
-is gone when it is removed or when the object that it was made for is.
+Used by the files beside it. It computes nothing of what it catches, and a hook of it is gone when
+it is removed or when the object that it was made for is.
 """
 
 import weakref

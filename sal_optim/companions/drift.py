@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sal_optim.activations import Tap, as_rows, layer_of, tensor_of, unwrapped
+from sal_optim.companions.activations import Tap, as_rows, layer_of, tensor_of, unwrapped
 
 _PROBE = (
     "probe must be a tensor, a tuple of arguments or a dict of named ones, of at least 2 samples"

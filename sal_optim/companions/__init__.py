@@ -1,0 +1,64 @@
+"""Additional tools, each usable alone and with any optimizer; they import only ``sal_optim.utils``.
+
+Some are terms of a loss: self-modelling, a floor of the rank, channels with budgets. The others look
+at a run without changing it: spectra of activations, drift, a map of shift. Each is imported when
+it is first asked for; ``import sal_optim`` imports none of them.
+"""
+
+from typing import TYPE_CHECKING
+
+from sal_optim.utils.lazy_import import lazy_names
+
+__all__ = [
+    "Channels",
+    "Drift",
+    "HealthLine",
+    "SelfModel",
+    "SpectralMonitor",
+    "SpectrumRows",
+    "ablate",
+    "halve_lr",
+    "horizon",
+    "linear_cka",
+    "necessity_gap",
+    "plot_shift",
+    "plot_spectra",
+    "rank_floor_loss",
+    "repetition_rate",
+    "shift_map",
+]
+
+if TYPE_CHECKING:
+    from sal_optim.companions.ablation import ablate, necessity_gap
+    from sal_optim.companions.channels import Channels
+    from sal_optim.companions.drift import Drift, linear_cka
+    from sal_optim.companions.health import HealthLine, SpectrumRows
+    from sal_optim.companions.pictures import plot_shift, plot_spectra
+    from sal_optim.companions.rank import rank_floor_loss
+    from sal_optim.companions.repetition import horizon, repetition_rate
+    from sal_optim.companions.self_model import SelfModel
+    from sal_optim.companions.shift import shift_map
+    from sal_optim.companions.spectral import SpectralMonitor, halve_lr
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "Channels": "channels",
+            "Drift": "drift",
+            "HealthLine": "health",
+            "SelfModel": "self_model",
+            "SpectralMonitor": "spectral",
+            "SpectrumRows": "health",
+            "ablate": "ablation",
+            "halve_lr": "spectral",
+            "horizon": "repetition",
+            "linear_cka": "drift",
+            "necessity_gap": "ablation",
+            "plot_shift": "pictures",
+            "plot_spectra": "pictures",
+            "rank_floor_loss": "rank",
+            "repetition_rate": "repetition",
+            "shift_map": "shift",
+        },
+        globals(),
+    )
