@@ -30,7 +30,8 @@ __all__ = [
 
 install()
 if TYPE_CHECKING:
-    from sal_optim import companions, plot
+    from sal_optim import companions as companions
+    from sal_optim import plot
     from sal_optim.live import LiveView
     from sal_optim.reporting import report
 else:

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from sal_optim import reporting
-from sal_optim.following import Follower
+from sal_optim.monitoring.step_listener import StepListener
 from sal_optim.utils import checks
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _COLORS = {"changing": "red", "consolidating": "magenta", "drifting": "yellow", 
 _SPECTRUM = {"protected": ("█", "blue"), "neutral": ("▒", "cyan"), "volatile": ("░", "yellow")}
 
 
-class LiveView(Follower):
+class LiveView(StepListener):
     """Shows a run in the terminal: surprise, threshold, consolidations, spectrum, drift, state.
 
     It begins when it is made and ends with :meth:`remove`, or with its ``with`` block. What is

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sal_optim.diagnostics import count, drift, total_drift
-from sal_optim.integrations import required_protection
+from sal_optim.monitoring.lookup import required_protection
 from sal_optim.threshold import WARMUP
 from sal_optim.utils import checks
 

@@ -1,7 +1,7 @@
 """Writers: the diagnostics of a run as rows in memory, rows of a CSV file, or TensorBoard scalars.
 
-A writer hooks itself onto the optimizer's step and can be removed; how it counts steps is told in
-``following.py``. Where the optimizer keeps no steps, a CSV file is gone on with from its last row.
+A writer hooks itself onto the optimizer's step and can be removed; ``step_listener.py`` counts
+steps. Where the optimizer keeps no steps, a CSV file is gone on with from its last row.
 """
 
 import csv
@@ -10,12 +10,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from sal_optim.following import Follower
-from sal_optim.integrations import required_protection
+from sal_optim.monitoring.lookup import required_protection
+from sal_optim.monitoring.step_listener import StepListener
 from sal_optim.utils import checks
 
 
-class _Writer(Follower):
+class _Writer(StepListener):
     """Calls :meth:`_write` after every ``every``-th step."""
 
     def __init__(self, optimizer: object, every: int) -> None:

@@ -1,8 +1,8 @@
 """Additional tools, each usable alone and with any optimizer; they import only ``sal_optim.utils``.
 
-Some are terms of a loss: self-modelling, a floor of the rank, channels with budgets. The others look
-at a run without changing it: spectra of activations, drift, a map of shift. Each is imported when
-it is first asked for; ``import sal_optim`` imports none of them.
+Some are terms of a loss: self-modelling, a floor of the rank, channels with budgets. The others
+look at a run without changing it: spectra of activations, drift, a map of shift. Each is imported
+when it is first asked for; ``import sal_optim`` imports none of them.
 """
 
 from typing import TYPE_CHECKING

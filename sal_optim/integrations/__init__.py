@@ -12,13 +12,13 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from torch.optim import Optimizer
-
 from sal_optim.adam import SALAdam, SALAdamW
-from sal_optim.communication import layer_of
 from sal_optim.lion import SALLion
+from sal_optim.monitoring.lookup import protection_of, required_protection
 from sal_optim.protection import Protection
 from sal_optim.sgd import SALSGD
+
+__all__ = ["OPTIMIZERS", "logged", "protection_of", "register", "required_protection"]
 
 # No underscore: timm takes "sal_adamw" for AdamW.
 OPTIMIZERS = {"saladam": SALAdam, "saladamw": SALAdamW, "salsgd": SALSGD, "sallion": SALLion}
@@ -44,48 +44,9 @@ def register() -> None:
             _fill(module)
 
 
-def protection_of(optimizer: object) -> Protection | None:
-    """What protects an optimizer, through the wrappers of other packages; None if nothing does.
-
-    Args:
-        optimizer: one of the family, one inside a ``CommunicationLayer``, or a wrapper that holds
-            it as ``optimizer`` (Accelerate), ``opt`` (fastai) or ``_optimizer`` (Lightning).
-    """
-    for _ in range(8):
-        if isinstance(optimizer, Protection):
-            return optimizer
-        layer = layer_of(optimizer) if isinstance(optimizer, Optimizer) else None
-        if layer is not None:
-            return layer
-        names = ("optimizer", "opt", "_optimizer")
-        optimizer = next((vars(optimizer)[n] for n in names if n in _fields(optimizer)), None)
-        if optimizer is None:
-            return None
-    return None
-
-
-def required_protection(optimizer: object) -> Protection:
-    """What protects an optimizer; see :func:`protection_of`.
-
-    Raises:
-        TypeError: nothing does.
-    """
-    protection = protection_of(optimizer)
-    if protection is None:
-        raise TypeError(
-            f"Invalid optimizer value: a {type(optimizer).__name__}; optimizer must be one of "
-            "sal_optim, or one that a CommunicationLayer is around"
-        )
-    return protection
-
-
 def logged(protection: Protection) -> dict[str, float]:
     """Diagnostics under the names that loggers show, ``sal/protected`` and so on."""
     return {f"sal/{name}": value for name, value in protection.diagnostics().items()}
-
-
-def _fields(value: object) -> dict[str, object]:
-    return getattr(value, "__dict__", {})
 
 
 def _fill(module: str) -> None:

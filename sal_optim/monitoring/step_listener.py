@@ -1,4 +1,4 @@
-"""Follower: what every writer and view has in common, a hook on an optimizer's step.
+"""``StepListener``: what every writer and view has in common, a hook on an optimizer's step.
 
 It counts the optimizer's own steps: from those in its state where it keeps them, so that a resumed
 run goes on where its checkpoint was. Steps in ``observe()`` are none. What is done after a step is
@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sal_optim.integrations import required_protection
+from sal_optim.monitoring.lookup import required_protection
 
 
-class Follower:
+class StepListener:
     """Calls :meth:`_stepped` after every step, until it is removed."""
 
     def __init__(self, optimizer: object) -> None:

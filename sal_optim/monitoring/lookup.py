@@ -1,0 +1,48 @@
+"""Finds what protects an optimizer, through the wrappers that other packages put around it.
+
+It asks for the base that all of the family share, and imports no optimizer.
+"""
+
+from torch.optim import Optimizer
+
+from sal_optim.communication import layer_of
+from sal_optim.protection import Protection
+
+
+def protection_of(optimizer: object) -> Protection | None:
+    """What protects an optimizer, through the wrappers of other packages; None if nothing does.
+
+    Args:
+        optimizer: one of the family, one inside a ``CommunicationLayer``, or a wrapper that holds
+            it as ``optimizer`` (Accelerate), ``opt`` (fastai) or ``_optimizer`` (Lightning).
+    """
+    for _ in range(8):
+        if isinstance(optimizer, Protection):
+            return optimizer
+        layer = layer_of(optimizer) if isinstance(optimizer, Optimizer) else None
+        if layer is not None:
+            return layer
+        names = ("optimizer", "opt", "_optimizer")
+        optimizer = next((vars(optimizer)[n] for n in names if n in _fields(optimizer)), None)
+        if optimizer is None:
+            return None
+    return None
+
+
+def required_protection(optimizer: object) -> Protection:
+    """What protects an optimizer; see :func:`protection_of`.
+
+    Raises:
+        TypeError: nothing does.
+    """
+    protection = protection_of(optimizer)
+    if protection is None:
+        raise TypeError(
+            f"Invalid optimizer value: a {type(optimizer).__name__}; optimizer must be one of "
+            "sal_optim, or one that a CommunicationLayer is around"
+        )
+    return protection
+
+
+def _fields(value: object) -> dict[str, object]:
+    return getattr(value, "__dict__", {})
