@@ -19,6 +19,7 @@ PACKAGE = __name__.rpartition(".")[0]
 MOVED = {
     "monitors": "companions",
     "objectives": "companions",
+    "writers": "monitoring.writers",
 }
 # The version that has the new paths alone.
 REMOVAL = "0.3.0"

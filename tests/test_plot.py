@@ -13,8 +13,8 @@ from torch import nn
 
 import sal_optim
 from sal_optim import CommunicationLayer, SALAdam, plot
+from sal_optim.monitoring.writers import CSVWriter, Recorder
 from sal_optim.reporting import rows
-from sal_optim.writers import CSVWriter, Recorder
 from tests.drive import drive, profile, stream
 from tests.test_report import network, trained
 

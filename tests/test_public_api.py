@@ -177,7 +177,7 @@ def test_the_live_view() -> None:
 
 
 def test_the_writers() -> None:
-    from sal_optim.writers import CSVWriter, Recorder, TensorBoardWriter
+    from sal_optim.monitoring.writers import CSVWriter, Recorder, TensorBoardWriter
 
     assert signature(Recorder.__init__) == "self, optimizer, every=1, limit=10000"
     assert signature(CSVWriter.__init__) == "self, optimizer, path, every=1"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sal_optim import SALSGD, CommunicationLayer, SALAdam, SALOptimizer
-from sal_optim.writers import CSVWriter, Recorder, TensorBoardWriter
+from sal_optim.monitoring.writers import CSVWriter, Recorder, TensorBoardWriter
 from tests.drive import drive, make_params, profile, reload, step_with, stream
 
 
