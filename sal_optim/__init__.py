@@ -32,14 +32,14 @@ install()
 if TYPE_CHECKING:
     from sal_optim import companions as companions
     from sal_optim import plot
-    from sal_optim.live import LiveView
+    from sal_optim.monitoring.live_view import LiveView
     from sal_optim.reporting import report
 else:
     # What is used beside an optimizer.
     _lazy, __dir__ = lazy_names(
         __name__,
         {
-            "LiveView": "live",
+            "LiveView": "monitoring.live_view",
             "companions": "companions",
             "plot": "plot",
             "report": "reporting",

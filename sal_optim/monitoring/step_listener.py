@@ -2,7 +2,7 @@
 
 It counts the optimizer's own steps: from those in its state where it keeps them, so that a resumed
 run goes on where its checkpoint was. Steps in ``observe()`` are none. What is done after a step is
-for ``writers.py`` and ``live.py``.
+for ``writers.py`` and ``live_view.py``.
 """
 
 from typing import Any

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sal_optim import CommunicationLayer, LiveView, SALAdam, SALOptimizer
-from sal_optim import live as module
+from sal_optim.monitoring import live_view as module
 from tests.drive import drive, make_params, profile, stream
 
 rich = pytest.importorskip("rich")
