@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sal_optim import companions as companions
     from sal_optim import plot
     from sal_optim.monitoring.live_view import LiveView
-    from sal_optim.reporting import report
+    from sal_optim.monitoring.report import report
 else:
     # What is used beside an optimizer.
     _lazy, __dir__ = lazy_names(
@@ -42,7 +42,7 @@ else:
             "LiveView": "monitoring.live_view",
             "companions": "companions",
             "plot": "plot",
-            "report": "reporting",
+            "report": "monitoring.report",
         },
         globals(),
     )

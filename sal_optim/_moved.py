@@ -20,6 +20,7 @@ MOVED = {
     "live": "monitoring.live_view",
     "monitors": "companions",
     "objectives": "companions",
+    "reporting": "monitoring.report",
     "writers": "monitoring.writers",
 }
 # The version that has the new paths alone.

@@ -1,6 +1,6 @@
 """``sal_optim.plot``: pictures of a run, and of what is held of a model, as matplotlib Figures.
 
-Draws what ``writers.py`` wrote and ``reporting.py`` counts; measures nothing itself. matplotlib is
+Draws what ``writers.py`` wrote and ``report.py`` counts; measures nothing itself. matplotlib is
 imported when the first picture is drawn.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from sal_optim import reporting
+from sal_optim.monitoring import report
 from sal_optim.utils.canvas import new_figure
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def history(source: str | os.PathLike[str] | Iterable[Mapping[str, float]]) -> "
 
     bottom.plot(steps, series["drift"], color=GATE, linewidth=1.2, label="drift")
     bottom.axhline(
-        reporting.DRIFTING, color=THRESHOLD, linewidth=1.0, linestyle=":", label="drifting above"
+        report.DRIFTING, color=THRESHOLD, linewidth=1.0, linestyle=":", label="drifting above"
     )
     bottom.set_ylim(bottom=0.0)
     bottom.yaxis.set_major_formatter("{x:.0%}")
@@ -119,7 +119,7 @@ def layers(optimizer: object, model: nn.Module) -> "Figure":
         TypeError: nothing protects ``optimizer``, or ``model`` is no module.
         ValueError: the optimizer has none of the parameters of ``model``.
     """
-    found = _by_layer(reporting.rows(optimizer, model))
+    found = _by_layer(report.rows(optimizer, model))
     kinds = {name: type(module).__name__ for name, module in model.named_modules()}
     names = list(found)
     figure = new_figure(8.0, 1.3 + 0.3 * min(len(names), TALLEST), "sal_optim.plot needs")
@@ -172,7 +172,7 @@ def _plain(axes: "Axes") -> None:
         axes.spines[side].set_visible(False)
 
 
-def _by_layer(found: list[reporting.Row]) -> dict[str, dict[str, float]]:
+def _by_layer(found: list[report.Row]) -> dict[str, dict[str, float]]:
     """The shares of each layer, from those of its tensors by their size."""
     sizes: dict[str, int] = {}
     sums: dict[str, dict[str, float]] = {}

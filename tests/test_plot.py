@@ -13,10 +13,10 @@ from torch import nn
 
 import sal_optim
 from sal_optim import CommunicationLayer, SALAdam, plot
+from sal_optim.monitoring.report import rows
 from sal_optim.monitoring.writers import CSVWriter, Recorder
-from sal_optim.reporting import rows
 from tests.drive import drive, profile, stream
-from tests.test_report import network, trained
+from tests.monitoring.test_report import network, trained
 
 
 def run(path: Path | None = None, layered: bool = False) -> list[dict[str, float]]:

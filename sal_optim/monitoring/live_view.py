@@ -1,7 +1,7 @@
 """``sal_optim.LiveView``: what the protection does, live in the terminal while a run goes on.
 
 Between two refreshes a step costs a look at the clock and at one number. Pictures of a whole run
-are made by ``plot.py``, a table of a model by ``reporting.py``.
+are made by ``plot.py``, a table of a model by ``report.py``.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from sal_optim import reporting
+from sal_optim.monitoring import report
 from sal_optim.monitoring.step_listener import StepListener
 from sal_optim.utils import checks
 
@@ -127,7 +127,7 @@ class LiveView(StepListener):
         from rich.text import Text
 
         found = self._protection.diagnostics()
-        state = reporting.state_in_words(self._protection)
+        state = report.state_in_words(self._protection)
         surprises, spectrum = Text(), Text()
         for surprise, suspected in self._surprises:
             surprises.append(_HEIGHTS[_height(surprise)], _COLORS["changing"] if suspected else "")

@@ -184,4 +184,4 @@ def test_what_of_the_package_decides_a_result() -> None:
     """What an optimizer is made of, and not what shows it."""
     names = {path.name for path in records._package_sources()}
     assert {"adam.py", "communication.py", "plasticity.py", "state.py", "update.py"} <= names
-    assert not names & {"plot.py", "live.py", "reporting.py", "writers.py", "run.py"}
+    assert not names & {"plot.py", "live_view.py", "report.py", "writers.py", "run.py"}

@@ -12,7 +12,7 @@ from torch import nn
 
 import sal_optim
 from sal_optim import CommunicationLayer, SALAdam
-from sal_optim.reporting import Row, rows, state_in_words, summary
+from sal_optim.monitoring.report import Row, rows, state_in_words, summary
 from tests.drive import drive, profile, snapshot, stream
 from tests.rows import GRANULARITIES
 
