@@ -31,7 +31,8 @@ __all__ = [
 install()
 if TYPE_CHECKING:
     from sal_optim import companions as companions
-    from sal_optim import plot
+    from sal_optim import monitoring as monitoring
+    from sal_optim.monitoring import plot
     from sal_optim.monitoring.live_view import LiveView
     from sal_optim.monitoring.report import report
 else:
@@ -41,7 +42,8 @@ else:
         {
             "LiveView": "monitoring.live_view",
             "companions": "companions",
-            "plot": "plot",
+            "monitoring": "monitoring",
+            "plot": "monitoring",
             "report": "monitoring.report",
         },
         globals(),

@@ -20,6 +20,7 @@ MOVED = {
     "live": "monitoring.live_view",
     "monitors": "companions",
     "objectives": "companions",
+    "plot": "monitoring.plot",
     "reporting": "monitoring.report",
     "writers": "monitoring.writers",
 }

@@ -39,8 +39,8 @@ def test_the_first_example_pasted_into_a_file(tmp_path: Path) -> None:
 
 def test_looking_at_a_run_imports_nothing_before_it_is_asked_for() -> None:
     code = (
-        "import sys, sal_optim.monitoring.writers\n"
-        "import sal_optim.monitoring.live_view, sal_optim.plot, sal_optim.monitoring.report\n"
+        "import sys\n"
+        "from sal_optim.monitoring import live_view, plot, report, writers\n"
         "print([n for n in ('matplotlib', 'rich', 'tensorboard') if n in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
