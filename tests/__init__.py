@@ -1,1 +1,1 @@
-"""The tests of sal_optim; ``rows.py`` declares what they run on, ``drive.py`` how."""
+"""The tests of sal_optim, in its folders; what they share is in ``testing/``."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.rows import CLASSES, MODES, ROWS, Row
+from tests.testing.rows import CLASSES, MODES, ROWS, Row
 
 torch.set_num_threads(1)
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.drive import (
+from tests.testing.drive import (
     assert_equal,
     assert_names,
     assert_same_state,
@@ -31,7 +31,7 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.rows import ROWS, PlainLion, Row, row_of
+from tests.testing.rows import ROWS, PlainLion, Row, row_of
 
 Mode = dict[str, Any]
 

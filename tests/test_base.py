@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.drive import (
+from tests.testing.drive import (
     assert_equal,
     assert_near,
     clone_params,
@@ -20,7 +20,7 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.rows import GRANULARITIES, ROWS, PlainLion, Row
+from tests.testing.rows import GRANULARITIES, ROWS, PlainLion, Row
 
 Mode = dict[str, Any]
 DTYPES = (

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.drive import (
+from tests.testing.drive import (
     assert_equal,
     clone_params,
     drive,
@@ -19,7 +19,7 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.rows import Row
+from tests.testing.rows import Row
 
 Mode = dict[str, Any]
 NAN, INF = math.nan, math.inf
@@ -116,7 +116,7 @@ def test_wrong_types(row: Row, mode: Mode, name: str, value: Any) -> None:
 
 
 def test_nesterov_needs_momentum() -> None:
-    from tests.rows import SALSGD
+    from tests.testing.rows import SALSGD
 
     with pytest.raises(ValueError, match="Nesterov"):
         SALSGD(make_params(), nesterov=True)
@@ -245,7 +245,7 @@ def test_tensor_lr_of_two_elements_is_refused(row: Row, mode: Mode) -> None:
 
 @pytest.mark.parametrize("name", ["protection", "lr", "weight_decay"])
 def test_changes_of_a_group_take_effect_in_the_next_step(row: Row, mode: Mode, name: str) -> None:
-    from tests.drive import seasoned
+    from tests.testing.drive import seasoned
 
     (one, changed), (other, plain) = seasoned(row, **mode), seasoned(row, **mode)
     assert_equal(one, other)
@@ -269,7 +269,7 @@ def test_changes_of_a_group_take_effect_in_the_next_step(row: Row, mode: Mode, n
 
 
 def test_protection_zero_mid_run_moves_as_the_base(row: Row, mode: Mode) -> None:
-    from tests.drive import seasoned
+    from tests.testing.drive import seasoned
 
     params, optimizer = seasoned(row, **mode)
     optimizer.param_groups[0]["protection"] = 0.0

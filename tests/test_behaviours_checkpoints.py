@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sal_optim import SALOptimizer
-from tests.drive import (
+from tests.testing.drive import (
     assert_equal,
     assert_same_state,
     clone_params,
@@ -26,7 +26,7 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.rows import GRANULARITIES, Row
+from tests.testing.rows import GRANULARITIES, Row
 
 Mode = dict[str, Any]
 Pair = tuple[list[Tensor], SALOptimizer]

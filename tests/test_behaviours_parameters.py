@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sal_optim import SALOptimizer
-from tests.drive import (
+from tests.testing.drive import (
     assert_equal,
     assert_near,
     clone_params,
@@ -24,7 +24,7 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.rows import GRANULARITIES, Row
+from tests.testing.rows import GRANULARITIES, Row
 
 Mode = dict[str, Any]
 

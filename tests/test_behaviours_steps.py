@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.drive import (
+from tests.testing.drive import (
     Stream,
     assert_equal,
     assert_same_state,
@@ -22,7 +22,7 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.rows import GRANULARITIES, Row
+from tests.testing.rows import GRANULARITIES, Row
 
 Mode = dict[str, Any]
 

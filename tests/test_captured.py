@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from sal_optim import SALAdamW, SALOptimizer
 from sal_optim.captured import DeviceThreshold
 from sal_optim.threshold import new_threshold, observe_norm, restart
-from tests.drive import (
+from tests.testing.drive import (
     assert_equal,
     assert_near,
     assert_same_state,
@@ -33,8 +33,8 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.graphs import Graph
-from tests.rows import CLASSES, GRANULARITIES, ROWS, Row, row_of
+from tests.testing.graphs import Graph
+from tests.testing.rows import CLASSES, GRANULARITIES, ROWS, Row, row_of
 
 CHANGE = 60
 MANNERS: list[dict[str, Any]] = [

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from sal_optim import CommunicationLayer, SALAdam
 from sal_optim.communication import layer_of
-from tests.drive import (
+from tests.testing.drive import (
     REGIME,
     assert_equal,
     assert_same_state,
@@ -26,8 +26,8 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.layered import check_layer
-from tests.rows import GRANULARITIES
+from tests.testing.layered import check_layer
+from tests.testing.rows import GRANULARITIES
 
 optim = torch.optim
 BUILDERS: dict[str, Any] = {

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from sal_optim import SALAdam, SALOptimizer, compiled, native, pieces
-from tests.drive import (
+from tests.testing.drive import (
     assert_equal,
     assert_near,
     clone_params,
@@ -28,7 +28,7 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.rows import CLASSES, Row
+from tests.testing.rows import CLASSES, Row
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.drive import (
+from tests.testing.drive import (
     assert_equal,
     assert_near,
     clone_params,
@@ -21,7 +21,7 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.rows import GRANULARITIES, Row
+from tests.testing.rows import GRANULARITIES, Row
 
 Mode = dict[str, Any]
 

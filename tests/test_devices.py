@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.drive import (
+from tests.testing.drive import (
     assert_near,
     clone_params,
     consolidations,
@@ -23,7 +23,7 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.rows import CLASSES, Row
+from tests.testing.rows import CLASSES, Row
 
 DEVICES = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
 MODES = [{"foreach": True}, {"foreach": False}, {}]

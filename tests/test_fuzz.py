@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
 from sal_optim import SALOptimizer
-from tests.drive import (
+from tests.testing.drive import (
     assert_names,
     assert_same_state,
     make_params,
@@ -29,7 +29,7 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.rows import CLASSES, Row
+from tests.testing.rows import CLASSES, Row
 
 CASES = int(os.environ.get("SAL_OPTIM_FUZZ", "600"))
 # Of each class: half constructors, half state dicts.

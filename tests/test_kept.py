@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sal_optim import SALAdam, SALOptimizer
-from tests.drive import (
+from tests.testing.drive import (
     assert_equal,
     assert_same_state,
     consolidations,
@@ -26,7 +26,7 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.rows import GRANULARITIES, MODES, ROWS, Row
+from tests.testing.rows import GRANULARITIES, MODES, ROWS, Row
 
 Mode = dict[str, Any]
 Edit = Callable[[SALOptimizer, list[Tensor]], object]

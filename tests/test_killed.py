@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sal_optim import SALOptimizer
-from tests.drive import (
+from tests.testing.drive import (
     assert_equal,
     assert_same_state,
     consolidations,
@@ -25,7 +25,7 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.rows import Row, row_of
+from tests.testing.rows import Row, row_of
 
 Mode = dict[str, Any]
 STEPS, CHANGE = 90, 60

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from sal_optim import SALOptimizer
 from sal_optim.consolidation import INTERVAL
-from tests.drive import (
+from tests.test_waits import Reads
+from tests.testing.drive import (
     assert_near,
     clone_params,
     consolidations,
@@ -27,8 +28,7 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.rows import CLASSES, ROWS, Row
-from tests.test_waits import Reads
+from tests.testing.rows import CLASSES, ROWS, Row
 
 CHANGE = 60
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from sal_optim import SALOptimizer
-from tests.drive import consolidations, fall, seeded
 from tests.reference.sal import Parameter, Reference
-from tests.rows import row_of
+from tests.testing.drive import consolidations, fall, seeded
+from tests.testing.rows import row_of
 
 STEPS = int(os.environ.get("SAL_OPTIM_LONG", "20000"))
 # Steps of a regime.

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sal_optim import SALAdam, SALAdamW, SALOptimizer, compiled, native
 from sal_optim.kept import Kept
-from tests.drive import (
+from tests.testing.drive import (
     assert_near,
     clone_params,
     consolidations,
@@ -33,7 +33,7 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.rows import GRANULARITIES, ROWS, Row
+from tests.testing.rows import GRANULARITIES, ROWS, Row
 
 # Beside small ones, a matrix of several parts of a thread's work, and two of no elements.
 SHAPES = [(6, 5), (5,), (3, 2, 4), (1,), (), (0, 3), (3, 0), (70, 900)]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sal_optim import SALOptimizer
 from sal_optim.norms import squared_norms
-from tests.drive import (
+from tests.testing.drive import (
     assert_equal,
     assert_same_state,
     clone_params,
@@ -28,7 +28,7 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.rows import Row
+from tests.testing.rows import Row
 
 SMALL = (torch.bfloat16, torch.float16)
 

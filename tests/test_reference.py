@@ -15,8 +15,15 @@ from sal_optim import SALSGD, SALAdam, SALAdamW, SALLion, SALOptimizer
 from sal_optim import evidence as evidence_module
 from sal_optim import optimizer as optimizer_module
 from sal_optim import pieces as pieces_module
-from tests.drive import assert_equal, consolidations, make_params, profile, step_with, stream
 from tests.reference.sal import Parameter, Reference
+from tests.testing.drive import (
+    assert_equal,
+    consolidations,
+    make_params,
+    profile,
+    step_with,
+    stream,
+)
 
 # rtol, and atol as a part of the largest value.
 TOLERANCE = {torch.float32: (1e-5, 3e-6), torch.float64: (1e-10, 1e-11)}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sal_optim.threshold import new_threshold, observe_norm, restart
-from tests.drive import (
+from tests.testing.drive import (
     assert_near,
     consolidations,
     drive,
@@ -24,7 +24,7 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.rows import Row
+from tests.testing.rows import Row
 
 Mode = dict[str, Any]
 SHAPES = [(8, 6), (8,)]

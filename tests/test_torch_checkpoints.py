@@ -22,7 +22,7 @@ from torch.testing._internal.common_device_type import instantiate_device_type_t
 from torch.testing._internal.common_optimizers import optim_db, optims
 from torch.testing._internal.common_utils import TestCase
 
-from tests.judged import all_inputs, assert_same, linear, run
+from tests.testing.judged import all_inputs, assert_same, linear, run
 
 
 class TestSALCheckpoints(TestCase):

@@ -20,8 +20,8 @@ from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_
 from torch.testing._internal.common_utils import TestCase
 
 from tests import test_torch_checkpoints, test_torch_training
-from tests.drive import consolidations
-from tests.judged import NOT_APPLICABLE, PROTECTED, all_inputs, assert_same, linear, run
+from tests.testing.drive import consolidations
+from tests.testing.judged import NOT_APPLICABLE, PROTECTED, all_inputs, assert_same, linear, run
 
 
 class TestSALOptim(TestCase):

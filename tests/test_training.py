@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from sal_optim import SALOptimizer
-from tests.drive import consolidations, seeded
-from tests.rows import Row
+from tests.testing.drive import consolidations, seeded
+from tests.testing.rows import Row
 
 LR = {"SALAdam": 3e-3, "SALAdamW": 3e-3, "SALLion": 1e-3, "SALSGD": 0.15}
 STEPS = 240

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sal_optim import SALOptimizer
-from tests.drive import consolidations, make_params, profile, step_with, stream
-from tests.rows import CLASSES, Row
+from tests.testing.drive import consolidations, make_params, profile, step_with, stream
+from tests.testing.rows import CLASSES, Row
 
 
 class Reads(TorchDispatchMode):

@@ -16,8 +16,8 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 from sal_optim import SALOptimizer
 from tests.distributed.models import Net, Parameters, give, mesh_of, placed, whole
-from tests.drive import Stream, consolidations, profile, stream
-from tests.rows import row_of
+from tests.testing.drive import Stream, consolidations, profile, stream
+from tests.testing.rows import row_of
 
 STEPS, CHANGES = 200, (60, 140)
 

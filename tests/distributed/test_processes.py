@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.distributed import checkpoints, jobs
 from tests.distributed.pool import Pool
-from tests.rows import CLASSES, ROWS
+from tests.testing.rows import CLASSES, ROWS
 
 # One group for xdist: its processes are enough for one machine.
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("processes")]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.drive import flat
+from tests.testing.drive import flat
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sal_optim import CommunicationLayer
-from tests.layered import check_layer, problem
+from tests.testing.layered import check_layer, problem
 
 # All 29 of torch-optimizer 0.3 but Lookahead, which is no optimizer of its own; by their defaults
 # where these train this problem.

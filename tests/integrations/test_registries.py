@@ -14,7 +14,7 @@ import sal_optim
 from sal_optim import CommunicationLayer, SALAdamW
 from sal_optim.integrations import OPTIMIZERS, protection_of, register
 from tests.integrations.runs import EXAMPLES, needs, run
-from tests.layered import problem, train
+from tests.testing.layered import problem, train
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

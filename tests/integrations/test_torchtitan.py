@@ -11,7 +11,7 @@ from torch import nn
 
 from sal_optim import SALAdamW
 from tests.integrations.runs import EXAMPLES, leaves
-from tests.layered import problem
+from tests.testing.layered import problem
 
 
 def test_the_container(monkeypatch: pytest.MonkeyPatch) -> None:

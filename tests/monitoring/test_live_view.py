@@ -12,7 +12,7 @@ import torch
 
 from sal_optim import CommunicationLayer, LiveView, SALAdam, SALOptimizer
 from sal_optim.monitoring import live_view as module
-from tests.drive import drive, make_params, profile, stream
+from tests.testing.drive import drive, make_params, profile, stream
 
 rich = pytest.importorskip("rich")
 from rich.console import Console  # noqa: E402

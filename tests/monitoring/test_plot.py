@@ -15,8 +15,8 @@ import sal_optim
 from sal_optim import CommunicationLayer, SALAdam, plot
 from sal_optim.monitoring.report import rows
 from sal_optim.monitoring.writers import CSVWriter, Recorder
-from tests.drive import drive, profile, stream
 from tests.monitoring.test_report import network, trained
+from tests.testing.drive import drive, profile, stream
 
 
 def run(path: Path | None = None, layered: bool = False) -> list[dict[str, float]]:

@@ -13,8 +13,8 @@ from torch import nn
 import sal_optim
 from sal_optim import CommunicationLayer, SALAdam
 from sal_optim.monitoring.report import Row, rows, state_in_words, summary
-from tests.drive import drive, profile, snapshot, stream
-from tests.rows import GRANULARITIES
+from tests.testing.drive import drive, profile, snapshot, stream
+from tests.testing.rows import GRANULARITIES
 
 
 def network() -> nn.Sequential:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sal_optim import SALSGD, CommunicationLayer, SALAdam, SALOptimizer
 from sal_optim.monitoring.writers import CSVWriter, Recorder, TensorBoardWriter
-from tests.drive import drive, make_params, profile, reload, step_with, stream
+from tests.testing.drive import drive, make_params, profile, reload, step_with, stream
 
 
 class Scalars:

@@ -10,7 +10,7 @@ import torch
 from sal_optim import SALAdam
 from sal_optim.consolidation import INTERVAL, PENDING_HORIZON
 from sal_optim.utils.rounding import add, dither
-from tests.drive import (
+from tests.testing.drive import (
     assert_same_state,
     clone_params,
     consolidations,
@@ -22,7 +22,7 @@ from tests.drive import (
     step_with,
     stream,
 )
-from tests.rows import GRANULARITIES, Row
+from tests.testing.rows import GRANULARITIES, Row
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e6])

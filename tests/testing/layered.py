@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sal_optim import CommunicationLayer
-from tests.drive import assert_equal, seeded
+from tests.testing.drive import assert_equal, seeded
 
 Settings = dict[str, Any]
 Build = Callable[[list[Tensor]], Optimizer]
