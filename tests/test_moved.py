@@ -53,9 +53,13 @@ def test_an_attribute_warns_at_the_line_that_has_it(name: str) -> None:
     assert told.startswith(f"sal_optim.{MOVED[name]}\n")
 
 
-def test_new_paths_warn_of_nothing() -> None:
-    names = ["companions.drift", "companions"]
-    assert in_a_new_process("".join(f"import sal_optim.{name}\n" for name in names)) == ""
+def test_new_paths_and_public_names_warn_of_nothing() -> None:
+    code = "import sal_optim\n"
+    for name in ("companions.drift", "monitoring.plot", "monitoring.report", "monitoring.writers"):
+        code += f"import sal_optim.{name}\n"
+    code += "from sal_optim import LiveView, plot, report\n"
+    assert in_a_new_process(code) == ""
+    assert in_a_new_process("import sal_optim; sal_optim.plot, sal_optim.companions.Drift") == ""
 
 
 def test_what_is_not_there_is_not_found_at_an_old_path_either() -> None:
