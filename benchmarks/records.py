@@ -6,10 +6,7 @@ A record is written whole or not at all; one that cannot be trusted is reported 
 
 from __future__ import annotations
 
-import ast
-import hashlib
-import importlib.util
-import inspect
+import importlib
 import json
 import os
 import platform
@@ -21,16 +18,19 @@ from typing import Any
 
 import torch
 
-from benchmarks.baselines import METHODS
+from benchmarks.baselines import METHODS, Row
 from benchmarks.baselines.bases import BASES
 from benchmarks.baselines.packages import base, version
+from benchmarks.runner import run
 from benchmarks.settings import Settings
+from benchmarks.sources import hash_of, other_sources, source_hash, sources
 from benchmarks.streams import STREAMS
 
-ROOT = Path(__file__).resolve().parent
-
-# What decides the result of every run. Tables, figures and the command line do not.
-CORE = ("data.py", "readers.py", "networks.py", "probe.py", "runner.py")
+# Modules that a run imports, and that do not count as its sources. Two list all methods and all
+# streams, of which a run has one. The values of the settings are in the key.
+NOT_COUNTED = ("benchmarks.baselines", "benchmarks.streams", "benchmarks.settings")
+# What the benchmark uses of sal_optim.
+CLASSES = ("SALAdam", "SALAdamW", "SALSGD", "SALLion", "CommunicationLayer")
 
 
 class Store:
@@ -120,84 +120,35 @@ def write_atomically(path: Path, text: str) -> None:
 
 def key(settings: Settings) -> str:
     """Hash of everything that decides the result."""
-    return _hash(settings.plain(), code_version(settings), torch.__version__)
+    return hash_of(settings.plain(), code_version(settings), torch.__version__)
 
 
 def code_version(settings: Settings) -> str:
     """Hash of the sources that this run depends on: its method's and stream's, not others'."""
     row = METHODS[settings.method]
-    files = [ROOT / name for name in CORE]
-    for kind in (row.kind, base(row.base).make, STREAMS[settings.stream]):
-        files += _sources(kind)
+    files = run_sources(row, settings.stream)
     if row.uses_sal:
-        files += _package_sources()
+        files = (*files, *package_sources())
     others = [] if row.base in BASES else [version(row.base)]
-    return _hash(*[_source_hash(path) for path in files], *others)
+    return hash_of(row.base, dict(row.fixed), [source_hash(path) for path in files], *others)
 
 
-def _sources(kind: Any) -> list[Path]:
-    """The file of a class or function, and what it imports from benchmarks, on and on.
+def run_sources(row: Row, stream: str) -> tuple[Path, ...]:
+    """The files of the benchmark that decide a run of a method on a stream.
 
-    Packages' own files, which only list names, and the core are not followed.
+    Tables, figures and the command line are not among them, because a run imports none of these.
     """
-    found: set[Path] = set()
-    ahead = {Path(inspect.getfile(kind))}
-    while ahead:
-        path = ahead.pop()
-        if path.name == "__init__.py" or path in found or not path.is_relative_to(ROOT):
-            continue
-        found.add(path)
-        ahead |= _imports(path)
-    return sorted(found - {ROOT / name for name in CORE})
+    starts = (run, row.kind, base(row.base).make, STREAMS[stream])
+    return sources(starts, "benchmarks", NOT_COUNTED)
 
 
 @lru_cache
-def _imports(path: Path) -> frozenset[Path]:
-    """Files of benchmarks that a file imports names from."""
-    nodes = ast.walk(ast.parse(path.read_text()))
-    modules = [n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module]
-    ours = [ROOT.parent / (name.replace(".", "/") + ".py") for name in modules]
-    return frozenset(file for file in ours if file.is_relative_to(ROOT) and file.is_file())
-
-
-@lru_cache
-def _package_sources() -> tuple[Path, ...]:
-    """The files of sal_optim that its optimizers and its layer import, on and on."""
-    spec = importlib.util.find_spec("sal_optim")
-    if spec is None or not spec.submodule_search_locations:
-        return ()
-    root = Path(next(iter(spec.submodule_search_locations)))
-    found: set[Path] = set()
-    ahead = {root / f"{name}.py" for name in ("adam", "sgd", "lion", "communication")}
-    while ahead:
-        path = ahead.pop()
-        if path in found or not path.is_file():
-            continue
-        found.add(path)
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-                inside = [name.partition(".")[2] for name in names if name.startswith("sal_optim.")]
-                ahead |= {root / (name.replace(".", "/") + ".py") for name in inside}
-    return tuple(sorted(found))
-
-
-@lru_cache
-def _source_hash(path: Path) -> str:
-    """Hash of what a file does: comments, docstrings and layout do not count."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (
-            ast.get_docstring(node, clean=False) is not None
-        ):
-            node.body = node.body[1:]
-    return _hash(path.name, ast.dump(tree))
+def package_sources() -> tuple[Path, ...]:
+    """The files of sal_optim that its optimizers and its layer depend on, C++ included."""
+    package = importlib.import_module("sal_optim")
+    starts = [getattr(package, name) for name in CLASSES]
+    return (*sources(starts, "sal_optim"), *other_sources("sal_optim"))
 
 
 def _checksum(result: dict[str, Any]) -> str:
-    return _hash(json.dumps(result, sort_keys=True))
-
-
-def _hash(*parts: Any) -> str:
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hash_of(json.dumps(result, sort_keys=True))

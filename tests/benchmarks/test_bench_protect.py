@@ -74,7 +74,7 @@ def test_options_of_the_layer() -> None:
 def test_the_code_that_a_layer_depends_on(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     alone, layered = settings(method="adam"), settings(method="adam-layer")
     before = code_version(alone), code_version(layered)
-    monkeypatch.setattr("benchmarks.records._package_sources", lambda: [Path(__file__)])
+    monkeypatch.setattr("benchmarks.records.package_sources", lambda: [Path(__file__)])
     assert code_version(alone) == before[0]
     assert code_version(layered) != before[1]
 
