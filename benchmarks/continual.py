@@ -15,10 +15,10 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.baselines import GROUPS, METHODS, sal
 from benchmarks.data import SOURCES, load
 from benchmarks.errors import UserError, require_range
 from benchmarks.manifest import write_manifest
+from benchmarks.methods import GROUPS, METHODS, sal
 from benchmarks.metrics import summarize
 from benchmarks.options import (
     add_common,

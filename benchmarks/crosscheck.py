@@ -19,9 +19,9 @@ from rich.console import Console
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.baselines import METHODS
 from benchmarks.data import Dataset, load
 from benchmarks.errors import UserError
+from benchmarks.methods import METHODS
 from benchmarks.metrics import average, learned, worst
 from benchmarks.networks import build, masked
 from benchmarks.options import add_common, check_common, parser, settings_for

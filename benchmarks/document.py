@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.baselines import row_of
+from benchmarks.methods import row_of
 from benchmarks.metrics import Summary
 from benchmarks.page import Section, differences_of
 from benchmarks.spread import Difference

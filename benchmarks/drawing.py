@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.baselines import row_of
+from benchmarks.methods import row_of
 
 Results = Sequence[dict[str, Any]]
 COLORS = matplotlib.colormaps["viridis"]

@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from benchmarks.baselines import row_of
 from benchmarks.drawing import KINDS, SAL, Results, kind_color, mean_of, panels_of, save
+from benchmarks.methods import row_of
 from benchmarks.metrics import Summary
 from benchmarks.settings import Settings
 

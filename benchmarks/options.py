@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks.baselines import GROUPS, METHODS, Row
 from benchmarks.data import SOURCES, Dataset
 from benchmarks.errors import UserError, require_choice, require_range
+from benchmarks.methods import GROUPS, METHODS, Row
 from benchmarks.networks import NETWORKS, default_hidden
 from benchmarks.presets import PRESETS, Preset
 from benchmarks.settings import (

@@ -13,7 +13,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from benchmarks.baselines import row_of
+from benchmarks.methods import row_of
 from benchmarks.metrics import METRICS, Summary
 from benchmarks.spread import LEVEL, RESAMPLES, Difference, paired
 from benchmarks.tables import CAPTION, COLUMNS, cells

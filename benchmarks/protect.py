@@ -1,6 +1,6 @@
 """`--protect NAME`: an optimizer alone and in a CommunicationLayer, two rows of one comparison.
 
-Here names are checked, and the two rows put side by side; what the rows are is in baselines/.
+Here names are checked, and the two rows put side by side; what the rows are is in methods/.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.baselines import METHODS, ROWS, SUFFIX, Method, Row
-from benchmarks.baselines.packages import UNFIT, base, optimizer_names
 from benchmarks.errors import UserError
+from benchmarks.methods import METHODS, ROWS, SUFFIX, Method, Row
+from benchmarks.methods.packages import UNFIT, base, optimizer_names
 from benchmarks.metrics import METRICS, summarize
 from benchmarks.spread import Spread
 from benchmarks.streams import Batch

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.baselines import METHODS, Row
-from benchmarks.baselines.bases import BASES
-from benchmarks.baselines.packages import base, version
+from benchmarks.methods import METHODS, Row
+from benchmarks.methods.bases import BASES
+from benchmarks.methods.packages import base, version
 from benchmarks.runner import run
 from benchmarks.settings import Settings
 from benchmarks.sources import hash_of, other_sources, source_hash, sources
@@ -28,7 +28,7 @@ from benchmarks.streams import STREAMS
 
 # Modules that a run imports, and that do not count as its sources. Two list all methods and all
 # streams, of which a run has one. The values of the settings are in the key.
-NOT_COUNTED = ("benchmarks.baselines", "benchmarks.streams", "benchmarks.settings")
+NOT_COUNTED = ("benchmarks.methods", "benchmarks.streams", "benchmarks.settings")
 # What the benchmark uses of sal_optim.
 CLASSES = ("SALAdam", "SALAdamW", "SALSGD", "SALLion", "CommunicationLayer")
 

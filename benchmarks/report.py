@@ -14,10 +14,10 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.baselines import GROUPS, row_of
 from benchmarks.document import document
 from benchmarks.errors import UserError, require_choice
 from benchmarks.manifest import Manifest, manifests
+from benchmarks.methods import GROUPS, row_of
 from benchmarks.metrics import Summary, summarize
 from benchmarks.options import parser
 from benchmarks.page import Figure, Section, page

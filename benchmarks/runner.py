@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.baselines import METHODS, Method
 from benchmarks.data import Dataset
+from benchmarks.methods import METHODS, Method
 from benchmarks.networks import build, masked
 from benchmarks.probe import LONG, Probe
 from benchmarks.settings import Settings

@@ -13,8 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.baselines.packages import base as base_called
 from benchmarks.errors import UserError
+from benchmarks.methods.packages import base as base_called
 from benchmarks.streams import Order
 
 TUNED = Path(__file__).parent / "tuned.json"

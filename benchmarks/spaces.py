@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from benchmarks.baselines import Row
-from benchmarks.baselines.bases import BASES
+from benchmarks.methods import Row
+from benchmarks.methods.bases import BASES
 from sal_optim.optimizer import PROTECTION, PULL
 
 RATE = "lr"

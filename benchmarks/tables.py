@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 
-from benchmarks.baselines import row_of
+from benchmarks.methods import row_of
 from benchmarks.metrics import Summary
 from benchmarks.spread import Spread
 

@@ -19,9 +19,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.baselines import METHODS
 from benchmarks.data import Dataset, load
 from benchmarks.errors import require_choice
+from benchmarks.methods import METHODS
 from benchmarks.metrics import METRICS
 from benchmarks.options import add_common, check_common, method_names, names, parser, settings_for
 from benchmarks.records import write_atomically
@@ -50,7 +50,7 @@ examples:
 ABOUT = (
     "Learning rates and options chosen by `python -m benchmarks tune`, which writes this file: "
     "tuning seeds 1000 and up, validation data cut from train, ranges in spaces.py. What is not "
-    "listed has the defaults in baselines/."
+    "listed has the defaults in methods/."
 )
 
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.baselines import METHODS, Row
 from benchmarks.data import Dataset
 from benchmarks.errors import UserError, require_choice
+from benchmarks.methods import METHODS, Row
 from benchmarks.options import literal, settings_for
 from benchmarks.settings import NO_FILE, Settings
 from benchmarks.spaces import RATE

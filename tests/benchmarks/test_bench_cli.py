@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.baselines import GROUPS, METHODS
 from benchmarks.continual import DEFAULT_STREAMS, arguments
 from benchmarks.data import Dataset
 from benchmarks.manifest import manifests
+from benchmarks.methods import GROUPS, METHODS
 from benchmarks.options import check_common, settings_for
 from benchmarks.presets import PRESETS
 from benchmarks.records import Store

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.baselines import METHODS
-from benchmarks.baselines.bases import BASES
-from benchmarks.baselines.layered import Layered
-from benchmarks.baselines.packages import RATES, UNFIT, base, optimizer_names, version
 from benchmarks.continual import arguments
 from benchmarks.data import Dataset
 from benchmarks.errors import UserError
+from benchmarks.methods import METHODS
+from benchmarks.methods.bases import BASES
+from benchmarks.methods.layered import Layered
+from benchmarks.methods.packages import RATES, UNFIT, base, optimizer_names, version
 from benchmarks.networks import mlp
 from benchmarks.options import assignments, check_common, settings_for
 from benchmarks.protect import PLAIN, protected

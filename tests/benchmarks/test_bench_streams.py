@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.baselines import METHODS
 from benchmarks.continual import arguments
 from benchmarks.data import Dataset
 from benchmarks.errors import UserError
+from benchmarks.methods import METHODS
 from benchmarks.networks import mlp
 from benchmarks.options import check_common, settings_for
 from benchmarks.runner import run

@@ -11,9 +11,9 @@ import pytest
 
 from benchmarks import tune
 from benchmarks.__main__ import main
-from benchmarks.baselines import METHODS
-from benchmarks.baselines.bases import BASES
 from benchmarks.manifest import manifests
+from benchmarks.methods import METHODS
+from benchmarks.methods.bases import BASES
 from benchmarks.spaces import OPTIONS, space
 from benchmarks.studies import Study
 from sal_optim import SALAdam

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from benchmarks.baselines.base import Method
+from benchmarks.methods.base import Method
 from benchmarks.streams import Batch
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from benchmarks.baselines.base import Method
+from benchmarks.methods.base import Method
 from benchmarks.streams import Batch
 
 

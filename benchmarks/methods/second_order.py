@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import cross_entropy
 
-from benchmarks.baselines.base import Method
-from benchmarks.baselines.layered import Layered
+from benchmarks.methods.base import Method
+from benchmarks.methods.layered import Layered
 from benchmarks.networks import masked
 from benchmarks.streams import Batch
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-from benchmarks.baselines.base import Method
+from benchmarks.methods.base import Method
 from benchmarks.networks import masked
 from benchmarks.streams import Batch
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from benchmarks.baselines.bayes import BGD, MESU
-from benchmarks.baselines.plain import adam, lion, sgd
-from benchmarks.baselines.upgd import UPGD, AdaUPGD
+from benchmarks.methods.bayes import BGD, MESU
+from benchmarks.methods.plain import adam, lion, sgd
+from benchmarks.methods.upgd import UPGD, AdaUPGD
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from benchmarks.baselines.base import Method
 from benchmarks.errors import UserError
+from benchmarks.methods.base import Method
 from benchmarks.networks import masked
 from benchmarks.streams import Batch
 

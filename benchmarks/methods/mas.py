@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from benchmarks.baselines.per_example import mean_power
-from benchmarks.baselines.quadratic import Quadratic
+from benchmarks.methods.per_example import mean_power
+from benchmarks.methods.quadratic import Quadratic
 from benchmarks.streams import Batch
 
 

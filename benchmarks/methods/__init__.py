@@ -12,23 +12,23 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.baselines import layered, sal
-from benchmarks.baselines.base import Method
-from benchmarks.baselines.bayes import Sampled
-from benchmarks.baselines.controls import Matched, Shuffled, Twin, Uniform
-from benchmarks.baselines.ewc import EWC, OnlineEWC
-from benchmarks.baselines.kfac import KFAC
-from benchmarks.baselines.layered import LAYER, SUFFIX, Layered
-from benchmarks.baselines.lwf import LwF
-from benchmarks.baselines.mas import MAS
-from benchmarks.baselines.packages import base
-from benchmarks.baselines.published_sal import PublishedSAL
-from benchmarks.baselines.quadratic import L2
-from benchmarks.baselines.second_order import SECOND_ORDER, Graphed, GraphedLayered
-from benchmarks.baselines.si import SI
-from benchmarks.baselines.simple import Configured, Decay, Joint
-from benchmarks.baselines.streaming import AR1, StreamingEWC, StreamingSI
 from benchmarks.errors import UserError
+from benchmarks.methods import layered, sal
+from benchmarks.methods.base import Method
+from benchmarks.methods.bayes import Sampled
+from benchmarks.methods.controls import Matched, Shuffled, Twin, Uniform
+from benchmarks.methods.ewc import EWC, OnlineEWC
+from benchmarks.methods.kfac import KFAC
+from benchmarks.methods.layered import LAYER, SUFFIX, Layered
+from benchmarks.methods.lwf import LwF
+from benchmarks.methods.mas import MAS
+from benchmarks.methods.packages import base
+from benchmarks.methods.published_sal import PublishedSAL
+from benchmarks.methods.quadratic import L2
+from benchmarks.methods.second_order import SECOND_ORDER, Graphed, GraphedLayered
+from benchmarks.methods.si import SI
+from benchmarks.methods.simple import Configured, Decay, Joint
+from benchmarks.methods.streaming import AR1, StreamingEWC, StreamingSI
 
 
 @dataclass(frozen=True)

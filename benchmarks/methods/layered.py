@@ -13,8 +13,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from benchmarks.baselines.base import Method
 from benchmarks.errors import UserError
+from benchmarks.methods.base import Method
 
 SUFFIX = "-layer"
 LAYER: Mapping[str, Mapping[str, Any]] = {

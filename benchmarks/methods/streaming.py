@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from benchmarks.baselines.ewc import OnlineEWC
-from benchmarks.baselines.si import SI
+from benchmarks.methods.ewc import OnlineEWC
+from benchmarks.methods.si import SI
 from benchmarks.streams import Batch
 
 EVERY = 200

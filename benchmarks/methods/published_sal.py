@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from benchmarks.baselines.base import Method
+from benchmarks.methods.base import Method
 from benchmarks.streams import Batch
 
 

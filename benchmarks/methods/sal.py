@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from benchmarks.baselines.base import Method
 from benchmarks.errors import UserError
+from benchmarks.methods.base import Method
 
 CLASSES = {"adam": "SALAdam", "adamw": "SALAdamW", "sgd": "SALSGD", "lion": "SALLion"}
 FIXED = {"sgd": {"momentum": 0.9}}

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from benchmarks.baselines.bases import BASES, Base
+from benchmarks.methods.bases import BASES, Base
 
 # Without momentum and weight decay these take plain gradient steps, for which their default of
 # 0.001 or 0.01 is next to nothing: they have the rate of the benchmark's own plain SGD.

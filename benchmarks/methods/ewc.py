@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from benchmarks.baselines.base import Method
-from benchmarks.baselines.per_example import mean_power
-from benchmarks.baselines.quadratic import Quadratic
+from benchmarks.methods.base import Method
+from benchmarks.methods.per_example import mean_power
+from benchmarks.methods.quadratic import Quadratic
 from benchmarks.streams import Batch
 
 DEFAULT_STRENGTH = 100.0
