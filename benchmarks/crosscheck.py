@@ -23,13 +23,13 @@ from benchmarks.data import Dataset, load
 from benchmarks.errors import UserError
 from benchmarks.methods import METHODS
 from benchmarks.metrics import average, learned, worst
-from benchmarks.networks import build, masked
+from benchmarks.networks import build
 from benchmarks.options import add_common, check_common, parser, settings_for
 from benchmarks.probe import Probe
 from benchmarks.records import write_atomically
 from benchmarks.settings import TUNING_SEED, Settings
 from benchmarks.spread import Spread
-from benchmarks.streams import STREAMS, Stream
+from benchmarks.streams import STREAMS, Stream, masked
 
 EXAMPLES = """\
 examples:

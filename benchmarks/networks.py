@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 CHANNELS = (16, 32)
 
@@ -56,8 +56,3 @@ def _conv(features: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
 
 
 NETWORKS = {"mlp": _mlp, "conv": _conv}
-
-
-def masked(logits: Tensor, mask: Tensor | None) -> Tensor:
-    """Logits with the classes outside `mask` (classes, or batch x classes) shut out."""
-    return logits if mask is None else logits.masked_fill(~mask, float("-inf"))

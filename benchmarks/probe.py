@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from benchmarks.networks import masked
-from benchmarks.streams import Stream
+from benchmarks.streams import Stream, masked
 
 CURVE_EXAMPLES, LEAST, IN_ALL = 250, 25, 2500
 # With more tasks than this, the matrix is in full on its diagonal and in its last row only.

@@ -16,10 +16,10 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.data import Dataset
 from benchmarks.methods import METHODS, Method
-from benchmarks.networks import build, masked
+from benchmarks.networks import build
 from benchmarks.probe import LONG, Probe
 from benchmarks.settings import Settings
-from benchmarks.streams import STREAMS, Stream
+from benchmarks.streams import STREAMS, Stream, masked
 
 TRACED = ("surprise", "threshold")
 SPECTRUM = ("protected", "neutral", "volatile", "mean_gate")

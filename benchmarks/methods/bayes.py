@@ -24,8 +24,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from benchmarks.methods.base import Method
-from benchmarks.networks import masked
-from benchmarks.streams import Batch
+from benchmarks.streams import Batch, masked
 
 
 class BGD(Optimizer):

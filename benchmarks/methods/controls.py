@@ -24,8 +24,7 @@ from torch.optim import Optimizer
 
 from benchmarks.methods.base import Method
 from benchmarks.methods.sal import SAL, build
-from benchmarks.networks import masked
-from benchmarks.streams import Batch
+from benchmarks.streams import Batch, masked
 
 
 def distance(now: Sequence[Tensor], before: Sequence[Tensor]) -> float:

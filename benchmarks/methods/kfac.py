@@ -21,8 +21,7 @@ from torch.optim import Optimizer
 
 from benchmarks.errors import UserError
 from benchmarks.methods.base import Method
-from benchmarks.networks import masked
-from benchmarks.streams import Batch
+from benchmarks.streams import Batch, masked
 
 # 1 is the posterior's own. On validation data of permuted digits 3 to 100 are within some points.
 DEFAULT_STRENGTH = 10.0

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from benchmarks.methods.base import Method
-from benchmarks.networks import masked
-from benchmarks.streams import Batch
+from benchmarks.streams import Batch, masked
 
 
 class LwF(Method):

@@ -11,8 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from benchmarks.networks import masked
-from benchmarks.streams import Batch
+from benchmarks.streams import Batch, masked
 
 CHUNK = 500
 # Without the shortcut, gradients of a chunk's examples are all in memory, one set a column.

@@ -10,8 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.methods.base import Method
 from benchmarks.methods.layered import Layered
-from benchmarks.networks import masked
-from benchmarks.streams import Batch
+from benchmarks.streams import Batch, masked
 
 SECOND_ORDER = ("torch_optimizer.Adahessian",)
 

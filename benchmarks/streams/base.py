@@ -145,3 +145,8 @@ class Stream(ABC):
                 self._drawn.clear()
             self._drawn[key] = torch.cat(epochs)[:need]
         return self._drawn[key]
+
+
+def masked(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Logits with the classes outside `mask` (classes, or batch x classes) shut out."""
+    return logits if mask is None else logits.masked_fill(~mask, float("-inf"))

@@ -10,8 +10,8 @@ from benchmarks.errors import UserError
 from benchmarks.methods.bases import BASES
 from benchmarks.methods.ewc import diagonal_fisher
 from benchmarks.methods.kfac import KFAC, joined, kronecker_fisher, linear_layers
-from benchmarks.networks import build, masked, mlp
-from benchmarks.streams import Batch
+from benchmarks.networks import build, mlp
+from benchmarks.streams import Batch, masked
 
 
 def inputs(rows: int, features: int, seed: int = 0) -> Tensor:

@@ -173,7 +173,12 @@ def test_every_record_depends_on_the_run_and_on_no_other_method() -> None:
     """What trains, looks and loads counts; what lists, shows and asks does not."""
     decides = {"runner.py", "probe.py", "networks.py", "readers.py", "base.py", "permuted.py"}
     shows = {"tables.py", "figures.py", "report.py", "options.py", "continual.py", "records.py"}
-    own = {"adam": {"plain.py"}, "ewc": {"ewc.py", "quadratic.py"}, "si": {"si.py"}}
+    own = {
+        "adam": {"plain.py"},
+        "adamw": {"of_torch.py"},
+        "ewc": {"ewc.py", "quadratic.py"},
+        "si": {"si.py"},
+    }
     others = {"ewc.py", "quadratic.py", "si.py", "kfac.py", "lwf.py", "sal.py", "upgd.py"}
     for method, files in own.items():
         names = {path.name for path in run_sources(METHODS[method], "permuted")}

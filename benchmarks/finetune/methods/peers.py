@@ -11,7 +11,7 @@ from torch.optim import AdamW, Optimizer
 
 from benchmarks.errors import UserError
 from benchmarks.finetune.methods.base import WEIGHT_DECAY, Loss, Method, copies
-from benchmarks.methods.bases import Muon
+from benchmarks.methods.of_torch import Muon
 
 
 class Anchored(Method):

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 import sal_optim
 from benchmarks.finetune.methods.base import WEIGHT_DECAY, Loss, Method
-from benchmarks.methods.bases import Muon
+from benchmarks.methods.of_torch import Muon
 from sal_optim.protection import Protection
 
 
