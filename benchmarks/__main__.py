@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from benchmarks.errors import UserError, require_choice
+from benchmarks.data.errors import UserError, require_choice
 
 # command -> (module, what --help says)
 COMMANDS = {

@@ -15,8 +15,8 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.data import SOURCES, load
-from benchmarks.errors import UserError, require_range
+from benchmarks.data.errors import UserError, require_range
+from benchmarks.data.sets import SOURCES, load
 from benchmarks.manifest import write_manifest
 from benchmarks.methods import GROUPS, METHODS, sal
 from benchmarks.metrics import summarize

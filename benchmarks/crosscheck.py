@@ -19,8 +19,8 @@ from rich.console import Console
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.data import Dataset, load
-from benchmarks.errors import UserError
+from benchmarks.data.errors import UserError
+from benchmarks.data.sets import Dataset, load
 from benchmarks.methods import METHODS
 from benchmarks.metrics import average, learned, worst
 from benchmarks.networks import build

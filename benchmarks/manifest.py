@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.errors import UserError
+from benchmarks.data.errors import UserError
 from benchmarks.records import write_atomically
 from benchmarks.settings import Settings
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks.data import SOURCES, Dataset
-from benchmarks.errors import UserError, require_choice, require_range
+from benchmarks.data.errors import UserError, require_choice, require_range
+from benchmarks.data.sets import SOURCES, Dataset
 from benchmarks.methods import GROUPS, METHODS, Row
 from benchmarks.networks import NETWORKS, default_hidden
 from benchmarks.presets import PRESETS, Preset
@@ -23,6 +23,7 @@ from benchmarks.settings import (
     Settings,
     Split,
     default_lr,
+    moved,
     scale,
     tuned,
     tuned_options,
@@ -62,7 +63,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--hidden", help="widths of the hidden layers, as 256-256 (default: by image size)")
     add("--net", help=f"{' or '.join(NETWORKS)} (default: mlp); conv has --hidden after it")
     add("--order", choices=ORDERS, help="order of classes or angles (default: by stream)")
-    add("--tuned", default=str(TUNED), help="file of tuned settings, or none for the defaults")
+    add("--tuned", type=moved, default=str(TUNED),
+        help="file of tuned settings, or none for the defaults")  # fmt: skip
     add("--jobs", type=int, help="runs at a time (default: all cores)")
     add("--out", type=Path, default=Path("results"), help="folder for results (default: results)")
 

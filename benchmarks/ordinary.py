@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import sal_optim
-from benchmarks.characters import CONTEXT, VOCABULARY, next_loss, windows
-from benchmarks.data import load
+from benchmarks.data.characters import CONTEXT, VOCABULARY, next_loss, windows
+from benchmarks.data.sets import load
 from benchmarks.networks import mlp
 
 PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]] = {

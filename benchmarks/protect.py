@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.errors import UserError
+from benchmarks.data.errors import UserError
 from benchmarks.methods import METHODS, ROWS, SUFFIX, Method, Row
 from benchmarks.methods.packages import UNFIT, base, optimizer_names
 from benchmarks.metrics import METRICS, summarize

@@ -14,8 +14,8 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.data.errors import UserError, require_choice
 from benchmarks.document import document
-from benchmarks.errors import UserError, require_choice
 from benchmarks.manifest import Manifest, manifests
 from benchmarks.methods import GROUPS, row_of
 from benchmarks.metrics import Summary, summarize

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.data import Dataset
+from benchmarks.data.sets import Dataset
 from benchmarks.methods import METHODS, Method
 from benchmarks.networks import build
 from benchmarks.probe import LONG, Probe

@@ -8,16 +8,18 @@ of its form, which says how it was made.
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.errors import UserError
+from benchmarks.data.errors import UserError
 from benchmarks.methods.packages import base as base_called
 from benchmarks.streams import Order
 
-TUNED = Path(__file__).parent / "tuned.json"
+HERE = Path(__file__).resolve().parent
+TUNED = HERE / "data" / "tuned.json"
 
 # Reports use the seeds 0 … N-1, tuning uses 1000 … 1000+N-1 and only validation data cut from
 # train: nothing that is chosen has seen a seed or a test example that is reported.
@@ -72,6 +74,21 @@ class Settings:
 
 
 NO_FILE = "none"
+
+
+def moved(path: str) -> str:
+    """Where a file of tuned settings is now that a command line names at its old place."""
+    old = Path(path)
+    new = TUNED.with_name(old.name)
+    if old.exists() or old.resolve().parent != HERE or not new.is_file():
+        return path
+    warnings.warn(
+        f"{path} has moved to {new.relative_to(HERE.parent)}; the old place goes on working until "
+        "the next minor release",
+        FutureWarning,
+        stacklevel=2,
+    )
+    return str(new)
 
 
 @lru_cache

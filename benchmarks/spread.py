@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from benchmarks.errors import UserError
+from benchmarks.data.errors import UserError
 
 RESAMPLES, LEVEL = 10_000, 0.95
 

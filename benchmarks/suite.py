@@ -16,8 +16,8 @@ import torch
 from joblib import Parallel, delayed
 from rich.console import Console
 
-from benchmarks.data import load
-from benchmarks.errors import UserError
+from benchmarks.data.errors import UserError
+from benchmarks.data.sets import load
 from benchmarks.progress import shown
 from benchmarks.records import Store, key
 from benchmarks.runner import run

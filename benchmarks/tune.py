@@ -19,8 +19,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.data import Dataset, load
-from benchmarks.errors import require_choice
+from benchmarks.data.errors import require_choice
+from benchmarks.data.sets import Dataset, load
 from benchmarks.methods import METHODS
 from benchmarks.metrics import METRICS
 from benchmarks.options import add_common, check_common, method_names, names, parser, settings_for
@@ -31,6 +31,7 @@ from benchmarks.settings import (
     TUNING_SEED,
     Settings,
     default_lr,
+    moved,
     tuned_options,
 )
 from benchmarks.spaces import RATE, space
@@ -70,7 +71,12 @@ def arguments() -> argparse.ArgumentParser:
         default="average",
         help=f"what is maximized: {', '.join(OBJECTIVES)} (default: average)",
     )
-    add("--write", type=Path, default=TUNED, help="file to update (default: the benchmark's own)")
+    add(
+        "--write",
+        type=lambda path: Path(moved(path)),
+        default=TUNED,
+        help="file to update (default: the benchmark's own)",
+    )
     return made
 
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.data import Dataset
-from benchmarks.errors import UserError, require_choice
+from benchmarks.data.errors import UserError, require_choice
+from benchmarks.data.sets import Dataset
 from benchmarks.methods import METHODS, Row
 from benchmarks.options import literal, settings_for
 from benchmarks.settings import NO_FILE, Settings

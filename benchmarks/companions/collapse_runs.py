@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.characters import next_loss, windows
+from benchmarks.data.characters import next_loss, windows
 from benchmarks.ordinary import GPT, corpus
 from sal_optim.activations import Tap
 from sal_optim.monitors import SpectralMonitor

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.companions import EXPERIMENTS
 from benchmarks.companions.page import FOLDER, Options, Outcome
-from benchmarks.errors import UserError, require_choice, require_range
+from benchmarks.data.errors import UserError, require_choice, require_range
 from benchmarks.options import parser
 
 EXAMPLES = """\

@@ -12,8 +12,8 @@ import torch
 from joblib import Parallel, delayed
 from torch import Tensor
 
-from benchmarks.characters import CONTEXT, next_loss
 from benchmarks.companions.page import Options, Outcome, interval, spread, table
+from benchmarks.data.characters import CONTEXT, next_loss
 from benchmarks.drawing import panels_of
 from benchmarks.ordinary import GPT
 from sal_optim.monitors import horizon

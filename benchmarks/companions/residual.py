@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.companions.page import Options, Outcome, against, spread, table
 from benchmarks.companions.training import through
-from benchmarks.data import load
+from benchmarks.data.sets import load
 from benchmarks.drawing import panels_of
 from benchmarks.networks import mlp
 from benchmarks.spread import RESAMPLES, Difference

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cost.contestants import CONTESTANTS, parameters
-from benchmarks.errors import UserError, require_range
+from benchmarks.data.errors import UserError, require_range
 from benchmarks.options import parser
 
 EXAMPLES = """examples:

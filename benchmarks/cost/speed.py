@@ -24,7 +24,7 @@ from benchmarks.cost.contestants import CONTESTANTS, REFERENCES, Contestant, par
 from benchmarks.cost.figure import draw
 from benchmarks.cost.timing import copy_bandwidth, paired
 from benchmarks.cost.whole import overhead, whole_steps
-from benchmarks.errors import UserError, require_choice, require_range
+from benchmarks.data.errors import UserError, require_choice, require_range
 from benchmarks.options import parser
 from benchmarks.records import write_atomically
 from benchmarks.suite import default_jobs

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.errors import UserError, require_choice, require_range
+from benchmarks.data.errors import UserError, require_choice, require_range
 from benchmarks.finetune import choices, report
 from benchmarks.finetune.choices import trial_for, trials_of
 from benchmarks.finetune.methods import METHODS

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.errors import UserError
+from benchmarks.data.errors import UserError
 from benchmarks.finetune import report
 from benchmarks.finetune.analysis import CHOSEN, forgetting, gain, target
 from benchmarks.finetune.methods import METHODS, Method

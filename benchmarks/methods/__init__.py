@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.errors import UserError
+from benchmarks.data.errors import UserError
 from benchmarks.methods import layered, sal
 from benchmarks.methods.base import Method
 from benchmarks.methods.bayes import Sampled

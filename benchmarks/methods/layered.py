@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from benchmarks.errors import UserError
+from benchmarks.data.errors import UserError
 from benchmarks.methods.base import Method
 
 SUFFIX = "-layer"

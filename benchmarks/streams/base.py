@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from benchmarks.data import Dataset
+from benchmarks.data.sets import Dataset
 
 Part = Literal["train", "test"]
 Order = Literal["natural", "shuffled"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.errors import UserError
+from benchmarks.data.errors import UserError
 from benchmarks.methods import METHODS
 from benchmarks.methods.bases import BASES
 from benchmarks.methods.ewc import EWC, diagonal_fisher

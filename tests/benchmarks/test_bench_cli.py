@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.continual import DEFAULT_STREAMS, arguments
-from benchmarks.data import Dataset
+from benchmarks.data.sets import Dataset
 from benchmarks.manifest import manifests
 from benchmarks.methods import GROUPS, METHODS
 from benchmarks.options import check_common, settings_for

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.errors import UserError
+from benchmarks.data.errors import UserError
 from benchmarks.methods.bases import BASES
 from benchmarks.methods.ewc import diagonal_fisher
 from benchmarks.methods.kfac import KFAC, joined, kronecker_fisher, linear_layers

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.data import Dataset
+from benchmarks.data.sets import Dataset
 from benchmarks.methods import METHODS
 from benchmarks.methods.bases import BASES
 from benchmarks.methods.ewc import OnlineEWC, diagonal_fisher

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.errors import UserError
+from benchmarks.data.errors import UserError
 from benchmarks.metrics import (
     Detection,
     average,

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from benchmarks.continual import arguments
-from benchmarks.data import Dataset
-from benchmarks.errors import UserError
+from benchmarks.data.errors import UserError
+from benchmarks.data.sets import Dataset
 from benchmarks.methods import METHODS
 from benchmarks.methods.bases import BASES
 from benchmarks.methods.layered import Layered

@@ -13,7 +13,7 @@ from rich.console import Console
 
 import sal_optim
 from benchmarks import records, suite
-from benchmarks.data import Dataset
+from benchmarks.data.sets import Dataset
 from benchmarks.methods import METHODS
 from benchmarks.records import Store, code_version, key, run_sources
 from benchmarks.runner import run

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks.continual import arguments
-from benchmarks.data import Dataset
-from benchmarks.errors import UserError
+from benchmarks.data.errors import UserError
+from benchmarks.data.sets import Dataset
 from benchmarks.methods import METHODS
 from benchmarks.networks import mlp
 from benchmarks.options import check_common, settings_for

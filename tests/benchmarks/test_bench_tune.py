@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks import tune
+from benchmarks import continual, tune
 from benchmarks.__main__ import main
 from benchmarks.manifest import manifests
 from benchmarks.methods import METHODS
 from benchmarks.methods.bases import BASES
+from benchmarks.options import check_common
+from benchmarks.settings import TUNED
 from benchmarks.spaces import OPTIONS, space
 from benchmarks.studies import Study
 from sal_optim import SALAdam
@@ -150,3 +152,15 @@ def test_a_wrong_value_gets_one_line(
     assert command(tmp_path, *arguments) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert all(part in line for part in parts)
+
+
+def test_a_file_of_tuned_settings_is_found_at_its_old_place() -> None:
+    """Commands that are written down name benchmarks/tuned_all.json."""
+    with pytest.warns(FutureWarning, match="tuned_all.json has moved to benchmarks"):
+        found = continual.arguments().parse_args(["--tuned", "benchmarks/tuned_all.json"])
+    assert check_common(found) is None
+    assert Path(found.tuned) == TUNED.with_name("tuned_all.json")
+    with pytest.warns(FutureWarning, match="has moved"):
+        assert tune.arguments().parse_args(["--write", "benchmarks/tuned.json"]).write == TUNED
+    kept = continual.arguments().parse_args(["--tuned", "results/tuned.json"])
+    assert kept.tuned == "results/tuned.json"

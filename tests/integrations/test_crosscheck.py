@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import crosscheck
-from benchmarks.data import load
+from benchmarks.data.sets import load
 from benchmarks.metrics import average
 from benchmarks.options import check_common
 

