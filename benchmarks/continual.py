@@ -1,7 +1,7 @@
 """`python -m benchmarks continual`: who forgets how much, on streams of tasks from real data.
 
 It reads the command line, has the runs computed or read back, and puts the table and the figures
-in their places. What a run is, and what its figures mean, is said in runner.py and metrics.py.
+in their places. What a run is, and what its figures mean, is said in runs/runner.py and metrics/.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.data.errors import UserError, require_range
 from benchmarks.data.sets import SOURCES, load
 from benchmarks.manifest import write_manifest
 from benchmarks.methods import GROUPS, METHODS, sal
-from benchmarks.metrics import summarize
+from benchmarks.metrics.scores import summarize
 from benchmarks.options import (
     add_common,
     assignments,

@@ -22,13 +22,13 @@ from torch.nn.functional import cross_entropy
 from benchmarks.data.errors import UserError
 from benchmarks.data.sets import Dataset, load
 from benchmarks.methods import METHODS
-from benchmarks.metrics import average, learned, worst
+from benchmarks.metrics.scores import average, learned, worst
+from benchmarks.metrics.spread import Spread
 from benchmarks.networks import build
 from benchmarks.options import add_common, check_common, parser, settings_for
 from benchmarks.probe import Probe
 from benchmarks.records import write_atomically
 from benchmarks.settings import TUNING_SEED, Settings
-from benchmarks.spread import Spread
 from benchmarks.streams import STREAMS, Stream, masked
 
 EXAMPLES = """\

@@ -1,6 +1,6 @@
 """The tables of a report as Markdown: a row a method, with its difference from the reference.
 
-The page has all figures; a document has what a reader compares. What they mean is in metrics.py.
+The page has all figures; a document has what a reader compares. What they mean is in metrics/scores.py.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.methods import row_of
-from benchmarks.metrics import Summary
+from benchmarks.metrics.scores import Summary
+from benchmarks.metrics.spread import Difference
 from benchmarks.page import Section, differences_of
-from benchmarks.spread import Difference
 from benchmarks.tables import percent
 
 SHOWN = ("average", "worst", "learned", "lowest")

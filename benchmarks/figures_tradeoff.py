@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodF
 
 from benchmarks.drawing import KINDS, SAL, Results, kind_color, mean_of, panels_of, save
 from benchmarks.methods import row_of
-from benchmarks.metrics import Summary
+from benchmarks.metrics.scores import Summary
 from benchmarks.settings import Settings
 
 MARKERS = "osD^vPX*<>hp"

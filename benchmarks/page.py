@@ -1,6 +1,6 @@
 """The HTML page of a report: tables and figures in one file that needs no other.
 
-It formats what it is given; what the figures mean is said in metrics.py and tables.py.
+It formats what it is given; what the figures mean is said in metrics/ and tables.py.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from string import Template
 from typing import Any
 
 from benchmarks.methods import row_of
-from benchmarks.metrics import METRICS, Summary
-from benchmarks.spread import LEVEL, RESAMPLES, Difference, paired
+from benchmarks.metrics.scores import METRICS, Summary
+from benchmarks.metrics.spread import LEVEL, RESAMPLES, Difference, paired
 from benchmarks.tables import CAPTION, COLUMNS, cells
 
 COMPARED = ("average", "worst", "learned", "online")

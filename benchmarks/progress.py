@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from benchmarks.metrics import average
+from benchmarks.metrics.scores import average
 from benchmarks.settings import Settings
 
 

@@ -16,8 +16,8 @@ from torch import nn
 from benchmarks.data.errors import UserError
 from benchmarks.methods import METHODS, ROWS, SUFFIX, Method, Row
 from benchmarks.methods.packages import UNFIT, base, optimizer_names
-from benchmarks.metrics import METRICS, summarize
-from benchmarks.spread import Spread
+from benchmarks.metrics.scores import METRICS, summarize
+from benchmarks.metrics.spread import Spread
 from benchmarks.streams import Batch
 from benchmarks.tables import percent
 

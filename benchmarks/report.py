@@ -18,7 +18,7 @@ from benchmarks.data.errors import UserError, require_choice
 from benchmarks.document import document
 from benchmarks.manifest import Manifest, manifests
 from benchmarks.methods import GROUPS, row_of
-from benchmarks.metrics import Summary, summarize
+from benchmarks.metrics.scores import Summary, summarize
 from benchmarks.options import parser
 from benchmarks.page import Figure, Section, page
 from benchmarks.records import Store, write_atomically

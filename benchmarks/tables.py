@@ -8,8 +8,8 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from benchmarks.methods import row_of
-from benchmarks.metrics import Summary
-from benchmarks.spread import Spread
+from benchmarks.metrics.scores import Summary
+from benchmarks.metrics.spread import Spread
 
 # Scores in the order of their columns.
 SCORES = {

@@ -22,7 +22,7 @@ from rich.table import Table
 from benchmarks.data.errors import require_choice
 from benchmarks.data.sets import Dataset, load
 from benchmarks.methods import METHODS
-from benchmarks.metrics import METRICS
+from benchmarks.metrics.scores import METRICS
 from benchmarks.options import add_common, check_common, method_names, names, parser, settings_for
 from benchmarks.records import write_atomically
 from benchmarks.settings import (

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import crosscheck
 from benchmarks.data.sets import load
-from benchmarks.metrics import average
+from benchmarks.metrics.scores import average
 from benchmarks.options import check_common
 
 ARGS = ["--steps", "30", "--tasks", "3"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from benchmarks.spread import Spread
+from benchmarks.metrics.spread import Spread
 
 Matrix = Sequence[Sequence[float]]
 Result = Mapping[str, Any]
