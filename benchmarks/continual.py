@@ -17,7 +17,6 @@ from rich.console import Console
 
 from benchmarks.data.errors import UserError, require_range
 from benchmarks.data.sets import SOURCES, load
-from benchmarks.manifest import write_manifest
 from benchmarks.methods import GROUPS, METHODS, sal
 from benchmarks.metrics.scores import summarize
 from benchmarks.options import (
@@ -28,14 +27,15 @@ from benchmarks.options import (
     names,
     parser,
 )
-from benchmarks.presets import PRESETS
 from benchmarks.protect import before_and_after, protected
-from benchmarks.records import write_atomically
-from benchmarks.settings import Settings
+from benchmarks.runs.manifest import write_manifest
+from benchmarks.runs.presets import PRESETS
+from benchmarks.runs.records import write_atomically
+from benchmarks.runs.settings import Settings
+from benchmarks.runs.suite import complete, default_jobs
+from benchmarks.runs.variants import Variant, variants
 from benchmarks.streams import STREAMS
-from benchmarks.suite import complete, default_jobs
 from benchmarks.tables import CAPTION, markdown, terminal
-from benchmarks.variants import Variant, variants
 
 DEFAULT_STREAMS, DEFAULT_SEEDS = ("permuted", "split-domain", "split-task"), 5
 EXAMPLES = """\

@@ -24,11 +24,12 @@ from benchmarks.data.sets import Dataset, load
 from benchmarks.methods import METHODS
 from benchmarks.metrics.scores import average, learned, worst
 from benchmarks.metrics.spread import Spread
-from benchmarks.networks import build
-from benchmarks.options import add_common, check_common, parser, settings_for
-from benchmarks.probe import Probe
-from benchmarks.records import write_atomically
-from benchmarks.settings import TUNING_SEED, Settings
+from benchmarks.options import add_common, check_common, parser
+from benchmarks.runs.networks import build
+from benchmarks.runs.plan import settings_for
+from benchmarks.runs.probe import Probe
+from benchmarks.runs.records import write_atomically
+from benchmarks.runs.settings import TUNING_SEED, Settings
 from benchmarks.streams import STREAMS, Stream, masked
 
 EXAMPLES = """\

@@ -1,6 +1,7 @@
 """The tables of a report as Markdown: a row a method, with its difference from the reference.
 
-The page has all figures; a document has what a reader compares. What they mean is in metrics/scores.py.
+The page has all figures; a document has what a reader compares. What they mean is in
+metrics/scores.py.
 """
 
 from __future__ import annotations

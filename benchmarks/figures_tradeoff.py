@@ -17,7 +17,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodF
 from benchmarks.drawing import KINDS, SAL, Results, kind_color, mean_of, panels_of, save
 from benchmarks.methods import row_of
 from benchmarks.metrics.scores import Summary
-from benchmarks.settings import Settings
+from benchmarks.runs.settings import Settings
 
 MARKERS = "osD^vPX*<>hp"
 FEW = 20  # points that can all be named

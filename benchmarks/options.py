@@ -7,30 +7,18 @@ names the argument, the value and what is allowed.
 from __future__ import annotations
 
 import argparse
-import ast
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from benchmarks.data.errors import UserError, require_choice, require_range
-from benchmarks.data.sets import SOURCES, Dataset
-from benchmarks.methods import GROUPS, METHODS, Row
-from benchmarks.networks import NETWORKS, default_hidden
-from benchmarks.presets import PRESETS, Preset
-from benchmarks.settings import (
-    NO_FILE,
-    TUNED,
-    Settings,
-    Split,
-    default_lr,
-    moved,
-    scale,
-    tuned,
-    tuned_options,
-)
-from benchmarks.streams import ORDERS, STREAMS
-
-CURVE_POINTS, LONG_CURVE_POINTS = 10, 2  # looks at the accuracies per task
+from benchmarks.data.sets import SOURCES
+from benchmarks.methods import GROUPS, METHODS
+from benchmarks.runs.networks import NETWORKS
+from benchmarks.runs.plan import literal
+from benchmarks.runs.presets import PRESETS, Preset
+from benchmarks.runs.settings import NO_FILE, TUNED, moved, tuned
+from benchmarks.streams import ORDERS
 
 
 class Parser(argparse.ArgumentParser):
@@ -121,18 +109,6 @@ def method_names(given: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(method for name in chosen for method in groups.get(name, [name])))
 
 
-def widths(text: str | None, data: Dataset, net: str = "mlp") -> tuple[int, ...]:
-    """`256-256` as (256, 256); `0` or `linear` is a network without hidden layers."""
-    if text is None:
-        return default_hidden(data.features, net)
-    if text in ("0", "linear"):
-        return ()
-    parts = text.replace(",", "-").split("-")
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise UserError(f"--hidden: {text!r} is no list of widths; allowed: 256-256, 100, 0 (none)")
-    return tuple(int(part) for part in parts)
-
-
 def assignments(
     given: Sequence[str], methods: Sequence[str] = ()
 ) -> list[tuple[str | None, str, Any]]:
@@ -153,59 +129,3 @@ def assignments(
                 raise UserError(f"--set: {method} has no option {name!r}; allowed: {allowed}")
         found.append((method or None, name, literal(value)))
     return found
-
-
-def settings_for(
-    row: Row,
-    stream: str,
-    seed: int,
-    data: Dataset,
-    args: argparse.Namespace,
-    *,
-    options: dict[str, Any],
-    split: Split = "test",
-) -> Settings:
-    """The settings of one run: what was asked for, and the documented defaults for the rest.
-
-    `options` may hold `lr`. They go before the preset's, and these before what was tuned.
-    """
-    defaults = scale(args.data)
-    steps = args.steps or defaults.steps
-    own = STREAMS[stream].default_tasks
-    tasks = args.tasks or (own if STREAMS[stream].long else min(own, defaults.most_tasks))
-    kind = STREAMS[stream](data, seed=seed, tasks=tasks, order=args.order)
-    preset = PRESETS[args.preset] if args.preset else None
-    batch = args.batch or defaults.batch
-    if args.steps is None and preset is not None and preset.epochs:
-        steps = max(1, round(preset.epochs * len(kind.members("train", 0)) / batch))
-    chosen = {
-        **tuned_options(args.data, stream, row.tuned_as, args.tuned),
-        **(preset.options(stream, row.tuned_as) if preset else {}),
-        **options,
-    }
-    lr = chosen.pop("lr", default_lr(args.data, row.base, args.tuned))
-    return Settings(
-        data=args.data,
-        fingerprint=data.fingerprint(),
-        stream=stream,
-        method=row.name,
-        seed=seed,
-        tasks=kind.tasks,
-        steps=steps,
-        batch=batch,
-        hidden=widths(args.hidden, data, args.net),
-        lr=float(options.get("lr", args.lr or lr)),
-        order=kind.order,
-        every=max(1, steps // (LONG_CURVE_POINTS if kind.long else CURVE_POINTS)),
-        net=args.net,
-        split=split,
-        options=chosen,
-    )
-
-
-def literal(text: str) -> Any:
-    """A Python literal, or the text itself."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text

@@ -8,9 +8,7 @@ should be consolidated, and both should end at the same loss.
 from __future__ import annotations
 
 import argparse
-import sysconfig
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -22,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import sal_optim
-from benchmarks.data.characters import CONTEXT, VOCABULARY, next_loss, windows
+from benchmarks.data.characters import corpus, next_loss, windows
 from benchmarks.data.sets import load
-from benchmarks.networks import mlp
+from benchmarks.runs.gpt import GPT
+from benchmarks.runs.networks import mlp
 
 PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]] = {
     "Adam": (torch.optim.Adam, sal_optim.SALAdam, {"lr": 1e-3}),
@@ -32,44 +31,6 @@ PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]] 
     "SGD": (torch.optim.SGD, sal_optim.SALSGD, {"lr": 0.05, "momentum": 0.9}),
 }
 BATCH = 16
-
-
-class GPT(nn.Module):
-    """Two pre-norm blocks over ASCII characters; 116 thousand parameters."""
-
-    def __init__(self, width: int = 64, layers: int = 2, heads: int = 4) -> None:
-        super().__init__()
-        self.token = nn.Embedding(VOCABULARY, width)
-        self.place = nn.Embedding(CONTEXT, width)
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
-            )
-            for _ in range(layers)
-        )
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, VOCABULARY)
-        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(CONTEXT))
-
-    def forward(self, text: Tensor) -> Tensor:
-        """Logits of the next character; (batch, CONTEXT) -> (batch, CONTEXT, VOCABULARY)."""
-        x = self.token(text) + self.place.weight
-        for block in self.blocks:
-            x = block(x, src_mask=self.mask, is_causal=True)
-        logits: Tensor = self.head(self.norm(x))
-        return logits
-
-
-def corpus(size: int = 2_000_000) -> Tensor:
-    """The first characters of Python's standard library, as codes below VOCABULARY."""
-    text, found = [], 0
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
-        codes = [code for code in path.read_bytes() if code < VOCABULARY]
-        text += codes
-        found += len(codes)
-        if found >= size:
-            break
-    return torch.tensor(text[:size])
 
 
 def gpt_loss(seed: int, make: Callable[..., Any], options: dict[str, Any], steps: int) -> Any:

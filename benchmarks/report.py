@@ -16,13 +16,13 @@ from rich.console import Console
 
 from benchmarks.data.errors import UserError, require_choice
 from benchmarks.document import document
-from benchmarks.manifest import Manifest, manifests
 from benchmarks.methods import GROUPS, row_of
 from benchmarks.metrics.scores import Summary, summarize
 from benchmarks.options import parser
 from benchmarks.page import Figure, Section, page
-from benchmarks.records import Store, write_atomically
-from benchmarks.settings import Settings
+from benchmarks.runs.manifest import Manifest, manifests
+from benchmarks.runs.records import Store, write_atomically
+from benchmarks.runs.settings import Settings
 
 EXAMPLES = """\
 examples:

@@ -1,10 +1,10 @@
 """`python -m benchmarks tune`: the same number of trials for every method, by Optuna.
 
-It sees tuning seeds and validation data only (settings.py says which). Each method on each stream
-has a study of its own, over its learning rate and one or two options (spaces.py), whose first trial
-is the default and whose second what the file to be written has already. Studies go forward
-together, a trial of each at a time, so that all cores are busy though each study waits for its own
-results; and a command that was killed goes on where it was.
+It sees tuning seeds and validation data only (runs/settings.py says which). Each method on each
+stream has a study of its own, over its learning rate and one or two options (runs/spaces.py), whose
+first trial is the default and whose second what the file to be written has already. Studies go
+forward together, a trial of each at a time, so that all cores are busy though each study waits for
+its own results; and a command that was killed goes on where it was.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from benchmarks.data.errors import require_choice
 from benchmarks.data.sets import Dataset, load
 from benchmarks.methods import METHODS
 from benchmarks.metrics.scores import METRICS
-from benchmarks.options import add_common, check_common, method_names, names, parser, settings_for
-from benchmarks.records import write_atomically
-from benchmarks.settings import (
+from benchmarks.options import add_common, check_common, method_names, names, parser
+from benchmarks.runs.plan import settings_for
+from benchmarks.runs.records import write_atomically
+from benchmarks.runs.settings import (
     NO_FILE,
     TUNED,
     TUNING_SEED,
@@ -34,10 +35,10 @@ from benchmarks.settings import (
     moved,
     tuned_options,
 )
-from benchmarks.spaces import RATE, space
+from benchmarks.runs.spaces import RATE, space
+from benchmarks.runs.studies import SAMPLERS, Study
+from benchmarks.runs.suite import complete, default_jobs
 from benchmarks.streams import STREAMS
-from benchmarks.studies import SAMPLERS, Study
-from benchmarks.suite import complete, default_jobs
 
 DEFAULT_SEEDS, DEFAULT_TRIALS = 2, 20
 OBJECTIVES = ("average", "worst", "learned", "online")
@@ -50,8 +51,8 @@ examples:
 """
 ABOUT = (
     "Learning rates and options chosen by `python -m benchmarks tune`, which writes this file: "
-    "tuning seeds 1000 and up, validation data cut from train, ranges in spaces.py. What is not "
-    "listed has the defaults in methods/."
+    "tuning seeds 1000 and up, validation data cut from train, ranges in runs/spaces.py. What is "
+    "not listed has the defaults in methods/."
 )
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.data.characters import next_loss, windows
-from benchmarks.ordinary import GPT, corpus
+from benchmarks.data.characters import corpus, next_loss, windows
+from benchmarks.runs.gpt import GPT
 from sal_optim.activations import Tap
 from sal_optim.monitors import SpectralMonitor
 from sal_optim.objectives import rank_floor_loss

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.drawing import save
 from benchmarks.metrics.spread import Spread, paired
-from benchmarks.records import write_atomically
+from benchmarks.runs.records import write_atomically
 
 FOLDER = "companions"
 

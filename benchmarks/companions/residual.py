@@ -20,7 +20,7 @@ from benchmarks.companions.training import through
 from benchmarks.data.sets import load
 from benchmarks.drawing import panels_of
 from benchmarks.metrics.spread import RESAMPLES, Difference
-from benchmarks.networks import mlp
+from benchmarks.runs.networks import mlp
 from benchmarks.streams import STREAMS
 from sal_optim import SALAdam
 from sal_optim.update import Direction, Rule, Tensors

@@ -15,7 +15,7 @@ from benchmarks.companions.page import Options, Outcome, against, spread, table
 from benchmarks.companions.training import SCORES, through
 from benchmarks.data.sets import load
 from benchmarks.drawing import panels_of
-from benchmarks.networks import mlp
+from benchmarks.runs.networks import mlp
 from benchmarks.streams import STREAMS
 from sal_optim import SALAdam
 from sal_optim.activations import Tap

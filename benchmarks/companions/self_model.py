@@ -23,8 +23,8 @@ from benchmarks.companions.llc import estimate
 from benchmarks.companions.page import Options, Outcome, against, spread, table
 from benchmarks.data.sets import Dataset, load
 from benchmarks.drawing import panels_of
-from benchmarks.networks import build
-from benchmarks.settings import TUNING_SEED
+from benchmarks.runs.networks import build
+from benchmarks.runs.settings import TUNING_SEED
 from sal_optim.monitors.spectral import spectrum_of
 from sal_optim.objectives import SelfModel
 

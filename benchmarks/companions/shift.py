@@ -20,7 +20,7 @@ from benchmarks.companions.page import Options, Outcome, against, interval, spre
 from benchmarks.companions.training import accuracy
 from benchmarks.data.sets import load
 from benchmarks.drawing import panels_of
-from benchmarks.networks import mlp
+from benchmarks.runs.networks import mlp
 from benchmarks.streams import STREAMS
 from sal_optim import SALAdam
 from sal_optim.monitors import Drift, shift_map

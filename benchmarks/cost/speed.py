@@ -26,8 +26,8 @@ from benchmarks.cost.timing import copy_bandwidth, paired
 from benchmarks.cost.whole import overhead, whole_steps
 from benchmarks.data.errors import UserError, require_choice, require_range
 from benchmarks.options import parser
-from benchmarks.records import write_atomically
-from benchmarks.suite import default_jobs
+from benchmarks.runs.records import write_atomically
+from benchmarks.runs.suite import default_jobs
 
 EXAMPLES = """examples:
   python -m benchmarks speed

@@ -17,8 +17,8 @@ import sal_optim
 from benchmarks.cost.contestants import LEAN, LR, parameters
 from benchmarks.cost.timing import Paired, clock, turns
 from benchmarks.data.characters import CONTEXT, VOCABULARY
-from benchmarks.networks import mlp
-from benchmarks.ordinary import GPT
+from benchmarks.runs.gpt import GPT
+from benchmarks.runs.networks import mlp
 from sal_optim.threshold import new_threshold, observe_norm
 
 

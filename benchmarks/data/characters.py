@@ -5,6 +5,9 @@ Shared by all experiments with small language models. A text is a vector of code
 
 from __future__ import annotations
 
+import sysconfig
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,3 +29,15 @@ def next_loss(model: nn.Module, sequences: Tensor) -> Tensor:
     """Mean cross-entropy of the next character, in nats; sequences of (batch, time + 1)."""
     logits = model(sequences[:, :-1])
     return functional.cross_entropy(logits.flatten(0, 1), sequences[:, 1:].flatten())
+
+
+def corpus(size: int = 2_000_000) -> Tensor:
+    """The first characters of Python's standard library, as codes below VOCABULARY."""
+    text, found = [], 0
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        codes = [code for code in path.read_bytes() if code < VOCABULARY]
+        text += codes
+        found += len(codes)
+        if found >= size:
+            break
+    return torch.tensor(text[:size])

@@ -20,8 +20,8 @@ from benchmarks.finetune.run import Setting, _example
 from benchmarks.finetune.suite import complete
 from benchmarks.finetune.texts import load
 from benchmarks.options import parser
-from benchmarks.records import write_atomically
-from benchmarks.suite import default_jobs
+from benchmarks.runs.records import write_atomically
+from benchmarks.runs.suite import default_jobs
 
 EXAMPLES = """examples:
   python -m benchmarks finetune

@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.finetune.methods import METHODS
 from benchmarks.finetune.run import Setting, run
-from benchmarks.records import package_sources, read_result, write_result
-from benchmarks.sources import hash_of, source_hash, sources
+from benchmarks.runs.records import package_sources, read_result, write_result
+from benchmarks.runs.sources import hash_of, source_hash, sources
 
 # It lists all methods, of which a run has one.
 NOT_COUNTED = ("benchmarks.finetune.methods",)

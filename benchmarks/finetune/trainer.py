@@ -31,7 +31,7 @@ from benchmarks.finetune.methods.base import copies
 from benchmarks.finetune.methods.directions import strength_of
 from benchmarks.finetune.methods.sal import SALW
 from benchmarks.finetune.smollm2 import LENGTH, Measure, loaded, required, sequences, token_loss
-from benchmarks.records import write_atomically
+from benchmarks.runs.records import write_atomically
 from sal_optim import SALAdamW
 from sal_optim.protection import Protection
 

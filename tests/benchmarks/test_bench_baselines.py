@@ -16,7 +16,7 @@ from benchmarks.methods.ewc import EWC, diagonal_fisher
 from benchmarks.methods.plain import Lion
 from benchmarks.methods.published_sal import PublishedSAL
 from benchmarks.methods.si import SI
-from benchmarks.networks import build, mlp
+from benchmarks.runs.networks import build, mlp
 from benchmarks.streams import Batch, masked
 
 BATCH = Batch(torch.zeros(1, 1), torch.zeros(1, dtype=torch.long))

@@ -13,11 +13,12 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.continual import DEFAULT_STREAMS, arguments
 from benchmarks.data.sets import Dataset
-from benchmarks.manifest import manifests
 from benchmarks.methods import GROUPS, METHODS
-from benchmarks.options import check_common, settings_for
-from benchmarks.presets import PRESETS
-from benchmarks.records import Store
+from benchmarks.options import check_common
+from benchmarks.runs.manifest import manifests
+from benchmarks.runs.plan import settings_for
+from benchmarks.runs.presets import PRESETS
+from benchmarks.runs.records import Store
 from benchmarks.streams import STREAMS
 
 ROOT = Path(__file__).resolve().parents[2]

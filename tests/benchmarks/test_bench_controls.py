@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.methods import METHODS
 from benchmarks.methods.controls import distance
-from benchmarks.networks import mlp
+from benchmarks.runs.networks import mlp
 from benchmarks.streams import Batch
 
 

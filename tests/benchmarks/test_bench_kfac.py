@@ -10,7 +10,7 @@ from benchmarks.data.errors import UserError
 from benchmarks.methods.bases import BASES
 from benchmarks.methods.ewc import diagonal_fisher
 from benchmarks.methods.kfac import KFAC, joined, kronecker_fisher, linear_layers
-from benchmarks.networks import build, mlp
+from benchmarks.runs.networks import build, mlp
 from benchmarks.streams import Batch, masked
 
 

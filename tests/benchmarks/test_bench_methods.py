@@ -18,7 +18,7 @@ from benchmarks.methods.mas import MAS, sensitivity
 from benchmarks.methods.quadratic import L2
 from benchmarks.methods.streaming import AR1, StreamingEWC, StreamingSI
 from benchmarks.methods.upgd import UPGD, AdaUPGD
-from benchmarks.networks import build, mlp
+from benchmarks.runs.networks import build, mlp
 from benchmarks.streams import STREAMS, Batch, masked
 
 EMPTY = Batch(torch.zeros(1, 1), torch.zeros(1, dtype=torch.long))

@@ -18,11 +18,12 @@ from benchmarks.methods import METHODS
 from benchmarks.methods.bases import BASES
 from benchmarks.methods.layered import Layered
 from benchmarks.methods.packages import RATES, UNFIT, base, optimizer_names, version
-from benchmarks.networks import mlp
-from benchmarks.options import assignments, check_common, settings_for
+from benchmarks.options import assignments, check_common
 from benchmarks.protect import PLAIN, protected
-from benchmarks.records import code_version, key
-from benchmarks.runner import run
+from benchmarks.runs.networks import mlp
+from benchmarks.runs.plan import settings_for
+from benchmarks.runs.records import code_version, key
+from benchmarks.runs.runner import run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,7 +75,7 @@ def test_options_of_the_layer() -> None:
 def test_the_code_that_a_layer_depends_on(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     alone, layered = settings(method="adam"), settings(method="adam-layer")
     before = code_version(alone), code_version(layered)
-    monkeypatch.setattr("benchmarks.records.package_sources", lambda: [Path(__file__)])
+    monkeypatch.setattr("benchmarks.runs.records.package_sources", lambda: [Path(__file__)])
     assert code_version(alone) == before[0]
     assert code_version(layered) != before[1]
 

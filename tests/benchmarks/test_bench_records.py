@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 
 import sal_optim
-from benchmarks import records, suite
 from benchmarks.data.sets import Dataset
 from benchmarks.methods import METHODS
-from benchmarks.records import Store, code_version, key, run_sources
-from benchmarks.runner import run
+from benchmarks.runs import records, suite
+from benchmarks.runs.records import Store, code_version, key, run_sources
+from benchmarks.runs.runner import run
 
 RESULT = {"matrix": [[0.5]], "consolidations": []}
 

@@ -12,9 +12,9 @@ import pytest
 from benchmarks import document
 from benchmarks.__main__ import main
 from benchmarks.figures_tradeoff import axes_of_grid, pareto
-from benchmarks.manifest import manifests
-from benchmarks.records import Store
 from benchmarks.report import Comparison, equal_learning
+from benchmarks.runs.manifest import manifests
+from benchmarks.runs.records import Store
 
 TINY = ["--tasks", "3", "--steps", "40", "--batch", "16", "--hidden", "8", "--jobs", "1",
         "--seeds", "2", "--no-figures", "--stream", "split-domain", "--set",

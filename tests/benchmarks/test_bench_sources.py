@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.sources import other_sources, source_hash, sources
+from benchmarks.runs.sources import other_sources, source_hash, sources
 
 FILES = {
     "__init__.py": "from {0}.optimizers import Kind\nfrom {0}.shown.plot import draw\n",

@@ -12,9 +12,10 @@ from benchmarks.continual import arguments
 from benchmarks.data.errors import UserError
 from benchmarks.data.sets import Dataset
 from benchmarks.methods import METHODS
-from benchmarks.networks import mlp
-from benchmarks.options import check_common, settings_for
-from benchmarks.runner import run
+from benchmarks.options import check_common
+from benchmarks.runs.networks import mlp
+from benchmarks.runs.plan import settings_for
+from benchmarks.runs.runner import run
 from benchmarks.streams import STREAMS
 from benchmarks.streams.permuted import Fuzzy, FuzzyRandom
 from benchmarks.streams.rotated import Rotated, rotate

@@ -11,13 +11,13 @@ import pytest
 
 from benchmarks import continual, tune
 from benchmarks.__main__ import main
-from benchmarks.manifest import manifests
 from benchmarks.methods import METHODS
 from benchmarks.methods.bases import BASES
 from benchmarks.options import check_common
-from benchmarks.settings import TUNED
-from benchmarks.spaces import OPTIONS, space
-from benchmarks.studies import Study
+from benchmarks.runs.manifest import manifests
+from benchmarks.runs.settings import TUNED
+from benchmarks.runs.spaces import OPTIONS, space
+from benchmarks.runs.studies import Study
 from sal_optim import SALAdam
 
 TINY = ["--tasks", "2", "--steps", "6", "--batch", "16", "--hidden", "8", "--jobs", "1"]

@@ -18,10 +18,10 @@ from rich.console import Console
 
 from benchmarks.data.errors import UserError
 from benchmarks.data.sets import load
-from benchmarks.progress import shown
-from benchmarks.records import Store, key
-from benchmarks.runner import run
-from benchmarks.settings import Settings
+from benchmarks.runs.progress import shown
+from benchmarks.runs.records import Store, key
+from benchmarks.runs.runner import run
+from benchmarks.runs.settings import Settings
 
 
 def default_jobs() -> int:

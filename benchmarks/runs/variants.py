@@ -14,9 +14,9 @@ from typing import Any
 from benchmarks.data.errors import UserError, require_choice
 from benchmarks.data.sets import Dataset
 from benchmarks.methods import METHODS, Row
-from benchmarks.options import literal, settings_for
-from benchmarks.settings import NO_FILE, Settings
-from benchmarks.spaces import RATE
+from benchmarks.runs.plan import literal, settings_for
+from benchmarks.runs.settings import NO_FILE, Settings
+from benchmarks.runs.spaces import RATE
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from benchmarks.records import code_version
-from benchmarks.settings import Settings
-from benchmarks.spaces import Range
+from benchmarks.runs.records import code_version
+from benchmarks.runs.settings import Settings
+from benchmarks.runs.spaces import Range
 
 SAMPLER_SEED = 0
 

@@ -16,9 +16,9 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.data.sets import Dataset
 from benchmarks.methods import METHODS, Method
-from benchmarks.networks import build
-from benchmarks.probe import LONG, Probe
-from benchmarks.settings import Settings
+from benchmarks.runs.networks import build
+from benchmarks.runs.probe import LONG, Probe
+from benchmarks.runs.settings import Settings
 from benchmarks.streams import STREAMS, Stream, masked
 
 TRACED = ("surprise", "threshold")

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.data.errors import UserError
-from benchmarks.records import write_atomically
-from benchmarks.settings import Settings
+from benchmarks.runs.records import write_atomically
+from benchmarks.runs.settings import Settings
 
 FOLDER = "suites"
 

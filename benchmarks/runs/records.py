@@ -21,14 +21,14 @@ import torch
 from benchmarks.methods import METHODS, Row
 from benchmarks.methods.bases import BASES
 from benchmarks.methods.packages import base, version
-from benchmarks.runner import run
-from benchmarks.settings import Settings
-from benchmarks.sources import hash_of, other_sources, source_hash, sources
+from benchmarks.runs.runner import run
+from benchmarks.runs.settings import Settings
+from benchmarks.runs.sources import hash_of, other_sources, source_hash, sources
 from benchmarks.streams import STREAMS
 
 # Modules that a run imports, and that do not count as its sources. Two list all methods and all
 # streams, of which a run has one. The values of the settings are in the key.
-NOT_COUNTED = ("benchmarks.methods", "benchmarks.streams", "benchmarks.settings")
+NOT_COUNTED = ("benchmarks.methods", "benchmarks.streams", "benchmarks.runs.settings")
 # What the benchmark uses of sal_optim.
 CLASSES = ("SALAdam", "SALAdamW", "SALSGD", "SALLion", "CommunicationLayer")
 

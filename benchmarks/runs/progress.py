@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from benchmarks.metrics.scores import average
-from benchmarks.settings import Settings
+from benchmarks.runs.settings import Settings
 
 
 class Tick(Protocol):

@@ -18,7 +18,7 @@ from benchmarks.data.errors import UserError
 from benchmarks.methods.packages import base as base_called
 from benchmarks.streams import Order
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 TUNED = HERE / "data" / "tuned.json"
 
 # Reports use the seeds 0 … N-1, tuning uses 1000 … 1000+N-1 and only validation data cut from
