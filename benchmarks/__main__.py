@@ -27,7 +27,10 @@ COMMANDS = {
     ),
     "memory": ("benchmarks.cost.memory", "bytes a parameter, kept and at the peak of a step"),
     "ordinary": ("benchmarks.ordinary", "on one distribution, does SAL lose anything?"),
-    "report": ("benchmarks.report", "one HTML page of all results, with figures and intervals"),
+    "report": (
+        "benchmarks.commands.report",
+        "one HTML page of all results, with figures and intervals",
+    ),
     "speed": ("benchmarks.cost.speed", "time of a step, beside torch's and other packages'"),
     "tune": (
         "benchmarks.tune",

@@ -28,6 +28,7 @@ from benchmarks.options import (
     parser,
 )
 from benchmarks.protect import before_and_after, protected
+from benchmarks.reports.tables import CAPTION, markdown, terminal
 from benchmarks.runs.manifest import write_manifest
 from benchmarks.runs.presets import PRESETS
 from benchmarks.runs.records import write_atomically
@@ -35,7 +36,6 @@ from benchmarks.runs.settings import Settings
 from benchmarks.runs.suite import complete, default_jobs
 from benchmarks.runs.variants import Variant, variants
 from benchmarks.streams import STREAMS
-from benchmarks.tables import CAPTION, markdown, terminal
 
 DEFAULT_STREAMS, DEFAULT_SEEDS = ("permuted", "split-domain", "split-task"), 5
 EXAMPLES = """\
@@ -222,7 +222,7 @@ def _finish(args: argparse.Namespace, streams: Sequence[str], output: Console) -
 
 
 def _draw(title: str, grouped: dict[str, Any], folder: Path, stem: str) -> None:
-    from benchmarks import figures  # matplotlib is slow to import
+    from benchmarks.reports import figures  # matplotlib is slow to import
 
     figures.matrices(
         f"{title}\naccuracy matrix (mean over seeds) and final average",

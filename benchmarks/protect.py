@@ -18,8 +18,8 @@ from benchmarks.methods import METHODS, ROWS, SUFFIX, Method, Row
 from benchmarks.methods.packages import UNFIT, base, optimizer_names
 from benchmarks.metrics.scores import METRICS, summarize
 from benchmarks.metrics.spread import Spread
+from benchmarks.reports.tables import percent
 from benchmarks.streams import Batch
-from benchmarks.tables import percent
 
 SHOWN = {"average": "average", "worst": "worst task", "learned": "learned"}
 ALL, PACKAGE = "all", "torch_optimizer"

@@ -23,7 +23,7 @@ from benchmarks.companions.collapse_runs import WIDTH
 from benchmarks.companions.page import Options, Outcome, against, spread, table
 from benchmarks.companions.toy import known_multipliers
 from benchmarks.data.characters import corpus, next_loss, windows
-from benchmarks.drawing import panels_of
+from benchmarks.reports.drawing import panels_of
 from benchmarks.runs.gpt import GPT
 from benchmarks.runs.settings import TUNING_SEED
 from sal_optim import SALAdamW

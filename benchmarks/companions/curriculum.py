@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.companions.collapse_runs import WIDTH, text
 from benchmarks.companions.page import Options, Outcome, against, spread, table
 from benchmarks.data.characters import VOCABULARY, next_loss, windows
-from benchmarks.drawing import panels_of
+from benchmarks.reports.drawing import panels_of
 from benchmarks.runs.gpt import GPT
 from sal_optim.monitors import repetition_rate
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.companions.page import Options, Outcome, interval, spread, table
 from benchmarks.data.characters import CONTEXT, next_loss
-from benchmarks.drawing import panels_of
+from benchmarks.reports.drawing import panels_of
 from benchmarks.runs.gpt import GPT
 from sal_optim.monitors import horizon
 

@@ -1,6 +1,6 @@
 """What an experiment is given and what it returns, and how its numbers are written.
 
-Statistics over seeds are in metrics/spread.py, figures in drawing.py.
+Statistics over seeds are in metrics/spread.py, figures in reports/drawing.py.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.drawing import save
 from benchmarks.metrics.spread import Spread, paired
+from benchmarks.reports.drawing import save
 from benchmarks.runs.records import write_atomically
 
 FOLDER = "companions"

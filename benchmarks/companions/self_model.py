@@ -22,7 +22,7 @@ from benchmarks.companions.brown import VOCABULARY, load_brown
 from benchmarks.companions.llc import estimate
 from benchmarks.companions.page import Options, Outcome, against, spread, table
 from benchmarks.data.sets import Dataset, load
-from benchmarks.drawing import panels_of
+from benchmarks.reports.drawing import panels_of
 from benchmarks.runs.networks import build
 from benchmarks.runs.settings import TUNING_SEED
 from sal_optim.monitors.spectral import spectrum_of

@@ -9,10 +9,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import document
 from benchmarks.__main__ import main
-from benchmarks.figures_tradeoff import axes_of_grid, pareto
-from benchmarks.report import Comparison, equal_learning
+from benchmarks.reports import document
+from benchmarks.reports.comparison import Comparison, equal_learning
+from benchmarks.reports.figures_tradeoff import axes_of_grid, pareto
 from benchmarks.runs.manifest import manifests
 from benchmarks.runs.records import Store
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from benchmarks.methods import row_of
 from benchmarks.metrics.scores import Summary
 from benchmarks.metrics.spread import Difference
-from benchmarks.page import Section, differences_of
-from benchmarks.tables import percent
+from benchmarks.reports.page import Section, differences_of
+from benchmarks.reports.tables import percent
 
 SHOWN = ("average", "worst", "learned", "lowest")
 COMPARED = ("average", "worst")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.drawing import Results, panels_of, save
+from benchmarks.reports.drawing import Results, panels_of, save
 
 # Steps before and after a switch that the zoom shows.
 BEFORE, AFTER = 20, 60

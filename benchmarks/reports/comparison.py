@@ -1,12 +1,7 @@
-"""`python -m benchmarks report`: everything on record under --out as one self-contained HTML page.
-
-It computes nothing anew: it reads the manifests that `continual` left and the records they name. A
-run whose record is gone, or was made by other code, is reported and its row left out.
-"""
+"""A comparison that is on record: its results read back, and what a page shows of it."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,24 +9,13 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.data.errors import UserError, require_choice
-from benchmarks.document import document
 from benchmarks.methods import GROUPS, row_of
 from benchmarks.metrics.scores import Summary, summarize
-from benchmarks.options import parser
-from benchmarks.page import Figure, Section, page
-from benchmarks.runs.manifest import Manifest, manifests
-from benchmarks.runs.records import Store, write_atomically
+from benchmarks.reports.page import Figure, Section
+from benchmarks.runs.manifest import Manifest
+from benchmarks.runs.records import Store
 from benchmarks.runs.settings import Settings
 
-EXAMPLES = """\
-examples:
-  python -m benchmarks continual --methods all --seeds 10
-  python -m benchmarks continual --methods adam ewc sal-adam --grid lr=3e-4,1e-3,3e-3
-  python -m benchmarks report
-  python -m benchmarks report --reference ewc --write results/against-ewc.html
-  python -m benchmarks report --markdown docs/tables.md
-"""
 REFERENCE = "sal-adam"
 # Figures with a panel a method show these, where they were run; the tables show all.
 PANELS = [row.name for group in ("quick", "controls") for row in GROUPS[group]]
@@ -52,46 +36,9 @@ class Comparison:
         return {label: found for label, found in self.results.items() if "=" not in label}
 
 
-def arguments() -> argparse.ArgumentParser:
-    made = parser("python -m benchmarks report", "Make one HTML page of all results.", EXAMPLES)
-    add = made.add_argument
-    add("--out", type=Path, default=Path("results"), help="folder with results (default: results)")
-    add("--write", type=Path, help="the page (default: report.html in --out)")
-    add("--markdown", type=Path, help="also write the tables as Markdown, for a document")
-    add("--reference", help=f"row that the others are compared with (default: {REFERENCE})")
-    add("--panels", nargs="+", metavar="ROW", help="rows that get a panel in the figures")
-    return made
+def read(manifest: Manifest, out: Path, messages: Console) -> Comparison | None:
+    """The results of a manifest; None where no row is whole."""
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    args = arguments().parse_args(argv)
-    messages = Console(stderr=True)
-    found = list(manifests(args.out))
-    if not found:
-        raise UserError(
-            f"--out: {str(args.out)!r} has no results; allowed: a folder that "
-            "`python -m benchmarks continual --out` wrote"
-        )
-    comparisons = [made for one in found if (made := _read(one, args.out, messages))]
-    labels = list(dict.fromkeys(label for one in comparisons for label in one.results))
-    for name, given in (("--reference", [args.reference]), ("--panels", args.panels or [])):
-        for label in given:
-            if label is not None:
-                require_choice(name, label, labels)
-    folder = args.out / "figures" / "report"
-    sections = [
-        _section(one, args.reference, args.panels, folder / f"{number:02}")
-        for number, one in enumerate(comparisons)
-    ]
-    target = args.write or args.out / "report.html"
-    write_atomically(target, page(sections))
-    if args.markdown:
-        write_atomically(args.markdown, document(sections))
-    Console().print(f"written: {target} and its figures under {folder}", highlight=False)
-    return 0
-
-
-def _read(manifest: Manifest, out: Path, messages: Console) -> Comparison | None:
     def warn(line: str) -> None:
         messages.print(line.replace("computing it anew", "its row is left out"),
                        style="yellow", soft_wrap=True, highlight=False)  # fmt: skip
@@ -113,9 +60,10 @@ def _read(manifest: Manifest, out: Path, messages: Console) -> Comparison | None
     return Comparison(manifest.title, kept, results, summaries)
 
 
-def _section(
+def section_of(
     one: Comparison, reference: str | None, panels: Sequence[str] | None, stem: Path
 ) -> Section:
+    """What the page shows of a comparison. Its figures' paths begin with `stem`."""
     chosen = reference or (REFERENCE if REFERENCE in one.results else next(iter(one.results)))
     if chosen not in one.results:
         chosen = next(iter(one.results))
@@ -152,7 +100,8 @@ def equal_learning(one: Comparison, reference: str) -> list[tuple[str, float, fl
 def _figures(
     one: Comparison, reference: str, panels: Sequence[str] | None, stem: Path
 ) -> list[Figure]:
-    from benchmarks import figures, figures_inside, figures_tradeoff  # matplotlib is slow to import
+    # matplotlib is slow to import
+    from benchmarks.reports import figures, figures_inside, figures_tradeoff
 
     wanted = panels or PANELS
     shown = {label: found for label, found in one.results.items() if label in wanted}

@@ -15,8 +15,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from benchmarks.drawing import ACROSS, COLORS, CONSOLIDATION, Results, mean_of, panels_of, save
 from benchmarks.methods import row_of
+from benchmarks.reports.drawing import (
+    ACROSS,
+    COLORS,
+    CONSOLIDATION,
+    Results,
+    mean_of,
+    panels_of,
+    save,
+)
 
 
 def matrices(title: str, by_method: Mapping[str, Results], path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.methods import row_of
 from benchmarks.metrics.scores import METRICS, Summary
 from benchmarks.metrics.spread import LEVEL, RESAMPLES, Difference, paired
-from benchmarks.tables import CAPTION, COLUMNS, cells
+from benchmarks.reports.tables import CAPTION, COLUMNS, cells
 
 COMPARED = ("average", "worst", "learned", "online")
 PAGE = Template("""\

@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from benchmarks.drawing import KINDS, SAL, Results, kind_color, mean_of, panels_of, save
 from benchmarks.methods import row_of
 from benchmarks.metrics.scores import Summary
+from benchmarks.reports.drawing import KINDS, SAL, Results, kind_color, mean_of, panels_of, save
 from benchmarks.runs.settings import Settings
 
 MARKERS = "osD^vPX*<>hp"
