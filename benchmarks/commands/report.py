@@ -12,8 +12,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.commands.options import parser
 from benchmarks.data.errors import UserError, require_choice
-from benchmarks.options import parser
 from benchmarks.reports.comparison import REFERENCE, read, section_of
 from benchmarks.reports.document import document
 from benchmarks.reports.page import page

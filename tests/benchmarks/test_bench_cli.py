@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.continual import DEFAULT_STREAMS, arguments
+from benchmarks.commands.continual import DEFAULT_STREAMS, arguments
+from benchmarks.commands.options import check_common
 from benchmarks.data.sets import Dataset
 from benchmarks.methods import GROUPS, METHODS
-from benchmarks.options import check_common
 from benchmarks.runs.manifest import manifests
 from benchmarks.runs.plan import settings_for
 from benchmarks.runs.presets import PRESETS

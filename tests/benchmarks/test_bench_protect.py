@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.continual import arguments
+from benchmarks.commands.continual import arguments
+from benchmarks.commands.options import assignments, check_common
+from benchmarks.commands.protect import PLAIN, protected
 from benchmarks.data.errors import UserError
 from benchmarks.data.sets import Dataset
 from benchmarks.methods import METHODS
 from benchmarks.methods.bases import BASES
 from benchmarks.methods.layered import Layered
 from benchmarks.methods.packages import RATES, UNFIT, base, optimizer_names, version
-from benchmarks.options import assignments, check_common
-from benchmarks.protect import PLAIN, protected
 from benchmarks.runs.networks import mlp
 from benchmarks.runs.plan import settings_for
 from benchmarks.runs.records import code_version, key

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.continual import arguments
+from benchmarks.commands.continual import arguments
+from benchmarks.commands.options import check_common
 from benchmarks.data.errors import UserError
 from benchmarks.data.sets import Dataset
 from benchmarks.methods import METHODS
-from benchmarks.options import check_common
 from benchmarks.runs.networks import mlp
 from benchmarks.runs.plan import settings_for
 from benchmarks.runs.runner import run

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks import continual, tune
 from benchmarks.__main__ import main
+from benchmarks.commands import continual, tune
+from benchmarks.commands.options import check_common
 from benchmarks.methods import METHODS
 from benchmarks.methods.bases import BASES
-from benchmarks.options import check_common
 from benchmarks.runs.manifest import manifests
 from benchmarks.runs.settings import TUNED
 from benchmarks.runs.spaces import OPTIONS, space

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.commands.options import parser
 from benchmarks.companions import EXPERIMENTS
 from benchmarks.companions.page import FOLDER, Options, Outcome
 from benchmarks.data.errors import UserError, require_choice, require_range
-from benchmarks.options import parser
 
 EXAMPLES = """\
 experiments:

@@ -18,9 +18,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.commands.options import parser
 from benchmarks.cost.contestants import CONTESTANTS, parameters
 from benchmarks.data.errors import UserError, require_range
-from benchmarks.options import parser
 
 EXAMPLES = """examples:
   python -m benchmarks memory

@@ -19,12 +19,12 @@ from rich.console import Console
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from benchmarks.commands.options import add_common, check_common, parser
 from benchmarks.data.errors import UserError
 from benchmarks.data.sets import Dataset, load
 from benchmarks.methods import METHODS
 from benchmarks.metrics.scores import average, learned, worst
 from benchmarks.metrics.spread import Spread
-from benchmarks.options import add_common, check_common, parser
 from benchmarks.runs.networks import build
 from benchmarks.runs.plan import settings_for
 from benchmarks.runs.probe import Probe

@@ -15,11 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.data.errors import UserError, require_range
-from benchmarks.data.sets import SOURCES, load
-from benchmarks.methods import GROUPS, METHODS, sal
-from benchmarks.metrics.scores import summarize
-from benchmarks.options import (
+from benchmarks.commands.options import (
     add_common,
     assignments,
     check_common,
@@ -27,7 +23,11 @@ from benchmarks.options import (
     names,
     parser,
 )
-from benchmarks.protect import before_and_after, protected
+from benchmarks.commands.protect import before_and_after, protected
+from benchmarks.data.errors import UserError, require_range
+from benchmarks.data.sets import SOURCES, load
+from benchmarks.methods import GROUPS, METHODS, sal
+from benchmarks.metrics.scores import summarize
 from benchmarks.reports.tables import CAPTION, markdown, terminal
 from benchmarks.runs.manifest import write_manifest
 from benchmarks.runs.presets import PRESETS

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.commands.options import parser
 from benchmarks.data.errors import UserError, require_choice, require_range
 from benchmarks.finetune import choices, report
 from benchmarks.finetune.choices import trial_for, trials_of
@@ -19,7 +20,6 @@ from benchmarks.finetune.network import pretrained, spread_windows
 from benchmarks.finetune.run import Setting, _example
 from benchmarks.finetune.suite import complete
 from benchmarks.finetune.texts import load
-from benchmarks.options import parser
 from benchmarks.runs.records import write_atomically
 from benchmarks.runs.suite import default_jobs
 

@@ -20,12 +20,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.commands.options import parser
 from benchmarks.cost.contestants import CONTESTANTS, REFERENCES, Contestant, parameters
 from benchmarks.cost.figure import draw
 from benchmarks.cost.timing import copy_bandwidth, paired
 from benchmarks.cost.whole import overhead, whole_steps
 from benchmarks.data.errors import UserError, require_choice, require_range
-from benchmarks.options import parser
 from benchmarks.runs.records import write_atomically
 from benchmarks.runs.suite import default_jobs
 

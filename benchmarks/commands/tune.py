@@ -19,11 +19,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.commands.options import add_common, check_common, method_names, names, parser
 from benchmarks.data.errors import require_choice
 from benchmarks.data.sets import Dataset, load
 from benchmarks.methods import METHODS
 from benchmarks.metrics.scores import METRICS
-from benchmarks.options import add_common, check_common, method_names, names, parser
 from benchmarks.runs.plan import settings_for
 from benchmarks.runs.records import write_atomically
 from benchmarks.runs.settings import (
