@@ -56,7 +56,7 @@ examples:
 def arguments() -> argparse.ArgumentParser:
     made = parser(
         "python -m benchmarks continual",
-        "Compare methods on streams of tasks: average, worst task, learned, forgetting.",
+        "Compare methods on streams of tasks: average and minimum accuracy, forgetting.",
         EXAMPLES,
     )
     add_common(made)
@@ -235,7 +235,9 @@ def _draw(title: str, grouped: dict[str, Any], folder: Path, stem: str) -> None:
         folder / f"{stem}-curves.png",
     )
     figures.surprise(
-        f"{title}\nsurprise against threshold, seed 0", grouped, folder / f"{stem}-surprise.png"
+        f"{title}\ngradient norm over its running mean against the threshold, seed 0",
+        grouped,
+        folder / f"{stem}-surprise.png",
     )
 
 
@@ -249,10 +251,10 @@ def _list(output: Console) -> None:
     for group, rows in GROUPS.items():
         output.print(f"[bold]methods[/bold], {group} (--methods)")
         for row in rows:
-            told = "told boundaries" if row.told else "untold"
+            given = "boundaries given" if row.told else "task-free"
             options = ", ".join(row.options or ())
             suffix = f"; --set {options}" if options else ""
-            output.print(f"  {row.name:<20} {told:<16} {row.summary}{suffix}", highlight=False)
+            output.print(f"  {row.name:<20} {given:<16} {row.summary}{suffix}", highlight=False)
     output.print("[bold]presets[/bold] (--preset)")
     for name, preset in PRESETS.items():
         output.print(f"  {name:<20} {preset.summary}", highlight=False)

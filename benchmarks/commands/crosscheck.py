@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("crosscheck: needs Avalanche; `pip install avalanche-lib` installs it")
     torch.set_num_threads(1)
     data, messages = load(args.data, args.data_dir), Console(stderr=True)
-    lines = ["| method | implementation | strength | average | worst task | learned |",
+    heads = "average accuracy | minimum | learning accuracy"
+    lines = [f"| method | implementation | strength | {heads} |",
              "|---|---|---:|---:|---:|---:|"]  # fmt: skip
     for label, (name, strengths) in GRIDS.items():
         for who, train in (("here", ours), (f"Avalanche, {name}", avalanche(name))):

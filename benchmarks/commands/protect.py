@@ -18,10 +18,10 @@ from benchmarks.methods import METHODS, ROWS, SUFFIX, Method, Row
 from benchmarks.methods.packages import UNFIT, base, optimizer_names
 from benchmarks.metrics.scores import METRICS, summarize
 from benchmarks.metrics.spread import Spread
-from benchmarks.reports.tables import percent
+from benchmarks.reports.tables import SCORES, percent
 from benchmarks.streams import Batch
 
-SHOWN = {"average": "average", "worst": "worst task", "learned": "learned"}
+SHOWN = {name: SCORES[name] for name in ("average", "worst", "learned")}
 ALL, PACKAGE = "all", "torch_optimizer"
 PLAIN = [row.name for row in ROWS if row.kind is Method]
 ALLOWED = (
@@ -87,7 +87,7 @@ def before_and_after(title: str, grouped: Mapping[str, Sequence[Mapping[str, Any
     heads = [f"{shown}, {when}" for shown in SHOWN.values() for when in ("alone", "layer")]
     lines = [
         f"## {title}\n",
-        f"| optimizer | {' | '.join(heads)} | gain of the average | changes found |",
+        f"| optimizer | {' | '.join(heads)} | gain of average accuracy | changes detected |",
         "|---|" + "---:|" * (len(heads) + 2),
     ]
     for label, alone in grouped.items():

@@ -110,7 +110,7 @@ def _granular(base: str, granularity: str) -> Row:
     return Row(
         f"sal-{base}-{granularity}",
         base,
-        f"sal-{base} with evidence by {granularity}",
+        f"sal-{base} with importance by {granularity}",
         sal.SAL,
         fixed={"granularity": granularity, **GRANULARITIES[granularity]},
     )
@@ -210,7 +210,7 @@ CONTROLS = (
     Row(
         "control-shuffled",
         "adam",
-        "sal-adam with its evidence on the wrong elements",
+        "sal-adam with its importance on the wrong elements",
         Shuffled,
         fixed={"granularity": "element"},
     ),

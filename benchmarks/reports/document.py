@@ -12,7 +12,7 @@ from benchmarks.methods import row_of
 from benchmarks.metrics.scores import Summary
 from benchmarks.metrics.spread import Difference
 from benchmarks.reports.page import Section, differences_of
-from benchmarks.reports.tables import percent
+from benchmarks.reports.tables import SCORES, percent
 
 SHOWN = ("average", "worst", "learned", "lowest")
 COMPARED = ("average", "worst")
@@ -26,8 +26,10 @@ def document(sections: Sequence[Section]) -> str:
 
 
 def _table(section: Section) -> str:
-    versus = [f"{name} less {section.reference}" for name in COMPARED]
-    head = ["method", "told", "seeds", *SHOWN, *versus, "found", "false"]
+    shown = [SCORES[name] for name in SHOWN]
+    versus = [f"{SCORES[name]}, difference to {section.reference}" for name in COMPARED]
+    found = ["changes detected", "false alarms"]
+    head = ["method", "boundaries", "seeds", *shown, *versus, *found]
     lines = [
         f"### {section.title}",
         "",

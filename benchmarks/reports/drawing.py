@@ -18,11 +18,11 @@ COLORS = matplotlib.colormaps["viridis"]
 ACROSS = 4  # panels a row
 CONSOLIDATION = "#d62728"
 SAL, TOLD, UNTOLD, CONTROL = "#d62728", "#1f77b4", "#7f7f7f", "#9467bd"
-KINDS = {SAL: "SAL", TOLD: "told", UNTOLD: "untold", CONTROL: "control"}
+KINDS = {SAL: "SAL", TOLD: "boundaries given", UNTOLD: "task-free", CONTROL: "control"}
 
 
 def kind_color(label: str) -> str:
-    """The color of a row: SAL, a control, told or untold."""
+    """The color of a row: SAL, a control, given the boundaries or task-free."""
     row = row_of(label)
     if row.name.startswith("control"):
         return CONTROL

@@ -88,8 +88,8 @@ def curves(title: str, by_method: Mapping[str, Results], path: Path) -> None:
             panel.axvline(last, color="0.6", lw=0.7, ls=":", zorder=0)
             if first != last:
                 panel.axvspan(first, last, color="0.93", zorder=-1)
-        told = "told" if row_of(method).told else "untold"
-        panel.set_title(f"{method} ({told})", fontsize=9)
+        given = "boundaries given" if row_of(method).told else "task-free"
+        panel.set_title(f"{method} ({given})", fontsize=9)
         top = 104.0
         if row_of(method).is_sal:
             # One row of ticks a seed, above the curves.
@@ -112,7 +112,10 @@ def curves(title: str, by_method: Mapping[str, Results], path: Path) -> None:
 
 
 def surprise(title: str, by_method: Mapping[str, Results], path: Path) -> bool:
-    """Surprise against threshold over steps, first seed; False where no method has a trace."""
+    """The gradient norm over its running mean, and the threshold, over steps, first seed.
+
+    False where no method has a trace.
+    """
     traced = {
         method: results[0] for method, results in by_method.items() if results[0].get("trace")
     }
@@ -126,7 +129,8 @@ def surprise(title: str, by_method: Mapping[str, Results], path: Path) -> bool:
             )
             values[values <= 0] = np.nan
             places = np.arange(len(values)) * result["trace_stride"]
-            panel.plot(places, values, color=color, lw=0.9, label=name)
+            label = name if name == "threshold" else "gradient norm over its running mean"
+            panel.plot(places, values, color=color, lw=0.9, label=label)
         for _, last in result["changes"]:
             panel.axvline(last, color="0.6", lw=0.7, ls=":", zorder=0)
         at = result["consolidations"]

@@ -59,7 +59,7 @@ def tradeoff(title: str, summaries: Sequence[Summary], path: Path) -> None:
         or row.label.startswith("control")
     }  # fmt: skip
     _names(panel, [(summaries[i].label, *points[i]) for i in sorted(named)])
-    panel.set_xlabel("plasticity: accuracy when just learned (%)")
+    panel.set_xlabel("plasticity: learning accuracy (%)")
     panel.set_ylabel("stability: 100 less forgetting (%)")
     panel.grid(color="0.93", lw=0.6)
     handles = [Line2D([], [], color=c, marker="o", ls="", label=name) for c, name in KINDS.items()]
@@ -156,7 +156,7 @@ def sensitivity(
         panel.set_ylabel("accuracy (%)", fontsize=8)
         panel.tick_params(labelsize=7)
         panel.grid(color="0.93", lw=0.6)
-        panel.legend(fontsize=6.5, frameon=False, title="solid: average, dotted: learned",
+        panel.legend(fontsize=6.5, frameon=False, title="solid: average, dotted: learning accuracy",
                      title_fontsize=6.5)  # fmt: skip
     save(figure, path)
     return True
@@ -185,7 +185,7 @@ def drift(
         if named:
             points.append((label, x, y))
     _names(panel, points)
-    panel.set_xlabel("accuracy when just learned (%)")
+    panel.set_xlabel("learning accuracy (%)")
     panel.set_ylabel("‖w - w₁‖ / ‖w₁‖ at the end, w₁ the weights after task 1")
     panel.grid(color="0.93", lw=0.6)
     handles = [Line2D([], [], color=c, marker="o", ls="", label=name) for c, name in KINDS.items()]

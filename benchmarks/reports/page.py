@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.methods import row_of
 from benchmarks.metrics.scores import METRICS, Summary
 from benchmarks.metrics.spread import LEVEL, RESAMPLES, Difference, paired
-from benchmarks.reports.tables import CAPTION, COLUMNS, cells
+from benchmarks.reports.tables import CAPTION, COLUMNS, SCORES, cells
 
 COMPARED = ("average", "worst", "learned", "online")
 PAGE = Template("""\
@@ -47,7 +47,8 @@ figcaption, .note { color: #555; font-size: 13px; max-width: 80ch; }
 </style></head><body>
 <h1>Forgetting</h1>
 <p class="note">$caption</p>
-<p class="note">Rows are marked by kind: red SAL, blue told, violet controls. Differences are paired
+<p class="note">Rows are marked by kind: red SAL, blue given the boundaries,
+violet controls. Differences are paired
 by seed, in points, with a percentile bootstrap interval of $level% over seeds ($resamples
 resamples); colored where it excludes 0. With fewer than ten seeds such an interval is too narrow.
 Labels with = are points of a grid; (default) is a method without what was tuned for it.</p>
@@ -130,7 +131,7 @@ def _row(label: str, made: Sequence[str]) -> str:
 
 def differences(section: Section) -> str:
     """Every row against the reference, where both have the same seeds."""
-    head = "".join(f"<th>{name}</th>" for name in COMPARED)
+    head = "".join(f"<th>{SCORES[name]}</th>" for name in COMPARED)
     rows = []
     for label in section.results:
         if label == section.reference:
@@ -140,7 +141,7 @@ def differences(section: Section) -> str:
             made = [f"<td>{escape(label)}</td><td>{gaps['average'].count}</td>"]
             rows.append(_row(label, made + [_difference(gap) for gap in gaps.values()]))
     note = (
-        f'<p class="note">Each row less {escape(section.reference)}, in points of accuracy '
+        f'<p class="note">Difference to {escape(section.reference)}, in points of accuracy '
         "[interval]: green is better than it, red worse.</p>"
     )
     return (
@@ -187,7 +188,7 @@ def _equal(section: Section) -> str:
         '<p class="note">Of each method the row that learned most like '
         f"{escape(section.reference)}, if within a point of it; drift is the way of the weights "
         "since the end of the first task, over their size then.</p>"
-        '<div class="wide"><table><tr><th>row</th><th>learned</th><th>drift</th></tr>'
+        '<div class="wide"><table><tr><th>row</th><th>learning accuracy</th><th>drift</th></tr>'
         f"{rows}</table></div>"
     )
 

@@ -93,7 +93,7 @@ PRESETS = {
         epochs=5,
     ),
     "mesu-permuted": Preset(
-        "permuted MNIST as MESU and BGD are compared on: 10 tasks, 200-200, untold of boundaries",
+        "permuted MNIST as MESU and BGD are compared on: 10 tasks, 200-200, task-free",
         {
             "data": "mnist",
             "stream": ["permuted"],

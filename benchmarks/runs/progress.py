@@ -56,7 +56,9 @@ class Tally:
         return (monotonic() - self.begun) * (self.total - self.finished) / self.finished
 
     def __rich__(self) -> Group:
-        table = Table("stream", "method", "runs", "average %", box=None, header_style="bold")
+        table = Table(
+            "stream", "method", "runs", "average accuracy %", box=None, header_style="bold"
+        )
         open_rows = [(place, n) for place, n in self.runs.items() if n[0] < n[1]]
         # What is done needs no row, and a screen has no room for all of a large suite.
         for place, (done, of) in open_rows[:20]:

@@ -43,10 +43,10 @@ def test_from_end_to_end_and_again_from_the_records(tmp_path: Path) -> None:
     assert first.returncode == 0, first.stderr
     assert "8 to compute" in first.stderr
     assert "Traceback" not in first.stderr
-    assert "worst task" in first.stdout
+    assert "minimum" in first.stdout
     assert "ewc" in first.stdout
     report = (tmp_path / "continual-digits.md").read_text()
-    assert "| method | told | average |" in report
+    assert "| method | boundaries | average accuracy |" in report
     assert "±" in report
     summaries = json.loads((tmp_path / "continual-digits.json").read_text())
     assert set(summaries["split-task"]) == {"adam", "ewc"}

@@ -164,7 +164,7 @@ def test_from_end_to_end(tmp_path: Path) -> None:
         "| torch.optim.Rprop-layer",
     ]
     beside = (tmp_path / "tables" / "digits-permuted-protected.md").read_text().splitlines()
-    assert "average, alone | average, layer | worst task, alone" in beside[2]
+    assert "average accuracy, alone | average accuracy, layer | minimum, alone" in beside[2]
     assert [line.split(" | ")[0] for line in beside[4:]] == ["| adam", "| torch.optim.Rprop"]
     assert all(line.endswith(" of 1 |") for line in beside[4:])
     assert (tmp_path / "figures" / "digits-permuted-matrix.png").is_file()
