@@ -8,29 +8,35 @@ from __future__ import annotations
 import importlib
 import sys
 
-from benchmarks.errors import UserError, require_choice
+from benchmarks.data.errors import UserError, require_choice
 
 # command -> (module, what --help says)
 COMMANDS = {
     "companions": (
-        "benchmarks.companions.command",
+        "benchmarks.commands.companions",
         "experiments with self-models, spectra, budgets, residuals and shift",
     ),
-    "continual": ("benchmarks.continual", "compare forgetting on streams of tasks (make bench)"),
+    "continual": (
+        "benchmarks.commands.continual",
+        "compare forgetting on streams of tasks (make bench)",
+    ),
     "crosscheck": (
-        "benchmarks.crosscheck",
+        "benchmarks.commands.crosscheck",
         "our baselines beside Avalanche's, on the same batches",
     ),
     "finetune": (
-        "benchmarks.finetune.command",
+        "benchmarks.commands.finetune",
         "a pretrained language model learns a text: what it still knows",
     ),
-    "memory": ("benchmarks.cost.memory", "bytes a parameter, kept and at the peak of a step"),
-    "ordinary": ("benchmarks.ordinary", "on one distribution, does SAL lose anything?"),
-    "report": ("benchmarks.report", "one HTML page of all results, with figures and intervals"),
-    "speed": ("benchmarks.cost.speed", "time of a step, beside torch's and other packages'"),
+    "memory": ("benchmarks.commands.memory", "bytes a parameter, kept and at the peak of a step"),
+    "ordinary": ("benchmarks.commands.ordinary", "on one distribution, does SAL lose anything?"),
+    "report": (
+        "benchmarks.commands.report",
+        "one HTML page of all results, with figures and intervals",
+    ),
+    "speed": ("benchmarks.commands.speed", "time of a step, beside torch's and other packages'"),
     "tune": (
-        "benchmarks.tune",
+        "benchmarks.commands.tune",
         "choose learning rates and options, the same trials for each method",
     ),
 }

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.data import Dataset, places
-from benchmarks.errors import UserError
+from benchmarks.data.errors import UserError
+from benchmarks.data.sets import Dataset, places
 
 PASSAGE, VOCABULARY, TEST_PART = 60, 2000, 5
 FOLDER, GENRES = "package", "cats.txt"

@@ -19,13 +19,13 @@ from joblib import Parallel, delayed
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from benchmarks.characters import next_loss, windows
 from benchmarks.companions.collapse_runs import WIDTH
 from benchmarks.companions.page import Options, Outcome, against, spread, table
 from benchmarks.companions.toy import known_multipliers
-from benchmarks.drawing import panels_of
-from benchmarks.ordinary import GPT, corpus
-from benchmarks.settings import TUNING_SEED
+from benchmarks.data.characters import corpus, next_loss, windows
+from benchmarks.reports.drawing import panels_of
+from benchmarks.runs.gpt import GPT
+from benchmarks.runs.settings import TUNING_SEED
 from sal_optim import SALAdamW
 from sal_optim.companions import Channels
 

@@ -24,7 +24,7 @@ from benchmarks.companions.collapse_runs import (
     train,
 )
 from benchmarks.companions.page import Options, Outcome, against, interval, spread, table
-from benchmarks.drawing import panels_of
+from benchmarks.reports.drawing import panels_of
 
 PREDICTION = (
     "spectra move within some ten steps of the onset and so before the held-out loss rises, but "

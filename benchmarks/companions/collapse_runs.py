@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.characters import next_loss, windows
-from benchmarks.ordinary import GPT, corpus
+from benchmarks.data.characters import corpus, next_loss, windows
+from benchmarks.runs.gpt import GPT
 from sal_optim.companions import SpectralMonitor, rank_floor_loss
 from sal_optim.companions.activations import Tap
 

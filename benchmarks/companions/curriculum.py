@@ -13,11 +13,11 @@ import torch
 from joblib import Parallel, delayed
 from torch import Tensor
 
-from benchmarks.characters import VOCABULARY, next_loss, windows
 from benchmarks.companions.collapse_runs import WIDTH, text
 from benchmarks.companions.page import Options, Outcome, against, spread, table
-from benchmarks.drawing import panels_of
-from benchmarks.ordinary import GPT
+from benchmarks.data.characters import VOCABULARY, next_loss, windows
+from benchmarks.reports.drawing import panels_of
+from benchmarks.runs.gpt import GPT
 from sal_optim.companions import repetition_rate
 
 PREDICTION = (

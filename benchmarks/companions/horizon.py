@@ -12,10 +12,10 @@ import torch
 from joblib import Parallel, delayed
 from torch import Tensor
 
-from benchmarks.characters import CONTEXT, next_loss
 from benchmarks.companions.page import Options, Outcome, interval, spread, table
-from benchmarks.drawing import panels_of
-from benchmarks.ordinary import GPT
+from benchmarks.data.characters import CONTEXT, next_loss
+from benchmarks.reports.drawing import panels_of
+from benchmarks.runs.gpt import GPT
 from sal_optim.companions import horizon
 
 PREDICTION = (

@@ -1,6 +1,6 @@
 """What an experiment is given and what it returns, and how its numbers are written.
 
-Statistics over seeds are in spread.py, figures in drawing.py.
+Statistics over seeds are in metrics/spread.py, figures in reports/drawing.py.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.drawing import save
-from benchmarks.records import write_atomically
-from benchmarks.spread import Spread, paired
+from benchmarks.metrics.spread import Spread, paired
+from benchmarks.reports.drawing import save
+from benchmarks.runs.records import write_atomically
 
 FOLDER = "companions"
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from benchmarks.companions.page import Options, Outcome, against, spread, table
 from benchmarks.companions.training import through
-from benchmarks.data import load
-from benchmarks.drawing import panels_of
-from benchmarks.networks import mlp
-from benchmarks.spread import RESAMPLES, Difference
+from benchmarks.data.sets import load
+from benchmarks.metrics.spread import RESAMPLES, Difference
+from benchmarks.reports.drawing import panels_of
+from benchmarks.runs.networks import mlp
 from benchmarks.streams import STREAMS
 from sal_optim import SALAdam
 from sal_optim.update import Direction, Rule, Tensors

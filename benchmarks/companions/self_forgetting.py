@@ -13,9 +13,9 @@ from joblib import Parallel, delayed
 
 from benchmarks.companions.page import Options, Outcome, against, spread, table
 from benchmarks.companions.training import SCORES, through
-from benchmarks.data import load
-from benchmarks.drawing import panels_of
-from benchmarks.networks import mlp
+from benchmarks.data.sets import load
+from benchmarks.reports.drawing import panels_of
+from benchmarks.runs.networks import mlp
 from benchmarks.streams import STREAMS
 from sal_optim import SALAdam
 from sal_optim.companions import SelfModel

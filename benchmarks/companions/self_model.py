@@ -21,10 +21,10 @@ from torch.nn.functional import avg_pool2d, cross_entropy, mse_loss
 from benchmarks.companions.brown import VOCABULARY, load_brown
 from benchmarks.companions.llc import estimate
 from benchmarks.companions.page import Options, Outcome, against, spread, table
-from benchmarks.data import Dataset, load
-from benchmarks.drawing import panels_of
-from benchmarks.networks import build
-from benchmarks.settings import TUNING_SEED
+from benchmarks.data.sets import Dataset, load
+from benchmarks.reports.drawing import panels_of
+from benchmarks.runs.networks import build
+from benchmarks.runs.settings import TUNING_SEED
 from sal_optim.companions import SelfModel
 from sal_optim.companions.spectral import spectrum_of
 

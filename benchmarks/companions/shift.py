@@ -18,9 +18,9 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.companions.page import Options, Outcome, against, interval, spread, table
 from benchmarks.companions.training import accuracy
-from benchmarks.data import load
-from benchmarks.drawing import panels_of
-from benchmarks.networks import mlp
+from benchmarks.data.sets import load
+from benchmarks.reports.drawing import panels_of
+from benchmarks.runs.networks import mlp
 from benchmarks.streams import STREAMS
 from sal_optim import SALAdam
 from sal_optim.companions import Drift, shift_map

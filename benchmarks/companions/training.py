@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks import metrics
+from benchmarks.metrics import scores
 from benchmarks.streams import Stream
 
 Extra = Callable[[], Tensor]
 SCORES = {
-    "average": metrics.average,
-    "worst": metrics.worst,
-    "learned": metrics.learned,
-    "forgetting": metrics.forgetting,
+    "average": scores.average,
+    "worst": scores.worst,
+    "learned": scores.learned,
+    "forgetting": scores.forgetting,
 }
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import sal_optim
-from benchmarks.baselines.published_sal import PublishedSAL
+from benchmarks.methods.published_sal import PublishedSAL
 from benchmarks.streams import Batch
 
 LR = 1e-4

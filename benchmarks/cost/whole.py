@@ -14,11 +14,11 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 import sal_optim
-from benchmarks.characters import CONTEXT, VOCABULARY
 from benchmarks.cost.contestants import LEAN, LR, parameters
 from benchmarks.cost.timing import Paired, clock, turns
-from benchmarks.networks import mlp
-from benchmarks.ordinary import GPT
+from benchmarks.data.characters import CONTEXT, VOCABULARY
+from benchmarks.runs.gpt import GPT
+from benchmarks.runs.networks import mlp
 from sal_optim.threshold import new_threshold, observe_norm
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.finetune.methods import Trial
-from benchmarks.spread import LEVEL, RESAMPLES
+from benchmarks.metrics.spread import LEVEL, RESAMPLES
 
 Points = Sequence[Sequence[float]]
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.errors import UserError
+from benchmarks.data.errors import UserError
 from benchmarks.finetune.analysis import CHOSEN, best, forgetting, gain, matched_lr, target
 from benchmarks.finetune.methods import METHODS, Trial
 from benchmarks.finetune.run import Setting
-from benchmarks.records import write_atomically
+from benchmarks.runs.records import write_atomically
 
 TUNED = Path(__file__).parent / "tuned.json"
 TUNING_SEED = 1000

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.characters import CONTEXT, VOCABULARY, next_loss, stretches, windows
+from benchmarks.data.characters import CONTEXT, VOCABULARY, next_loss, stretches, windows
 from benchmarks.finetune.texts import Text
 
 WIDTH, LAYERS, HEADS = 200, 2, 4

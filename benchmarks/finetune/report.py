@@ -11,10 +11,10 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from rich.table import Table
 
-from benchmarks.drawing import COLORS, CONTROL, SAL, panels_of, save
 from benchmarks.finetune.analysis import CHOSEN, LEVELS, Points, front, lost, ratio
 from benchmarks.finetune.choices import AVERAGE, REFERENCE
 from benchmarks.finetune.methods import METHODS, Row, Trial
+from benchmarks.reports.drawing import COLORS, CONTROL, SAL, panels_of, save
 
 # Of several runs of one method.
 STYLES = ("-", ":", "-.")

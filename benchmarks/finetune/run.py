@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks.characters import CONTEXT, next_loss, windows
+from benchmarks.data.characters import CONTEXT, next_loss, windows
 from benchmarks.finetune.methods import METHODS, Method
 from benchmarks.finetune.methods.base import copies
 from benchmarks.finetune.network import (

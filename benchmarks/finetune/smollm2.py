@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.errors import UserError
+from benchmarks.data.errors import UserError
 from benchmarks.finetune.facts import FACTS, INSTRUCTIONS, Question
 from benchmarks.finetune.texts import documents
 

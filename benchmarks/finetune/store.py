@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.finetune.methods import METHODS
-from benchmarks.finetune.run import Setting
-from benchmarks.records import (
-    _hash,
-    _package_sources,
-    _source_hash,
-    _sources,
-    read_result,
-    write_result,
-)
+from benchmarks.finetune.run import Setting, run
+from benchmarks.runs.records import package_sources, read_result, write_result
+from benchmarks.runs.sources import hash_of, source_hash, sources
 
-HERE = Path(__file__).resolve().parent
-CORE = ("../characters.py", "texts.py", "network.py", "run.py")
+# It lists all methods, of which a run has one.
+NOT_COUNTED = ("benchmarks.finetune.methods",)
 
 
 class Store:
@@ -44,13 +38,13 @@ class Store:
 
 def key(setting: Setting) -> str:
     """Hash of everything that decides the result."""
-    return _hash(setting.plain(), code_version(setting.method), torch.__version__)
+    return hash_of(setting.plain(), code_version(setting.method), torch.__version__)
 
 
 def code_version(method: str) -> str:
     """Hash of the sources that a run of this method depends on."""
     row = METHODS[method]
-    files: Sequence[Path] = [*(HERE / name for name in CORE), *_sources(row.kind)]
+    files = sources((run, row.kind), "benchmarks", NOT_COUNTED)
     if row.is_sal:
-        files = [*files, *_package_sources()]
-    return _hash(*[_source_hash(path) for path in files])
+        files = (*files, *package_sources())
+    return hash_of([source_hash(path) for path in files])

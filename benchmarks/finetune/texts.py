@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.data import places
-from benchmarks.errors import UserError
+from benchmarks.data.errors import UserError
+from benchmarks.data.sets import places
 
 SIZE = 1_000_000  # characters at the most
 LEAST = 50_000

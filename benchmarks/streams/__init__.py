@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.streams.base import ORDERS, Batch, Order, Stream
+from benchmarks.streams.base import ORDERS, Batch, Order, Stream, masked
 from benchmarks.streams.labels import LabelPermuted
 from benchmarks.streams.permuted import Fuzzy, FuzzyRandom, Long, Permuted
 from benchmarks.streams.rotated import Rotated
@@ -23,4 +23,4 @@ STREAMS: dict[str, type[Stream]] = {
     )
 }
 
-__all__ = ["ORDERS", "STREAMS", "Batch", "Order", "Stream"]
+__all__ = ["ORDERS", "STREAMS", "Batch", "Order", "Stream", "masked"]

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from benchmarks.data import Dataset
+from benchmarks.data.sets import Dataset
 
 Part = Literal["train", "test"]
 Order = Literal["natural", "shuffled"]
@@ -145,3 +145,8 @@ class Stream(ABC):
                 self._drawn.clear()
             self._drawn[key] = torch.cat(epochs)[:need]
         return self._drawn[key]
+
+
+def masked(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Logits with the classes outside `mask` (classes, or batch x classes) shut out."""
+    return logits if mask is None else logits.masked_fill(~mask, float("-inf"))

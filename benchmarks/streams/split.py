@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.data import Dataset
-from benchmarks.errors import UserError
+from benchmarks.data.errors import UserError
+from benchmarks.data.sets import Dataset
 from benchmarks.streams.base import Batch, Part, Stream, generator
 
 

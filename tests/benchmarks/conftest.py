@@ -12,8 +12,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.data import Dataset, load  # noqa: E402
-from benchmarks.settings import Settings  # noqa: E402
+from benchmarks.data.sets import Dataset, load  # noqa: E402
+from benchmarks.runs.settings import Settings  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.baselines import METHODS
-from benchmarks.baselines.bases import BASES
-from benchmarks.baselines.ewc import EWC, diagonal_fisher
-from benchmarks.baselines.plain import Lion
-from benchmarks.baselines.published_sal import PublishedSAL
-from benchmarks.baselines.si import SI
-from benchmarks.errors import UserError
-from benchmarks.networks import build, masked, mlp
-from benchmarks.streams import Batch
+from benchmarks.data.errors import UserError
+from benchmarks.methods import METHODS
+from benchmarks.methods.bases import BASES
+from benchmarks.methods.ewc import EWC, diagonal_fisher
+from benchmarks.methods.plain import Lion
+from benchmarks.methods.published_sal import PublishedSAL
+from benchmarks.methods.si import SI
+from benchmarks.runs.networks import build, mlp
+from benchmarks.streams import Batch, masked
 
 BATCH = Batch(torch.zeros(1, 1), torch.zeros(1, dtype=torch.long))
 
@@ -59,7 +59,7 @@ def test_fisher_equals_a_loop_over_examples_and_classes(with_mask: bool) -> None
 def test_fisher_of_many_chunks_is_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = mlp(3, (4,), 2, seed=1), torch.rand(9, 3)
     whole = diagonal_fisher(model, Batch(x, torch.zeros(9)))
-    monkeypatch.setattr("benchmarks.baselines.per_example.CHUNK", 4)
+    monkeypatch.setattr("benchmarks.methods.per_example.CHUNK", 4)
     for got, want in zip(diagonal_fisher(model, Batch(x, torch.zeros(9))), whole, strict=True):
         assert torch.allclose(got, want, atol=1e-7)
 

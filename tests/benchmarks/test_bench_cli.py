@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.baselines import GROUPS, METHODS
-from benchmarks.continual import DEFAULT_STREAMS, arguments
-from benchmarks.data import Dataset
-from benchmarks.manifest import manifests
-from benchmarks.options import check_common, settings_for
-from benchmarks.presets import PRESETS
-from benchmarks.records import Store
+from benchmarks.commands.continual import DEFAULT_STREAMS, arguments
+from benchmarks.commands.options import check_common
+from benchmarks.data.sets import Dataset
+from benchmarks.methods import GROUPS, METHODS
+from benchmarks.runs.manifest import manifests
+from benchmarks.runs.plan import settings_for
+from benchmarks.runs.presets import PRESETS
+from benchmarks.runs.records import Store
 from benchmarks.streams import STREAMS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,10 +43,10 @@ def test_from_end_to_end_and_again_from_the_records(tmp_path: Path) -> None:
     assert first.returncode == 0, first.stderr
     assert "8 to compute" in first.stderr
     assert "Traceback" not in first.stderr
-    assert "worst task" in first.stdout
+    assert "minimum" in first.stdout
     assert "ewc" in first.stdout
     report = (tmp_path / "continual-digits.md").read_text()
-    assert "| method | told | average |" in report
+    assert "| method | boundaries | average accuracy |" in report
     assert "±" in report
     summaries = json.loads((tmp_path / "continual-digits.json").read_text())
     assert set(summaries["split-task"]) == {"adam", "ewc"}

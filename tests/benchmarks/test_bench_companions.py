@@ -18,8 +18,8 @@ from benchmarks.companions.collapse_runs import Trace
 from benchmarks.companions.llc import estimate, sampler
 from benchmarks.companions.page import Options, table
 from benchmarks.companions.residual import LEAKS, Residual, arms, beyond_the_gates
-from benchmarks.errors import UserError
-from benchmarks.spread import paired
+from benchmarks.data.errors import UserError
+from benchmarks.metrics.spread import paired
 from sal_optim import SALAdam
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from benchmarks.baselines import METHODS
-from benchmarks.baselines.controls import distance
-from benchmarks.networks import mlp
+from benchmarks.methods import METHODS
+from benchmarks.methods.controls import distance
+from benchmarks.runs.networks import mlp
 from benchmarks.streams import Batch
 
 

@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from benchmarks.__main__ import main
+from benchmarks.commands.memory import _measure
 from benchmarks.cost import whole
 from benchmarks.cost.contestants import CONTESTANTS, parameters
-from benchmarks.cost.memory import _measure
 from benchmarks.cost.timing import copy_bandwidth, paired
 
 

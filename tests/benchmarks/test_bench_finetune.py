@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.characters import VOCABULARY, windows
-from benchmarks.characters import next_loss as loss
-from benchmarks.errors import UserError
+from benchmarks.data.characters import VOCABULARY, windows
+from benchmarks.data.characters import next_loss as loss
+from benchmarks.data.errors import UserError
 from benchmarks.finetune import texts
 from benchmarks.finetune.analysis import best, forgetting, front, matched_lr, ratio, target
 from benchmarks.finetune.choices import choose, read

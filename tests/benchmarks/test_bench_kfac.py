@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.baselines.bases import BASES
-from benchmarks.baselines.ewc import diagonal_fisher
-from benchmarks.baselines.kfac import KFAC, joined, kronecker_fisher, linear_layers
-from benchmarks.errors import UserError
-from benchmarks.networks import build, masked, mlp
-from benchmarks.streams import Batch
+from benchmarks.data.errors import UserError
+from benchmarks.methods.bases import BASES
+from benchmarks.methods.ewc import diagonal_fisher
+from benchmarks.methods.kfac import KFAC, joined, kronecker_fisher, linear_layers
+from benchmarks.runs.networks import build, mlp
+from benchmarks.streams import Batch, masked
 
 
 def inputs(rows: int, features: int, seed: int = 0) -> Tensor:
@@ -42,7 +42,7 @@ def test_of_one_example_it_is_the_fisher_of_every_layer(bias: bool) -> None:
 @pytest.mark.parametrize("with_mask", [False, True])
 def test_factors_are_means_over_examples(with_mask: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mean by mean: the factors of one example at a time, in chunks of another size."""
-    monkeypatch.setattr("benchmarks.baselines.kfac.CHUNK", 4)
+    monkeypatch.setattr("benchmarks.methods.kfac.CHUNK", 4)
     model, x = mlp(5, (7, 6), 4, seed=0).double(), inputs(11, 5)
     mask = torch.rand(11, 4) < 0.6
     mask[:, 1] = True

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.baselines import METHODS
-from benchmarks.baselines.bases import BASES
-from benchmarks.baselines.ewc import OnlineEWC, diagonal_fisher
-from benchmarks.baselines.lwf import LwF
-from benchmarks.baselines.mas import MAS, sensitivity
-from benchmarks.baselines.quadratic import L2
-from benchmarks.baselines.streaming import AR1, StreamingEWC, StreamingSI
-from benchmarks.baselines.upgd import UPGD, AdaUPGD
-from benchmarks.data import Dataset
-from benchmarks.networks import build, masked, mlp
-from benchmarks.streams import STREAMS, Batch
+from benchmarks.data.sets import Dataset
+from benchmarks.methods import METHODS
+from benchmarks.methods.bases import BASES
+from benchmarks.methods.ewc import OnlineEWC, diagonal_fisher
+from benchmarks.methods.lwf import LwF
+from benchmarks.methods.mas import MAS, sensitivity
+from benchmarks.methods.quadratic import L2
+from benchmarks.methods.streaming import AR1, StreamingEWC, StreamingSI
+from benchmarks.methods.upgd import UPGD, AdaUPGD
+from benchmarks.runs.networks import build, mlp
+from benchmarks.streams import STREAMS, Batch, masked
 
 EMPTY = Batch(torch.zeros(1, 1), torch.zeros(1, dtype=torch.long))
 

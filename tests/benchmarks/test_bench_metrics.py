@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.errors import UserError
-from benchmarks.metrics import (
+from benchmarks.data.errors import UserError
+from benchmarks.metrics.scores import (
     Detection,
     average,
     backward_transfer,
@@ -19,7 +19,7 @@ from benchmarks.metrics import (
     summarize,
     worst,
 )
-from benchmarks.spread import Spread, paired
+from benchmarks.metrics.spread import Spread, paired
 
 # Task 0 is better after task 1 (0.95) than when it was learned (0.90).
 R = [[0.90, 0.10, 0.20], [0.95, 0.80, 0.10], [0.50, 0.60, 0.70]]

@@ -11,18 +11,19 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.baselines import METHODS
-from benchmarks.baselines.bases import BASES
-from benchmarks.baselines.layered import Layered
-from benchmarks.baselines.packages import RATES, UNFIT, base, optimizer_names, version
-from benchmarks.continual import arguments
-from benchmarks.data import Dataset
-from benchmarks.errors import UserError
-from benchmarks.networks import mlp
-from benchmarks.options import assignments, check_common, settings_for
-from benchmarks.protect import PLAIN, protected
-from benchmarks.records import code_version, key
-from benchmarks.runner import run
+from benchmarks.commands.continual import arguments
+from benchmarks.commands.options import assignments, check_common
+from benchmarks.commands.protect import PLAIN, protected
+from benchmarks.data.errors import UserError
+from benchmarks.data.sets import Dataset
+from benchmarks.methods import METHODS
+from benchmarks.methods.bases import BASES
+from benchmarks.methods.layered import Layered
+from benchmarks.methods.packages import RATES, UNFIT, base, optimizer_names, version
+from benchmarks.runs.networks import mlp
+from benchmarks.runs.plan import settings_for
+from benchmarks.runs.records import code_version, key
+from benchmarks.runs.runner import run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,7 +75,7 @@ def test_options_of_the_layer() -> None:
 def test_the_code_that_a_layer_depends_on(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     alone, layered = settings(method="adam"), settings(method="adam-layer")
     before = code_version(alone), code_version(layered)
-    monkeypatch.setattr("benchmarks.records._package_sources", lambda: [Path(__file__)])
+    monkeypatch.setattr("benchmarks.runs.records.package_sources", lambda: [Path(__file__)])
     assert code_version(alone) == before[0]
     assert code_version(layered) != before[1]
 
@@ -163,7 +164,7 @@ def test_from_end_to_end(tmp_path: Path) -> None:
         "| torch.optim.Rprop-layer",
     ]
     beside = (tmp_path / "tables" / "digits-permuted-protected.md").read_text().splitlines()
-    assert "average, alone | average, layer | worst task, alone" in beside[2]
+    assert "average accuracy, alone | average accuracy, layer | minimum, alone" in beside[2]
     assert [line.split(" | ")[0] for line in beside[4:]] == ["| adam", "| torch.optim.Rprop"]
     assert all(line.endswith(" of 1 |") for line in beside[4:])
     assert (tmp_path / "figures" / "digits-permuted-matrix.png").is_file()

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from benchmarks import records, suite
-from benchmarks.baselines import METHODS
-from benchmarks.baselines.bases import BASES
-from benchmarks.data import Dataset
-from benchmarks.records import Store, code_version, key
-from benchmarks.runner import run
+import sal_optim
+from benchmarks.data.sets import Dataset
+from benchmarks.methods import METHODS
+from benchmarks.runs import records, suite
+from benchmarks.runs.records import Store, code_version, key, run_sources
+from benchmarks.runs.runner import run
 
 RESULT = {"matrix": [[0.5]], "consolidations": []}
 
@@ -89,18 +91,18 @@ def test_code_counts_and_comments_do_not(
     def version(text: str) -> str:
         file = tmp_path / "module.py"
         file.write_text(text)
-        records._source_hash.cache_clear()
-        return records._source_hash(file)
+        records.source_hash.cache_clear()
+        return records.source_hash(file)
 
     plain = version("def f():\n    return 1\n")
     assert version('"""Doc."""\n# why\ndef f():\n    """Doc."""\n    return 1\n') == plain
     assert version("def f():\n    return 2\n") != plain
     package = tmp_path / "sal.py"
     package.write_text("x = 1\n")
-    monkeypatch.setattr(records, "_package_sources", lambda: [package])
+    monkeypatch.setattr(records, "package_sources", lambda: [package])
     before = {name: code_version(settings(method=name)) for name in ("adam", "ewc", "sal-adam")}
     package.write_text("x = 2\n")
-    records._source_hash.cache_clear()
+    records.source_hash.cache_clear()
     after = {name: code_version(settings(method=name)) for name in before}
     assert [name for name in before if before[name] != after[name]] == ["sal-adam"]
     assert len(set(after.values())) == 3
@@ -157,8 +159,7 @@ def test_told_methods_equal_their_base_until_the_first_boundary(
 
 def test_a_record_depends_on_what_its_method_imports(settings: Any) -> None:
     def files(method: str) -> set[str]:
-        row = METHODS[method]
-        return {p.name for kind in (row.kind, BASES[row.base].make) for p in records._sources(kind)}
+        return {path.name for path in run_sources(METHODS[method], "permuted")}
 
     assert {"ewc.py", "quadratic.py", "per_example.py"} <= files("streaming-ewc")
     assert "per_example.py" not in files("si")
@@ -168,6 +169,33 @@ def test_a_record_depends_on_what_its_method_imports(settings: Any) -> None:
     assert len(versions) == 4
 
 
+def test_every_record_depends_on_the_run_and_on_no_other_method() -> None:
+    """What trains, looks and loads counts; what lists, shows and asks does not."""
+    decides = {"runner.py", "probe.py", "networks.py", "readers.py", "base.py", "permuted.py"}
+    shows = {"tables.py", "figures.py", "report.py", "options.py", "continual.py", "records.py"}
+    own = {
+        "adam": {"plain.py"},
+        "adamw": {"of_torch.py"},
+        "ewc": {"ewc.py", "quadratic.py"},
+        "si": {"si.py"},
+    }
+    others = {"ewc.py", "quadratic.py", "si.py", "kfac.py", "lwf.py", "sal.py", "upgd.py"}
+    for method, files in own.items():
+        names = {path.name for path in run_sources(METHODS[method], "permuted")}
+        assert decides | files <= names
+        assert not names & (shows | {"__init__.py", "rotated.py", "split.py"})
+        assert not names & (others - files)
+
+
+def test_what_a_row_fixes_decides_its_record(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = code_version(settings(method="sal-adam-kronecker"))
+    row = METHODS["sal-adam-kronecker"]
+    monkeypatch.setitem(METHODS, row.name, replace(row, fixed={**row.fixed, "pull": 7.0}))
+    assert code_version(settings(method=row.name)) != before
+
+
 def test_controls_depend_on_sal_optim(
     settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,13 +203,19 @@ def test_controls_depend_on_sal_optim(
     before = [code_version(settings(method=name)) for name in names]
     package = tmp_path / "sal.py"
     package.write_text("x = 1\n")
-    monkeypatch.setattr(records, "_package_sources", lambda: [package])
+    monkeypatch.setattr(records, "package_sources", lambda: [package])
     after = [code_version(settings(method=name)) for name in names]
     assert [a != b for a, b in zip(before, after, strict=True)] == [False, True, True]
 
 
 def test_what_of_the_package_decides_a_result() -> None:
-    """What an optimizer is made of, and not what shows it."""
-    names = {path.name for path in records._package_sources()}
-    assert {"adam.py", "communication.py", "plasticity.py", "state.py", "update.py"} <= names
-    assert not names & {"plot.py", "live_view.py", "report.py", "writers.py", "run.py"}
+    """What an optimizer is made of, C++ included, and not what shows it."""
+    root = Path(sal_optim.__file__).parent
+    found = {path.relative_to(root) for path in records.package_sources()}
+    kinds = (sal_optim.SALAdam, sal_optim.SALSGD, sal_optim.SALLion, sal_optim.CommunicationLayer)
+    for kind in kinds:
+        assert Path(inspect.getfile(kind)).relative_to(root) in found
+    assert {path.relative_to(root) for path in root.rglob("*.cpp")} <= found
+    shown = {"plot.py", "live_view.py", "report.py", "writers.py", "run.py"}
+    assert not {path.name for path in found} & shown
+    assert not {path.suffix for path in found} & {".pyc", ".typed", ".md"}

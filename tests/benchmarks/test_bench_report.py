@@ -9,12 +9,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import document
 from benchmarks.__main__ import main
-from benchmarks.figures_tradeoff import axes_of_grid, pareto
-from benchmarks.manifest import manifests
-from benchmarks.records import Store
-from benchmarks.report import Comparison, equal_learning
+from benchmarks.reports import document
+from benchmarks.reports.comparison import Comparison, equal_learning
+from benchmarks.reports.figures_tradeoff import axes_of_grid, pareto
+from benchmarks.runs.manifest import manifests
+from benchmarks.runs.records import Store
 
 TINY = ["--tasks", "3", "--steps", "40", "--batch", "16", "--hidden", "8", "--jobs", "1",
         "--seeds", "2", "--no-figures", "--stream", "split-domain", "--set",
@@ -59,7 +59,7 @@ def test_differences_are_paired_with_the_reference(out: Path, tmp_path: Path) ->
     target = tmp_path / "page.html"
     assert main(["report", "--out", str(out), "--reference", "ewc", "--write", str(target)]) == 0
     text = target.read_text()
-    assert "Each row less ewc" in text
+    assert "Difference to ewc" in text
     rows = re.findall(r"<td>(adam|ewc|sal-adam)</td><td>2</td><td[^>]*>[+-]\d+\.\d \[", text)
     assert rows == ["adam", "sal-adam"]
 
@@ -74,7 +74,12 @@ def test_the_tables_as_markdown(
           str(target)])  # fmt: skip
     text = target.read_text()
     table = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
-    assert table[0][-4:] == ["average less sal-adam", "worst less sal-adam", "found", "false"]
+    assert table[0][-4:] == [
+        "average accuracy, difference to sal-adam",
+        "minimum, difference to sal-adam",
+        "changes detected",
+        "false alarms",
+    ]
     assert [row[0] for row in table[2:5]] == ["adam", "ewc", "sal-adam"]
     for row in table[2:4]:
         assert re.search(r"[+-]\d+\.\d", row[7])

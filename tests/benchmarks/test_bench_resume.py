@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks import progress
-from benchmarks.progress import Tally, duration, shown
+from benchmarks.runs import progress
+from benchmarks.runs.progress import Tally, duration, shown
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.baselines import METHODS
-from benchmarks.continual import arguments
-from benchmarks.data import Dataset
-from benchmarks.errors import UserError
-from benchmarks.networks import mlp
-from benchmarks.options import check_common, settings_for
-from benchmarks.runner import run
+from benchmarks.commands.continual import arguments
+from benchmarks.commands.options import check_common
+from benchmarks.data.errors import UserError
+from benchmarks.data.sets import Dataset
+from benchmarks.methods import METHODS
+from benchmarks.runs.networks import mlp
+from benchmarks.runs.plan import settings_for
+from benchmarks.runs.runner import run
 from benchmarks.streams import STREAMS
 from benchmarks.streams.permuted import Fuzzy, FuzzyRandom
 from benchmarks.streams.rotated import Rotated, rotate

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from benchmarks import tune
 from benchmarks.__main__ import main
-from benchmarks.baselines import METHODS
-from benchmarks.baselines.bases import BASES
-from benchmarks.manifest import manifests
-from benchmarks.spaces import OPTIONS, space
-from benchmarks.studies import Study
+from benchmarks.commands import continual, tune
+from benchmarks.commands.options import check_common
+from benchmarks.methods import METHODS
+from benchmarks.methods.bases import BASES
+from benchmarks.runs.manifest import manifests
+from benchmarks.runs.settings import TUNED
+from benchmarks.runs.spaces import OPTIONS, space
+from benchmarks.runs.studies import Study
 from sal_optim import SALAdam
 
 TINY = ["--tasks", "2", "--steps", "6", "--batch", "16", "--hidden", "8", "--jobs", "1"]
@@ -150,3 +152,15 @@ def test_a_wrong_value_gets_one_line(
     assert command(tmp_path, *arguments) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert all(part in line for part in parts)
+
+
+def test_a_file_of_tuned_settings_is_found_at_its_old_place() -> None:
+    """Commands that are written down name benchmarks/tuned_all.json."""
+    with pytest.warns(FutureWarning, match="tuned_all.json has moved to benchmarks"):
+        found = continual.arguments().parse_args(["--tuned", "benchmarks/tuned_all.json"])
+    assert check_common(found) is None
+    assert Path(found.tuned) == TUNED.with_name("tuned_all.json")
+    with pytest.warns(FutureWarning, match="has moved"):
+        assert tune.arguments().parse_args(["--write", "benchmarks/tuned.json"]).write == TUNED
+    kept = continual.arguments().parse_args(["--tuned", "results/tuned.json"])
+    assert kept.tuned == "results/tuned.json"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import crosscheck
-from benchmarks.data import load
-from benchmarks.metrics import average
-from benchmarks.options import check_common
+from benchmarks.commands import crosscheck
+from benchmarks.commands.options import check_common
+from benchmarks.data.sets import load
+from benchmarks.metrics.scores import average
 
 ARGS = ["--steps", "30", "--tasks", "3"]
 

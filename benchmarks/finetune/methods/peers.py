@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from benchmarks.baselines.bases import Muon
-from benchmarks.errors import UserError
+from benchmarks.data.errors import UserError
 from benchmarks.finetune.methods.base import WEIGHT_DECAY, Loss, Method, copies
+from benchmarks.methods.of_torch import Muon
 
 
 class Anchored(Method):

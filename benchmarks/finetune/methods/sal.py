@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import sal_optim
-from benchmarks.baselines.bases import Muon
 from benchmarks.finetune.methods.base import WEIGHT_DECAY, Loss, Method
+from benchmarks.methods.of_torch import Muon
 from sal_optim.protection import Protection
 
 

@@ -1,0 +1,126 @@
+"""`python -m benchmarks ordinary`: on one distribution SAL must lose nothing.
+
+A perceptron on digits and a small GPT on Python's own standard library, each trained by a base
+optimizer and by its SAL counterpart with the same seeds. Nothing changes in the data, so nothing
+should be consolidated, and both should end at the same loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from joblib import Parallel, delayed
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional
+
+import sal_optim
+from benchmarks.data.characters import corpus, next_loss, windows
+from benchmarks.data.sets import load
+from benchmarks.runs.gpt import GPT
+from benchmarks.runs.networks import mlp
+
+PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]] = {
+    "Adam": (torch.optim.Adam, sal_optim.SALAdam, {"lr": 1e-3}),
+    "AdamW": (torch.optim.AdamW, sal_optim.SALAdamW, {"lr": 1e-3, "weight_decay": 0.1}),
+    "SGD": (torch.optim.SGD, sal_optim.SALSGD, {"lr": 0.05, "momentum": 0.9}),
+}
+BATCH = 16
+
+
+def gpt_loss(seed: int, make: Callable[..., Any], options: dict[str, Any], steps: int) -> Any:
+    torch.manual_seed(seed)
+    text, model = corpus(), GPT()
+    split = int(0.9 * len(text))
+    held, optimizer = text[split:], make(model.parameters(), **options)
+    draw = torch.Generator().manual_seed(seed)
+
+    def loss(source: Tensor, batch: int) -> Tensor:
+        return next_loss(model, windows(source, batch, draw))
+
+    return _train(
+        model, optimizer, lambda: loss(text[:split], BATCH), steps, lambda: loss(held, 64)
+    )
+
+
+def digits_loss(seed: int, make: Callable[..., Any], options: dict[str, Any], steps: int) -> Any:
+    data = load("digits", None)
+    model = mlp(data.features, (100, 100), 10, seed=seed)
+    optimizer, draw = make(model.parameters(), **options), torch.Generator().manual_seed(seed)
+
+    def loss() -> Tensor:
+        rows = torch.randint(len(data.train_x), (64,), generator=draw)
+        return functional.cross_entropy(model(data.train_x[rows]), data.train_y[rows])
+
+    return _train(
+        model,
+        optimizer,
+        loss,
+        steps,
+        lambda: functional.cross_entropy(model(data.test_x), data.test_y),
+    )
+
+
+def _train(
+    model: nn.Module,
+    optimizer: Any,
+    loss: Callable[[], Tensor],
+    steps: int,
+    held_out: Callable[[], Tensor],
+) -> tuple[float, float]:
+    """Final loss on held-out data, and consolidations."""
+    torch.set_num_threads(1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    sal = isinstance(optimizer, sal_optim.SALOptimizer)
+    with torch.no_grad():
+        final = held_out().item()
+    return final, optimizer.diagnostics()["consolidations"] if sal else 0.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks ordinary", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=1500, help="digits; the GPT trains a third")
+    parser.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args(argv)
+    runs = [
+        (task, name, which, seed)
+        for task in (digits_loss, gpt_loss)
+        for name in PAIRS
+        for which in (0, 1)
+        for seed in range(args.seeds)
+    ]
+    results = Parallel(n_jobs=args.jobs)(
+        delayed(task)(
+            seed,
+            PAIRS[name][which],
+            PAIRS[name][2],
+            args.steps if task is digits_loss else args.steps // 3,
+        )
+        for task, name, which, seed in runs
+    )
+    found = dict(zip(runs, results, strict=True))
+    table = Table("data", "base", "base loss", "SAL loss", "consolidations", "same to the last bit")
+    for task in (digits_loss, gpt_loss):
+        for name in PAIRS:
+            base, sal = (
+                [found[task, name, which, seed] for seed in range(args.seeds)] for which in (0, 1)
+            )
+            losses = [[loss for loss, _ in column] for column in (base, sal)]
+            table.add_row(
+                "digits" if task is digits_loss else "text",
+                name,
+                *(f"{fmean(x):.4f} ± {stdev(x) if len(x) > 1 else 0:.4f}" for x in losses),
+                f"{sum(count for _, count in sal):.0f}",
+                f"{sum(a == b for a, b in zip(*losses, strict=True))} of {args.seeds} seeds",
+            )
+    Console().print(table)
+    return 0

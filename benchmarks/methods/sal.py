@@ -1,0 +1,54 @@
+"""Rows for this package's own optimizers. They are told nothing, and nothing is added here."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from benchmarks.data.errors import UserError
+from benchmarks.methods.base import Method
+
+CLASSES = {"adam": "SALAdam", "adamw": "SALAdamW", "sgd": "SALSGD", "lion": "SALLion"}
+FIXED = {"sgd": {"momentum": 0.9}}
+
+
+class SAL(Method):
+    """An optimizer of sal_optim as it comes."""
+
+    def diagnostics(self) -> dict[str, float]:
+        figures: dict[str, float] = self.optimizer.diagnostics()  # type: ignore[attr-defined]
+        return figures
+
+    def suppressed(self) -> dict[str, float]:
+        return {
+            name: float(self.optimizer.stability(p).mean())  # type: ignore[attr-defined]
+            for name, p in self.model.named_parameters()
+        }
+
+
+def optimizer_class(base: str) -> type[Optimizer]:
+    """SALAdam, SALSGD or SALLion; raises a UserError where sal_optim cannot be imported."""
+    try:
+        found: type[Optimizer] = getattr(importlib.import_module("sal_optim"), CLASSES[base])
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"--methods: sal-{base} needs sal_optim.{CLASSES[base]} ({error}); "
+            "install the package with `pip install -e .`, or name other methods"
+        ) from error
+    return found
+
+
+def options(base: str) -> tuple[str, ...]:
+    """Keyword arguments of the optimizer's own, beyond torch's."""
+    parameters = inspect.signature(optimizer_class(base)).parameters
+    return tuple(name for name in parameters if name not in ("params", "lr"))
+
+
+def build(model: nn.Module, base: str, lr: float, kind: type[SAL] = SAL, **chosen: Any) -> SAL:
+    """The method for `base`; what is not chosen stays at the package's default."""
+    settings: dict[str, Any] = {"lr": lr, **FIXED.get(base, {}), **chosen}
+    return kind(model, optimizer_class(base)(model.parameters(), **settings))

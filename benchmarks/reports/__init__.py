@@ -1,0 +1,1 @@
+"""How results are shown: tables, figures, one page of all. Nothing is trained or chosen here."""

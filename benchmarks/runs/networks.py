@@ -1,0 +1,58 @@
+"""The networks that are trained: fully connected ones by list of widths, and a small conv net.
+
+The same seed gives the same initial weights to every method. What is learned, and how, is not
+decided here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+CHANNELS = (16, 32)
+
+
+def default_hidden(features: int, net: str = "mlp") -> tuple[int, ...]:
+    """Widths of the hidden layers: small for 8 x 8 images, 256-256 from 28 x 28 on."""
+    if net == "conv":
+        return (100,)
+    return (100, 100) if features < 400 else (256, 256)
+
+
+def build(
+    net: str, features: int, hidden: Sequence[int], outputs: int, *, seed: int
+) -> nn.Sequential:
+    """The network called `net`, a key of NETWORKS."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return NETWORKS[net](features, hidden, outputs)
+
+
+def mlp(features: int, hidden: Sequence[int], outputs: int, *, seed: int) -> nn.Sequential:
+    """features -> hidden… -> outputs with ReLU between; weights drawn from `seed` alone."""
+    return build("mlp", features, hidden, outputs, seed=seed)
+
+
+def _mlp(features: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
+    widths = [features, *hidden, outputs]
+    layers: list[nn.Module] = []
+    for width_in, width_out in itertools.pairwise(widths):
+        layers += [nn.Linear(width_in, width_out), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _conv(features: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
+    """Two blocks of 3 x 3 convolution, ReLU and 2 x 2 pooling, then hidden… -> outputs."""
+    side = round(features**0.5)
+    layers: list[nn.Module] = [nn.Unflatten(1, (1, side, side))]
+    channels = 1
+    for width in CHANNELS:
+        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        channels, side = width, side // 2
+    return nn.Sequential(*layers, nn.Flatten(), *_mlp(channels * side * side, hidden, outputs))
+
+
+NETWORKS = {"mlp": _mlp, "conv": _conv}
