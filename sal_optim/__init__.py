@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sal_optim._moved import MOVED, install, old_module
 from sal_optim._version import __version__
 from sal_optim.adam import SALAdam, SALAdamW
-from sal_optim.communication import CommunicationLayer
+from sal_optim.layer import CommunicationLayer
 from sal_optim.lion import SALLion
 from sal_optim.optimizer import SALOptimizer
 from sal_optim.sgd import SALSGD

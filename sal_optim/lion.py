@@ -1,41 +1,22 @@
 """SALLion: the update of Lion (Chen et al. 2023, arXiv 2302.06675, algorithm 2), protected.
 
-The sign keeps weights moving at full speed whose gradient has died; the gate's exponent of 2 on the
-activity stops exactly those.
+torch.optim has no Lion, so that its few lines are here.
 """
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from sal_optim import native
-from sal_optim.arguments import SHARED, given
-from sal_optim.kronecker import RANK
-from sal_optim.optimizer import PROTECTION, PULL, SALOptimizer
-from sal_optim.update import Direction, Rule, Tensors
-from sal_optim.utils import checks
-from sal_optim.utils.rounding import Number
+from sal_optim import config
+from sal_optim.optimizer import SALOptimizer
 
 
-class SALLion(SALOptimizer):
-    __doc__ = f"""Lion that forgets less.
-
-    Until the data changes, and with ``protection=0`` always, it is Lion as published. State beyond
-    Lion's: 12 bytes a parameter by default.
-
-    Args:
-        params: parameters, named parameters or param groups.
-        lr: learning rate, at least 0; a third to a tenth of Adam's.
-        betas: of the update's blend and of the running mean, each in [0, 1).
-        weight_decay: at least 0; parameters are multiplied by ``1 - lr * weight_decay``.{SHARED}"""
-
-    _moments: ClassVar[tuple[str, ...]] = ("exp_avg",)
-    _momenta = ("exp_avg",)
-    _activity = True
-    _unit_update = True
+class Lion(Optimizer):
+    """Lion by lists of tensors; the base of :class:`SALLion`."""
 
     def __init__(
         self,
@@ -44,49 +25,91 @@ class SALLion(SALOptimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
         *,
-        protection: float = PROTECTION,
-        pull: float = PULL,
-        tau0: float = 1.0,
-        alpha: float = 4.0,
-        stats_beta: float = 0.98,
-        consolidate_every: int | None = None,
-        retention: float = 1.0,
-        # Told at mean activity: most elements' is below it, and their gate is smaller.
-        plasticity: float = 0.6,
-        granularity: str = "element",
-        rank: int = RANK,
+        foreach: bool | None = None,
+        maximize: bool = False,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "foreach": foreach}
+        super().__init__(params, {**defaults, "maximize": maximize})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Perform one step."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            lists: dict[Any, list[Tensor]] = {}
+            for param in group["params"]:
+                if param.grad is not None:
+                    alone = param if group["foreach"] is False else None
+                    lists.setdefault((param.device, param.dtype, alone), []).append(param)
+            for params in lists.values():
+                self._advance(group, params)
+        return loss
+
+    def _advance(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        grads = [cast(Tensor, param.grad) for param in params]
+        for param in params:
+            state = self.state[param]
+            if "exp_avg" not in state:
+                state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        exp_avgs = [self.state[param]["exp_avg"] for param in params]
+        lr, (beta1, beta2) = group["lr"], group["betas"]
+        if group["weight_decay"]:
+            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+        params, grads, exp_avgs = (
+            [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
+            for tensors in (params, grads, exp_avgs)
+        )
+        sign = -1.0 if group["maximize"] else 1.0
+        updates = torch._foreach_mul(exp_avgs, beta1)
+        torch._foreach_add_(updates, grads, alpha=sign * (1 - beta1))
+        torch._foreach_sign_(updates)
+        torch._foreach_mul_(updates, -lr)
+        torch._foreach_add_(params, updates)
+        torch._foreach_mul_(exp_avgs, beta2)
+        torch._foreach_add_(exp_avgs, grads, alpha=sign * (1 - beta2))
+
+
+class SALLion(SALOptimizer, Lion):  # type: ignore[misc]
+    __doc__ = f"""Lion that forgets less.
+
+    Until the first consolidation, and with ``protection=0`` always, it is Lion as published.
+
+    Args:
+        params: parameters, named parameters or param groups.
+        lr: learning rate, at least 0; a third to a tenth of Adam's.
+        betas: of the update's blend and of the running mean, each in [0, 1).
+        weight_decay: at least 0; parameters are multiplied by ``1 - lr * weight_decay``.{
+        config.SHARED
+    }"""
+
+    _moments = ("exp_avg",)
+    _knows_differentiable = False
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        *,
+        protection: float = config.PROTECTION,
+        pull: float = config.PULL,
+        importance: config.Kind = "kronecker",
+        rank: int = config.RANK,
+        consolidate_every: config.Clock = "auto",
+        retention: float = config.RETENTION,
+        tau0: float = config.TAU0,
+        alpha: float = config.ALPHA,
+        stats_beta: float = config.STATS_BETA,
         state_dtype: torch.dtype | str | None = None,
         foreach: bool | None = None,
         maximize: bool = False,
-        capturable: bool = False,
         differentiable: bool = False,
+        granularity: str | None = None,
+        plasticity: float | None = None,
         compile: bool = False,
     ) -> None:
-        super().__init__(params, given(locals()))
-
-    def _check_base(self, group: dict[str, Any]) -> dict[str, Any]:
-        return {"betas": checks.betas(group["betas"])}
-
-    def _decoupled(self, group: dict[str, Any]) -> bool:
-        return True
-
-    def _rule(self, group: dict[str, Any], fresh: bool) -> Rule:
-        return {"betas": group["betas"]}
-
-    def _base(self, group: dict[str, Any], fresh: bool) -> native.Base | None:
-        if type(self)._direction is not SALLion._direction:
-            return None
-        return native.Base(("LION=1",), group["betas"], self._moments)
-
-    @staticmethod
-    def _direction(
-        rule: Rule, state: Tensors, grads: list[Tensor], numbers: tuple[Sequence[Number], ...]
-    ) -> Direction:
-        (beta1, beta2), (factors,) = rule["betas"], numbers
-        exp_avgs = state["exp_avg"]
-        signs = torch._foreach_mul(exp_avgs, beta1)
-        torch._foreach_add_(signs, grads, alpha=1 - beta1)
-        torch._foreach_sign_(signs)
-        torch._foreach_mul_(exp_avgs, beta2)
-        torch._foreach_add_(exp_avgs, grads, alpha=1 - beta2)
-        return Direction(signs, None, factors)
+        super().__init__(params, config.given(locals()))

@@ -1,181 +1,150 @@
-"""SALOptimizer: the one ``step()`` of the family, and what callers may ask of it.
+"""SALOptimizer: one ``step()`` for the family, and what callers may ask of it.
 
-A base optimizer (``adam.py``, ``sgd.py``, ``lion.py``) supplies its update direction; everything
-else happens here: gathering parameters, moving them, checkpoints. Watching gradients and
-consolidating is in ``protection.py``, the mathematics in ``stability.py``, ``evidence.py`` and
-``threshold.py``; cutting the work into cache-sized pieces is in ``pieces.py``, and what of it steps
-keep for the next one in ``kept.py``.
+A subclass names an optimizer of ``torch.optim`` beside this class and takes that one's update as it
+is: fused, foreach or for-loop, complex, with a tensor as learning rate. What is protected is the
+gradient that the update is given. See ``CONTRIBUTING.md`` for how a base optimizer is added.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, overload
+from collections.abc import Callable
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import ParamsT
 
-from sal_optim import kronecker, native
-from sal_optim.arguments import check_shared
-from sal_optim.captured import DeviceThreshold
-from sal_optim.checkpoint import Checkpoint, check_ready
-from sal_optim.compiled import advance_compiled
-from sal_optim.consolidation import INTERVAL, take_back
-from sal_optim.distributed import refuse_factored
-from sal_optim.evidence import GRANULARITIES
-from sal_optim.fitting import fitted
-from sal_optim.fused import fits
-from sal_optim.kept import Kept
-from sal_optim.pieces import Piece, Work, work_on
-from sal_optim.protection import FORESEEN, GroupedWork, Protection, Survey
-from sal_optim.state import State, prepare, pull_by_direction
-from sal_optim.threshold import new_threshold
-from sal_optim.update import Direction, Numbers, Plan, Rule, Tensors, Whole, advance
+from sal_optim.checkpoint.loading import Checkpoint
+from sal_optim.checkpoint.validation import OWN, fitted
+from sal_optim.config import SHARED_BY_ALL, check_alike, check_protection
+from sal_optim.protection.controller import ProtectionController
 from sal_optim.utils import checks
-from sal_optim.utils.rounding import Number, dither, on
 
-# The defaults of the family, found by the benchmark: docs/experiments.md.
-PROTECTION, PULL, PLASTICITY = 0.1, 5.0, 0.4
+# Settings of the protection, which the base optimizer's constructor does not know.
+PROTECTION_SETTINGS = (
+    "protection", "pull", "importance", "rank", "consolidate_every", "retention", "tau0", "alpha",
+    "stats_beta", "state_dtype",
+)  # fmt: skip
 
 
-class SALOptimizer(Protection, Optimizer):
-    """Base of the family: any update direction, protected by evidence.
-
-    A subclass names its state in ``_moments`` and returns its update from :meth:`_direction`;
-    see ``CONTRIBUTING.md``.
+class SALOptimizer(Optimizer):
+    """Base of the family, to be named before an optimizer of ``torch.optim``.
 
     Args:
         params: parameters, named parameters or param groups, as in torch.optim.
-        defaults: all settings of the subclass, the shared ones (``arguments.py``) included.
+        settings: all arguments of the subclass's constructor, by name.
     """
 
-    # State tensors of the base optimizer, shaped and typed like the parameter.
-    _moments: ClassVar[tuple[str, ...]] = ()
-    # Whether the update depends on the step count, so that moments are of no use without it.
-    _bias_correction: ClassVar[bool] = False
+    # The base optimizer's state tensors, without which it can't go on from a checkpoint.
+    _moments: tuple[str, ...] = ()
+    # Whether the base optimizer's constructor has this argument.
+    _knows_differentiable = True
 
-    def __init__(
-        self,
-        params: ParamsT,
-        defaults: dict[str, Any],
-    ) -> None:
-        super().__init__(params, self._checked(defaults))
-        self.param_groups[0]["threshold"] = new_threshold()
-
-    # ---------------------------------------------------------------- what a base optimizer gives
-
-    def _rule(self, group: dict[str, Any], fresh: bool) -> Rule:
-        """The constants of the base optimizer's rule; ``fresh``: its moments are new."""
-        raise NotImplementedError
-
-    def _numbers(
-        self, group: dict[str, Any], lr: Number, steps: Sequence[Number]
-    ) -> tuple[list[Number], ...]:
-        """What the rule needs that changes with the step, one number a tensor each.
-
-        In captured steps, ``steps`` holds one vector that counts for all of them.
-        """
-        return ([-lr] * len(steps),)
-
-    def _gain(self, group: dict[str, Any]) -> float:
-        """How far a lasting gradient moves a parameter in a step, relative to lr times itself."""
-        return 1.0
-
-    @staticmethod
-    def _direction(
-        rule: Rule, state: Tensors, grads: list[Tensor], numbers: tuple[Sequence[Number], ...]
-    ) -> Direction:
-        """Advance the moments in ``state`` by ``grads`` and return the base optimizer's update.
-
-        A pure function of lists of tensors of one device and dtype, but for the moments that it
-        advances in place. Must not write into ``grads``.
-        """
-        raise NotImplementedError
-
-    @staticmethod
-    def _last_update(
-        rule: Rule, state: Tensors, numbers: tuple[Sequence[Number], ...]
-    ) -> Direction | None:
-        """The update of the step before, from the moments as it left them; None if they can't say.
-
-        ``numbers`` are those of that step.
-        """
-        return None
-
-    def _whole(self, group: dict[str, Any], lr: float, piece: Piece) -> Whole | None:
-        """The base optimizer's step by a kernel of torch; None where there is none."""
-        return None
-
-    def _base(self, group: dict[str, Any], fresh: bool) -> native.Base | None:
-        """The rule as ``native.cpp`` knows it; None where it does not."""
-        return None
-
-    def _decoupled(self, group: dict[str, Any]) -> bool:
-        """Whether weight decay acts on the parameter, not through the gradient."""
-        raise NotImplementedError
-
-    def _check_base(self, group: dict[str, Any]) -> dict[str, Any]:
-        """The base optimizer's own settings, converted; raises ValueError or TypeError."""
-        return {}
-
-    # ---------------------------------------------------------------- construction and checkpoints
-
-    def _checked(self, group: dict[str, Any]) -> dict[str, Any]:
-        """Settings converted and checked, whether they are defaults or one param group's."""
-        if checks.flag("differentiable", group["differentiable"]):
+    def __init__(self, params: Any, settings: dict[str, Any]) -> None:
+        protection = check_protection({n: settings[n] for n in PROTECTION_SETTINGS})
+        base = {n: v for n, v in settings.items() if n not in PROTECTION_SETTINGS}
+        if checks.flag("differentiable", base.get("differentiable", False)):
             raise ValueError(
-                f"Invalid differentiable value: {group['differentiable']}; {type(self).__name__} "
-                "updates in place, so differentiable must be False"
+                f"Invalid differentiable value: True; {type(self).__name__} updates in place, so "
+                "differentiable must be False"
             )
-        foreach, capturable = group["foreach"], checks.flag("capturable", group["capturable"])
-        checked = {
-            "lr": checks.learning_rate(group["lr"], foreach=bool(foreach) and not capturable),
-            "capturable": capturable,
-            "weight_decay": checks.number("weight_decay", group["weight_decay"]),
-            **check_shared(group),
-            "maximize": checks.flag("maximize", group["maximize"]),
-            "foreach": None if foreach is None else checks.flag("foreach", foreach),
-            "compile": checks.flag("compile", group["compile"]),
-        }
-        return {**group, **checked, **self._check_base(group)}
+        if not self._knows_differentiable:
+            base.pop("differentiable", None)
+        self._protection_defaults = protection
+        super().__init__(params, **self._checked_base(base))
+        self.defaults.update(protection)
+
+    # ---------------------------------------------------------------- settings
+
+    def _checked_base(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """The base optimizer's settings, converted where text or a list stands for a number."""
+        checked = dict(settings)
+        if "lr" in checked and not isinstance(checked["lr"], Tensor):
+            checked["lr"] = checks.number("lr", checked["lr"], label="learning rate")
+        if "betas" in checked:
+            checked["betas"] = checks.betas(checked["betas"])
+        for name in ("eps", "weight_decay", "momentum"):
+            if name in checked:
+                label = "epsilon value" if name == "eps" else None
+                checked[name] = checks.number(name, checked[name], label=label)
+        if "dampening" in checked:
+            checked["dampening"] = checks.number(
+                "dampening", checked["dampening"], high=1.0, high_open=False
+            )
+        for name in ("amsgrad", "nesterov", "maximize", "capturable"):
+            if name in checked:
+                checked[name] = checks.flag(name, checked[name])
+        for name in ("foreach", "fused"):
+            if checked.get(name) is not None:
+                checked[name] = checks.flag(name, checked[name])
+        return checked
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group; its settings are checked as the constructor's are."""
         if isinstance(param_group, dict):
-            settings = self._checked({**self.defaults, **param_group})
-            param_group.update({name: settings[name] for name in param_group if name != "params"})
+            defaults = {**self._protection_defaults, **self.defaults}
+            known = {n: v for n, v in param_group.items() if n in defaults}
+            merged = {**defaults, **known}
+            checked = {**check_protection(merged), **self._checked_base(merged)}
+            for name in (*known, *PROTECTION_SETTINGS):
+                param_group[name] = checked.get(name, merged[name])
+            if self.param_groups:
+                for name in SHARED_BY_ALL:
+                    check_alike(name, param_group[name], self.param_groups[0][name])
         super().add_param_group(param_group)
-        group, first = self.param_groups[-1], self.param_groups[0]
-        try:
-            refuse_factored(group["granularity"], group["params"])
-            if group["capturable"] != first["capturable"]:
-                raise ValueError(
-                    f"Invalid capturable value: {group['capturable']}; all param groups share a "
-                    f"threshold, so capturable must be {first['capturable']} as in the first"
-                )
-        except ValueError:
-            self.param_groups.pop()
-            raise
+
+    # ---------------------------------------------------------------- checkpoints
+
+    @property
+    def _controller(self) -> ProtectionController:
+        """Made anew where it is missing: a copy has state, groups and defaults alone."""
+        found: ProtectionController | None = vars(self).get("_own_controller")
+        if found is None:
+            found = self._own_controller = ProtectionController(self)
+            self._set_early_aside()
+        return found
+
+    def _set_early_aside(self) -> None:
+        """State of the protection alone would keep the base optimizer from making its own."""
+        for param, state in list(self.state.items()):
+            if state and self._moments and all(name in OWN for name in state):
+                self._own_controller.early[param] = self.state.pop(param)
+
+    def __getstate__(self) -> dict[str, Any]:
+        controller = self._controller
+        controller.diagnostics()  # what is underway arrives
+        state: dict[str, Any] = super().__getstate__()
+        early = {param: own for param, own in controller.early.items() if own}
+        state["state"] = {**state["state"], **early}
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._spectrum = None
+        self.state = _as_default(self.state)
+        vars(self).pop("_own_controller", None)
+        self._protection_defaults = {n: self.defaults[n] for n in PROTECTION_SETTINGS}
         for group in self.param_groups:
             # A checkpoint of torch.optim, or of an older version, lacks newer keys.
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
-        self._threshold()
-
-    def __getstate__(self) -> dict[str, Any]:
-        self._fetch()
-        state: dict[str, Any] = super().__getstate__()
-        return state
 
     def state_dict(self) -> dict[str, Any]:
-        """As in ``torch.optim``; the threshold's state is in the first param group."""
-        self._fetch()
-        return super().state_dict()
+        """As in ``torch.optim``; the change detector's state is in the param groups."""
+        controller = self._controller
+        controller._judge_underway()
+        _ = controller.detector
+        for param, early in controller.early.items():
+            self.state[param] = early
+        try:
+            found: dict[str, Any] = super().state_dict()
+        finally:
+            for param in controller.early:
+                del self.state[param]
+        # Numbers are copied, as a snapshot that is kept in memory must not go on counting.
+        found["state"] = {key: dict(value) for key, value in found["state"].items()}
+        for group in found["param_groups"]:
+            group["threshold"] = dict(group["threshold"])
+        return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state made by ``state_dict`` of this class, or of its base in ``torch.optim``.
@@ -191,7 +160,7 @@ class SALOptimizer(Protection, Optimizer):
             raise TypeError(f"state_dict is a {type(state_dict).__name__}; it must be a dict")
         with Checkpoint(self, functools.partial(fitted, self)).captured():
             super().load_state_dict(state_dict)
-        self._drop()
+        vars(self).pop("_own_controller", None)
 
     # ---------------------------------------------------------------- the step
 
@@ -203,7 +172,7 @@ class SALOptimizer(Protection, Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Perform one step, or in :meth:`observe`, gather evidence from one.
+        """Perform one step, or in :meth:`observe`, gather importance from one.
 
         Args:
             closure: reevaluates the model and returns the loss; called with gradients enabled.
@@ -212,301 +181,102 @@ class SALOptimizer(Protection, Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # Nothing may have changed when an error is raised, so all is checked before any of it.
-        capturing = self._capturing()
-        kept = self._still_kept()
-        for mine in kept:
-            for param in mine.group["params"]:
-                if param.grad is not None and not mine.holds(param, self.state.get(param)):
-                    check_ready(self, mine.group, param)
-        if self.param_groups[0]["capturable"]:
-            self._step_captured(kept, capturing)
-        else:
-            self._step_watched(kept)
-        self._kept = kept
+        _refuse_capture(self)
+        controller = self._controller
+        blocks = controller.collect()
+        moves = any(float(group["lr"]) != 0.0 for group in self.param_groups)
+        decision = controller.decide(blocks, moves=moves, loss_scale=_loss_scale(self))
+        controller.gather(decision)
+        if controller.observing:
+            controller.count_observed()
+            return loss
+        controller.measure_before(decision)
+        controller.protect(decision)
+        try:
+            self._base_step()
+        finally:
+            controller.finish(decision)
         return loss
 
-    def _step_watched(self, kept: list[Kept]) -> None:
-        """A step whose norm the host looks at, in it or in the next one."""
-        work = [(mine.group, self._collect(mine)) for mine in kept]
-        for group, items in work:
-            base = self._base(group, items[0].fresh) if group["compile"] and items else None
-            if base is not None:
-                native.serve(items, base)
-        moves = any(float(group["lr"]) != 0.0 for group in self.param_groups)
-        # A kernel takes the norm as it updates, where that is not too late.
-        ahead = self._looks_ahead(work)
-        compiled = any(group["compile"] for group in self.param_groups)
-        late = compiled and not ahead and self._foreseen()
-        if ahead:
-            survey = self._survey_ahead(work, moves=moves)
-        else:
-            survey = FORESEEN if late else self._survey(work, moves=moves)
-        for mine, (group, items) in zip(kept, work, strict=True):
-            for item in items:
-                item.protected = group["protection"] > 0.0 and item.owner["evidence_weight"] > 0.0
-            for piece in mine.pieces(items):
-                self._advance(piece, survey)
-        if late:
-            self._survey(work, moves=moves)
-        for mine, (_, items) in zip(kept, work, strict=True):
-            mine.let_go(items)
+    # Its decisions are the host's: under torch.compile it runs as it is.
+    step._torchdynamo_disable = True  # type: ignore[attr-defined]
 
-    def _step_captured(self, kept: list[Kept], capturing: bool) -> None:
-        """A step of which nothing is read, that a CUDA graph may hold."""
-        if not capturing:
-            self._settle()
-        self._place_threshold(capturing)
-        work = [(mine.group, self._collect(mine)) for mine in kept]
-        moves: bool | Tensor = False
-        for group in self.param_groups:
-            moves = (self._lr(group) != 0.0) | moves
-        survey = self._survey_captured(work, moves=moves)
-        for mine, (group, items) in zip(kept, work, strict=True):
-            for item in items:
-                # A replay does the same before and after a first consolidation.
-                item.protected = group["protection"] > 0.0
-            for piece in mine.pieces(items):
-                self._advance(piece, survey)
-            mine.let_go(items)
-        if not capturing and self._captured is not None:
-            self._captured.send()
+    def _base_step(self) -> None:
+        """The base optimizer's own step, without hooks, which belong to this one."""
+        for cls in type(self).__mro__:
+            if not issubclass(cls, SALOptimizer) and "step" in vars(cls):
+                step = vars(cls)["step"]
+                # torch wraps a class's step in hooks when that class is first used by itself.
+                (step.__wrapped__ if getattr(step, "hooked", False) else step)(self)
+                return
+        raise NotImplementedError(f"{type(self).__name__} has no base optimizer")
 
-    def consolidate_if_due(self) -> None:
-        """To be called after each replay of a CUDA graph that holds a step.
+    # ---------------------------------------------------------------- what users call
 
-        A replay runs none of the code that consolidates. This does it where the steps before the
-        last call have confirmed a change; it waits for these alone, and without ``capturable=True``
-        does nothing. ``step()``, outside a graph, does it by itself.
+    def consolidate(self) -> None:
+        """Declare that a task ends here: what was learned is protected from now on.
+
+        Harmless before any step, and when there is nothing new to consolidate. Where parameters
+        are sharded (DTensor), every process must call it.
         """
-        if self._captured is not None:
-            with torch.no_grad():
-                self._settle()
-                self._captured.send()
+        self._controller.consolidate()
 
-    def _place_threshold(self, capturing: bool) -> None:
-        """Have the threshold's state where the parameters are.
+    def observe(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which ``step()`` gathers importance and changes no parameter.
+
+        For a model that arrives trained: run a few batches of what it should keep, with backward
+        and ``step()``, then call :meth:`consolidate`. One warning where no step was taken.
+        """
+        return self._controller.observe()
+
+    def restore(self, strength: float) -> None:
+        """Draw all weights back to their anchors, each as far as its importance asks for.
+
+        For the end of a fine-tuning: what the new data had no need of, and the old data suffers
+        from, goes back first. By ``k / (1 + k)`` with k = ``strength`` times the importance, whose
+        mean is 1. Weights that are not finite go back entirely.
+
+        Args:
+            strength: at least 0, which changes nothing; the larger, the less of the change is kept.
 
         Raises:
-            RuntimeError: in a capture, before a first step.
-            ValueError: parameters are on several devices.
+            ValueError: ``strength`` is out of its range, or a group keeps no anchor (``pull=0``).
         """
-        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if capturing and any("evidence_weight" not in self.state.get(p, {}) for p in params):
-            raise RuntimeError(
-                f"{type(self).__name__}: state would be created inside a CUDA graph; take a step "
-                "before the capture"
-            )
-        devices = {param.device for param in params}
-        if self._captured is not None:
-            devices.add(self._captured.device)
-        if len(devices) > 1:
-            raise ValueError(
-                f"Invalid capturable value: True, with parameters on "
-                f"{', '.join(sorted(map(str, devices)))}; with capturable they must be on one "
-                "device"
-            )
-        if self._captured is None and devices:
-            self._captured = DeviceThreshold(self._threshold(), devices.pop())
+        self._controller.restore(strength)
 
-    def _capturing(self) -> bool:
-        """Whether this step is recorded into a CUDA graph.
+    def stability(self, param: Tensor) -> Tensor:
+        """The stability s of each element of a parameter, in [0, 1).
 
-        Raises:
-            RuntimeError: it is, and ``capturable`` is False.
+        Args:
+            param: a parameter of this optimizer.
+
+        Returns:
+            A new tensor of the shape of ``param``; 0 is free to move, near 1 is held.
         """
-        first = self.param_groups[0]
-        if not first["params"] or not first["params"][0].is_cuda:
-            return False
-        capturing = torch.cuda.is_current_stream_capturing()
-        if capturing and not first["capturable"]:
-            raise RuntimeError(
-                f"Invalid capturable value: False; a step of {type(self).__name__} can be part of "
-                "a CUDA graph with capturable=True"
-            )
-        return capturing
+        return self._controller.stability(param)
 
-    def _lr(self, group: dict[str, Any]) -> Number:
-        """The learning rate, as a tensor where it is one that a graph reads anew."""
-        lr = group["lr"]
-        where = None if self._captured is None else self._captured.device
-        if isinstance(lr, Tensor) and lr.device == where:
-            return lr.reshape(())
-        return float(lr)
+    def diagnostics(self) -> dict[str, float]:
+        """What SAL does, as finite floats for any logger; keys: ``protection/diagnostics.py``."""
+        return self._controller.diagnostics()
 
-    def _looks_ahead(self, work: GroupedWork) -> bool:
-        """Whether to go on before the norm is known: on an accelerator, reading it is a wait."""
-        if self._observing:
-            return False
-        return any(not items[0].param.is_cpu for _, items in work if items)
 
-    def _still_kept(self) -> list[Kept]:
-        """What the step before has found out about each group, as far as that still holds.
+def _as_default(state: Any) -> Any:
+    from collections import defaultdict
 
-        Taken off the instance: a step that fails leaves nothing of it.
-        """
-        kept: list[Kept] = vars(self).pop("_kept", [])
-        if [id(mine.group) for mine in kept] != [id(group) for group in self.param_groups]:
-            kept = [Kept(group) for group in self.param_groups]
-        for mine in kept:
-            mine.under(self._moment_names(mine.group))
-        return kept
+    return defaultdict(dict, state)
 
-    def _collect(self, kept: Kept) -> list[Work]:
-        """The group's parameters that have a gradient, with their state, step counts advanced."""
-        group, works = kept.group, []
-        moments = self._moment_names(group)
-        for param in group["params"]:
-            grad = param.grad
-            if grad is not None:
-                work = kept.work(param, grad)
-                if work is None:
-                    state = self.state[param]
-                    fresh = prepare(param, state, group, moments)
-                    work = work_on(param, state, group, step=0.0, fresh=fresh)
-                    kept.keep(work)
-                works.append(work)
-        if works and not self._observing:
-            torch._foreach_add_([work.owner["step"] for work in works], 1.0)
-        for work in works:
-            step = work.owner["step"]
-            work.step = step if group["capturable"] else float(step)
-        return works
 
-    def _moved(self) -> GroupedWork:
-        """As they are before a next step: step counts are that one's."""
-        return [
-            (
-                group,
-                [
-                    work_on(param, state, group, step=float(state["step"]) + 1.0, fresh=False)
-                    for param in group["params"]
-                    if param.grad is not None and (state := self.state.get(param))
-                ],
-            )
-            for group in self.param_groups
-        ]
+def _loss_scale(optimizer: Optimizer) -> float:
+    """The factor that gradients still carry where a fused step unscales them."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return 1.0 if scale is None else float(scale)
 
-    def _moment_names(self, group: dict[str, Any]) -> tuple[str, ...]:
-        return self._moments
 
-    def _groups(self) -> list[dict[str, Any]]:
-        groups: list[dict[str, Any]] = self.param_groups
-        return groups
-
-    def _state_of(self, param: Tensor) -> State:
-        state: State = self.state.get(param, {})
-        return state
-
-    def _threshold_owner(self) -> dict[str, Any]:
-        first: dict[str, Any] = self.param_groups[0]
-        return first
-
-    def _take_back(self, work: GroupedWork) -> None:
-        for group, items in work:
-            take_back(self, group, items)
-
-    def _advance(self, piece: Piece, survey: Survey) -> None:
-        """One step of one piece: gather evidence, move the parameters."""
-        group, work = piece.group, piece.works[0]
-        lr, decay, decoupled = self._lr(group), group["weight_decay"], self._decoupled(group)
-        plan = Plan(
-            direction=self._direction,
-            granularity=GRANULARITIES[group["granularity"]],
-            activity=self._activity,
-            maximize=group["maximize"],
-            decays=decoupled and decay > 0.0,
-            gathers=survey.gathers,
-            moves=not self._observing,
-            protected=work.protected,
-            pulled=survey.pulls and group["pull"] > 0.0 and work.sides is None,
+def _refuse_capture(optimizer: Optimizer) -> None:
+    """Raise RuntimeError where a step would be recorded into a CUDA graph."""
+    params = optimizer.param_groups[0]["params"]
+    if params and params[0].is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{type(optimizer).__name__}.step() can't be captured into a CUDA graph: it decides on "
+            "the host when to consolidate; capture forward and backward, and step outside"
         )
-        sided = [(place, item) for place, item in enumerate(piece.works) if item.sides is not None]
-        whole = self._kernel(piece, plan)
-        base: tuple[list[Number], ...] = ()
-        shares: list[Number] = []
-        if plan.moves and (whole is None or piece.compiled or sided):
-            base, shares = self._own_numbers(piece, lr, lr * decay if plan.decays else None)
-        device = work.param.device
-        pull = group["protection"] * group["pull"] * on(survey.unit, device) * INTERVAL
-        numbers = Numbers(
-            base=base,
-            decay=lr * decay,
-            decay_shares=shares,
-            coupled_decay=0.0 if decoupled else decay,
-            protection=group["protection"],
-            stiffness=lr * self._gain(group) * pull,
-            scale=on(survey.scale, device),
-            gathered=on(survey.gathered, device),
-            rounding=dither(self._live()["pending_steps"]),
-        )
-        rule = self._rule(group, work.fresh)
-        if plan.gathers:
-            for _, item in sided:
-                assert item.sides is not None
-                kronecker.gather(item.sides, item.grad, numbers.gathered, numbers.rounding)
-        served = self._base(group, work.fresh) if piece.library is not None else None
-        if served is not None:
-            piece.library.advance(plan, served, piece.works, numbers)
-        elif not (piece.compiled and advance_compiled(plan, rule, work, numbers)):
-            if plan.gathers and not plan.granularity.sliceable:
-                _, grads, state = piece.lists()
-                plan.granularity.gather(state, grads, numbers.gathered, numbers.rounding)
-                plan = plan._replace(gathers=False)
-            for params, grads, state in piece.parts():
-                advance(plan, rule, params, grads, state, numbers, whole)
-        if plan.moves and plan.protected and survey.pulls and group["pull"] > 0.0:
-            for place, item in sided:
-                size = self._update_size(rule, item, tuple([c[place]] for c in base))
-                pull_by_direction(item, numbers.stiffness / size)
-
-    def _own_numbers(
-        self, piece: Piece, lr: Number, decayed: Number | None
-    ) -> tuple[tuple[list[Number], ...], list[Number]]:
-        """The base optimizer's numbers of a step, and what decays in units of its factors.
-
-        Lists of one number a tensor; of captured steps, computed on the device for all tensors.
-        """
-        group, count = piece.group, len(piece.works)
-        steps = [item.step for item in piece.works]
-        if not isinstance(steps[0], Tensor):
-            base = self._numbers(group, lr, steps)
-            if decayed is None:
-                return base, []
-            return base, [_share(decayed, factor) for factor in base[-1]]
-        together = torch.stack(steps).to(self._live()["steps"].dtype)  # type: ignore[arg-type]
-        columns = [column[0] for column in self._numbers(group, lr, [together])]
-        base = tuple(_each(number, count) for number in columns)
-        return base, [] if decayed is None else _each(_share(decayed, columns[-1]), count)
-
-    def _update_size(self, rule: Rule, item: Work, numbers: tuple[list[Number], ...]) -> Number:
-        """The root of the mean square of what the base optimizer divides an update by."""
-        last = self._last_update(rule, {n: [t] for n, t in item.state.items()}, numbers)
-        if last is None or last.denominators is None:
-            return 1.0
-        norm: Tensor = torch.linalg.vector_norm(last.denominators[0])
-        mean: Tensor = norm / max(1.0, item.param.numel()) ** 0.5
-        return mean
-
-    def _kernel(self, piece: Piece, plan: Plan) -> Whole | None:
-        """The kernel of torch by which a protected step is taken, if there is one that fits."""
-        group = piece.group
-        if not (plan.protected and plan.moves) or group["capturable"] or piece.library is not None:
-            return None
-        if not fits(piece, self._moment_names(group)):
-            return None
-        return self._whole(group, float(group["lr"]), piece)
-
-
-def _share(decayed: Number, factor: Number) -> Number:
-    """The decay in units of an update's factor; 0 where nothing moves."""
-    if isinstance(factor, Tensor):
-        return torch.where(factor == 0.0, 0.0, -decayed / factor)
-    return -decayed / factor if factor else 0.0
-
-
-def _each(number: Number, count: int) -> list[Number]:
-    """One number for each of so many tensors, from a vector of as many or from one for all."""
-    if isinstance(number, Tensor) and number.dim():
-        return list(number.unbind())
-    return [number] * count

@@ -5,8 +5,11 @@ It asks for the base that all of the family share, and imports no optimizer.
 
 from torch.optim import Optimizer
 
-from sal_optim.communication import layer_of
-from sal_optim.protection import Protection
+from sal_optim.layer import CommunicationLayer, layer_of
+from sal_optim.optimizer import SALOptimizer
+
+# What protects: one of the family, or a layer around an optimizer.
+Protection = SALOptimizer | CommunicationLayer
 
 
 def protection_of(optimizer: object) -> Protection | None:

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from sal_optim.diagnostics import count, drift, total_drift
+from sal_optim.detection.change_detector import WARMUP
 from sal_optim.monitoring.lookup import required_protection
-from sal_optim.threshold import WARMUP
+from sal_optim.protection.diagnostics import count, drift, total_drift
+from sal_optim.protection.statistics import published_stability
 from sal_optim.utils import checks
 
 # Weights that are further than this from the anchor, relative to its size, are drifting.
@@ -33,8 +34,9 @@ class Row(NamedTuple):
     neutral: float
     volatile: float  # share with stability below 1/3
     mean_gate: float  # the share of an update that is let through
-    evidence: float  # its mean
+    importance: float  # its mean over the elements
     drift: float  # from the anchor, relative to the anchor's size; 0 without one
+    published: float  # stability as published, 1 / (1 + delta_w * g_norm)
 
 
 def report(optimizer: object, model: nn.Module) -> None:
@@ -65,8 +67,13 @@ def report(optimizer: object, model: nn.Module) -> None:
         table.add_column(title.replace("_", " "), justify="right", no_wrap=True)
     for row in found:
         shares = (f"{share:.1%}" for share in (row.protected, row.neutral, row.volatile))
-        numbers = (f"{row.mean_gate:.3f}", f"{row.evidence:.3g}", f"{row.drift:.3f}")
-        table.add_row(Text(row.name), str(row.size), *shares, *numbers)
+        numbers = (
+            f"{row.mean_gate:.3f}",
+            f"{row.importance:.3g}",
+            f"{row.drift:.3f}",
+            f"{row.published:.3f}",
+        )
+        table.add_row(Text(row.name), str(row.size), *shares, *numbers, f"{row.published:.3f}")
     console = Console()
     console.print(table)
     console.print(summary(optimizer, found), markup=False, highlight=False)
@@ -78,16 +85,16 @@ def rows(optimizer: object, model: nn.Module) -> list[Row]:
 
     On sharded parameters the numbers are those of the local part.
     """
-    protection = required_protection(optimizer)
-    groups = protection._groups()
+    controller = required_protection(optimizer)._controller
+    groups = controller.groups
     checks.model(model, groups)
     own = {id(param) for group in groups for param in group["params"]}
     found = []
     for name, param in model.named_parameters():
         if id(param) not in own:
             continue
-        counts = count(protection, param)
-        evidence, _ = protection._evidence(param)
+        counts = count(controller, param)
+        importance, _ = controller.importance(param)
         size = max(1, counts.size)
         row = Row(
             name=name,
@@ -96,8 +103,9 @@ def rows(optimizer: object, model: nn.Module) -> list[Row]:
             neutral=(counts.size - counts.protected - counts.volatile) / size,
             volatile=counts.volatile / size if counts.size else 1.0,
             mean_gate=counts.gate / size if counts.size else 1.0,
-            evidence=float(evidence.float().mean()) if counts.size else 0.0,
-            drift=drift(protection, [param]),
+            importance=float(importance.float().mean()) if counts.size else 0.0,
+            drift=drift(controller, [param]),
+            published=published_stability(controller.state_of(param)),
         )
         found.append(row)
     return found
@@ -109,13 +117,13 @@ def state_in_words(optimizer: object) -> str:
     Raises:
         TypeError: nothing protects ``optimizer``.
     """
-    protection = required_protection(optimizer)
-    threshold = protection._threshold()
+    controller = required_protection(optimizer)._controller
+    threshold = controller.detector
     if threshold["suspicion"] > 0.0:
         return "changing"
     if threshold["consolidations"] > 0.0 and threshold["steps"] < WARMUP:
         return "consolidating"
-    return "drifting" if total_drift(protection) > DRIFTING else "stable"
+    return "drifting" if total_drift(controller) > DRIFTING else "stable"
 
 
 def summary(optimizer: object, found: list[Row]) -> str:
@@ -126,7 +134,8 @@ def summary(optimizer: object, found: list[Row]) -> str:
         found: from :func:`rows`.
     """
     protection = required_protection(optimizer)
-    times = int(protection._threshold()["consolidations"])
+    controller = protection._controller
+    times = int(controller.detector["consolidations"])
     state = state_in_words(protection)
     size = max(1, sum(row.size for row in found))
     held = sum(row.protected * row.size for row in found) / size
@@ -137,5 +146,5 @@ def summary(optimizer: object, found: list[Row]) -> str:
     kept = f"{held:.1%} of the network's {size} scalars is held" if times else "Nothing is held"
     return (
         f"{counted}. The state is {state}: {_MEANINGS[state]}. {kept}; on average, {gate:.1%} of "
-        f"an update is let through. The weights are {total_drift(protection):.1%} from the anchor."
+        f"an update is let through. The weights are {total_drift(controller):.1%} from the anchor."
     )

@@ -1,14 +1,14 @@
 """Parameters spread over processes: what of them is here, and sums over all processes.
 
-Elementwise work needs no communication: it runs on local parts. What needs all parts is a sum of
-squares, reduced once a step for each device mesh. Distributed tensors are known by their attributes
-alone, so that this file does not import ``torch.distributed.tensor``, which takes long. It knows
-nothing of optimizers.
+Elementwise work needs no communication: it runs on local parts. What needs all parts is a vector of
+sums of squares, reduced once a step for each device mesh. Distributed tensors are known by their
+attributes alone, so that this file does not import ``torch.distributed.tensor``, which takes long.
+It knows nothing of optimizers.
 """
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -86,10 +86,7 @@ def local(tensor: Tensor) -> Tensor:
     return part
 
 
-def refuse_factored(granularity: str, params: Iterable[Tensor]) -> None:
-    """Raise ValueError where sharded parameters would need means over processes in each step."""
-    if granularity != "element" and any(sharding(param) is not None for param in params):
-        raise ValueError(
-            f"Invalid granularity value: {granularity!r}; sharded parameters (DTensor) need "
-            "granularity='element', whose state is sharded with them"
-        )
+def plain(tensor: Tensor) -> Tensor:
+    """This process's part as a real tensor that shares memory with it."""
+    part = local(tensor)
+    return torch.view_as_real(part) if part.is_complex() else part

@@ -1,0 +1,333 @@
+"""What a state dict must be: it is checked whole before any of it is used.
+
+It may come from this version, an older one, the base in ``torch.optim``, or from anywhere.
+"""
+
+import copy
+import math
+from collections.abc import Hashable, Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sal_optim.config import check_protection, kind_of_granularity
+from sal_optim.detection.change_detector import new_detector
+from sal_optim.protection.block import NUMBERS, Group, shapes
+from sal_optim.sharding.dtensor import is_distributed
+from sal_optim.utils import checks
+
+if TYPE_CHECKING:
+    from sal_optim.optimizer import SALOptimizer
+
+StateDict = dict[str, Any]
+
+# State that is real and keeps its own precision.
+IMPORTANCE_STATE = ("pending", "evidence", "left_", "right_")
+STATISTICS = (*IMPORTANCE_STATE, "anchor")
+# Names of everything that the protection keeps of a parameter.
+OWN = frozenset(
+    [
+        *NUMBERS, "anchor", "pending", "evidence", "pending_total",
+        *(f"{w}_{p}" for w in ("pending", "evidence") for p in ("row", "column")),
+        *(f"{s}_{p}" for s in ("left", "right") for p in ("pending", "basis", "values")),
+    ]
+)  # fmt: skip
+# Containers nested deeper are no state of an optimizer.
+DEPTH = 16
+
+
+def fitted(optimizer: "SALOptimizer", state_dict: StateDict) -> StateDict:
+    """The state dict in the form of this optimizer; nothing is changed, neither of the two.
+
+    Settings that it lacks are those of the optimizer's own group; unknown ones are kept.
+
+    Raises:
+        KeyError: a part is missing.
+        TypeError: a value is not of its type.
+        ValueError: a value, a shape or the number of parameters does not fit.
+    """
+    check_frame(optimizer, state_dict)
+    groups = [
+        _fitted_group(optimizer, index, own, saved)
+        for index, (own, saved) in enumerate(
+            zip(optimizer.param_groups, state_dict["param_groups"], strict=True)
+        )
+    ]
+    frame = {**state_dict, "param_groups": groups}
+    owners = [group for group in groups for _ in group["params"]]
+    ids = list(chain.from_iterable(group["params"] for group in groups))
+    state = {
+        ids[index]: _fitted_state(optimizer, index, owners[index], param, saved)
+        for index, param, saved in paired(optimizer, frame)
+    }
+    return {**frame, "state": state}
+
+
+def _check_copyable(where: str, saved: dict[str, Any]) -> None:
+    """Refuse what torch will fail to copy; the error names it, down to the field of a field."""
+    for name, value in saved.items():
+        if isinstance(value, dict):
+            _check_copyable(f"{where}[{name!r}]", value)
+            continue
+        try:
+            copy.deepcopy(value)
+        except Exception as error:
+            raise TypeError(f"{where}[{name!r}] cannot be copied: {error!s:.120}") from error
+
+
+def _fitted_group(
+    optimizer: "SALOptimizer", index: int, own: dict[str, Any], saved: dict[str, Any]
+) -> dict[str, Any]:
+    where = f"state_dict['param_groups'][{index}]"
+    _check_copyable(where, saved)
+    saved = upgraded_group(saved)
+    group = {name: own.get(name, default) for name, default in optimizer.defaults.items()}
+    # What the optimizer can't do, or is by its class, no checkpoint of another one turns on.
+    fixed = ("capturable", "differentiable", "decoupled_weight_decay")
+    group = {**group, **saved, **{name: group[name] for name in fixed if name in group}}
+    lr = group["lr"]
+    try:
+        # Schedulers may leave a learning rate that is, by rounding, below 0.
+        if isinstance(lr, Tensor) and lr.numel() == 1:
+            checks.number("lr", lr, low=-math.inf, label="learning rate")
+            group["lr"] = lr.detach().abs()
+        elif not isinstance(lr, Tensor):
+            group["lr"] = abs(checks.number("lr", lr, low=-math.inf, label="learning rate"))
+        group = {**group, **check_protection(group), **optimizer._checked_base(group)}
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{where}: {error}") from error
+    group["lr"] = lr if isinstance(lr, Tensor) else float(lr)
+    saved_detector = saved.get("threshold")
+    if index == 0 or saved_detector is not None:
+        group["threshold"] = fitted_threshold(f"{where}['threshold']", saved_detector)
+    return group
+
+
+def _fitted_state(
+    optimizer: "SALOptimizer", index: int, group: dict[str, Any], param: Tensor, saved: Any
+) -> dict[str, Any]:
+    where = f"the state of parameter {index}"
+    if not isinstance(saved, dict):
+        raise TypeError(f"{where} is a {type(saved).__name__}; it must be a dict")
+    for name, value in saved.items():
+        if not isinstance(name, str):
+            raise TypeError(f"{where} has the key {name!r}; it must be text")
+        check_plain(f"{where}, {name!r},", value)
+    # Optimizers without momentum save None for its buffer.
+    state = {name: value for name, value in saved.items() if value is not None}
+    if "step" in state:
+        number = checks.number(f"'step' in {where}", state["step"])
+        if not isinstance(state["step"], Tensor):
+            state["step"] = number
+    moments = optimizer._moments
+    present = [name for name in moments if name in state]
+    if present and len(present) < len(moments):
+        missing = next(name for name in moments if name not in state)
+        raise ValueError(
+            f"{where} has {present[0]!r} but no {missing!r}: it is another optimizer's"
+        )
+    if "exp_avg_sq" in present and "step" not in state:
+        raise KeyError(f"{where} has {present[0]!r} but no 'step'")
+    if moments and not present:
+        state.pop("step", None)  # it counted another optimizer's steps
+    state = upgraded_state(param, group, state)
+    check_statistics(where, param, group, state)
+    for name in (*optimizer._moments, "max_exp_avg_sq", "momentum_buffer", "anchor"):
+        if name in state:
+            check_tensor(f"{where}, {name!r},", name, state[name], tuple(param.shape), param)
+    return state
+
+
+def upgraded_group(saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved group with today's names of its settings."""
+    if "importance" in saved or "granularity" not in saved:
+        return saved
+    found = {name: value for name, value in saved.items() if name != "granularity"}
+    return {**found, "importance": kind_of_granularity(saved["granularity"])}
+
+
+def upgraded_state(param: Tensor, group: Group, state: dict[str, Any]) -> dict[str, Any]:
+    """A parameter's saved state as it is kept today: 0.1 kept sums where means are kept now."""
+    if "evidence_weight" not in state or "pending_steps" in state:
+        return state
+    weight = state["evidence_weight"]
+    found = dict(state)
+    for name, value in state.items():
+        if isinstance(value, Tensor) and (name.startswith("evidence") or name.endswith("_values")):
+            # Row and column means multiply; rows are then divided by the mean of the columns.
+            found[name] = value / weight if weight else value
+    if "left_values" in found:
+        sums = found.pop("pending_row", None)
+        if sums is not None:
+            found["pending_total"] = sums.mean() * param.numel()
+        for name in ("pending_column", "evidence_row", "evidence_column"):
+            found.pop(name, None)
+    for name in ("pending", "evidence"):
+        value = found.get(name)
+        if isinstance(value, Tensor) and value.shape != param.shape and value.numel() == 1:
+            found[name] = value.reshape(()).expand(param.shape).clone()  # a number a tensor
+    for name in ("update_norm", "gradient_norm", "previous"):
+        found.pop(name, None)
+    steps = 1.0 if any(name.endswith("pending") for name in found) else 0.0
+    return {**dict.fromkeys(NUMBERS, 0.0), **found, "pending_steps": found.get("steps", steps)}
+
+
+def fitted_around(optimizer: Optimizer, groups: list[Group], state_dict: StateDict) -> StateDict:
+    """A state dict for an optimizer that a layer is around, the layer's part checked."""
+    saved = state_dict.get("param_groups", [])
+    sizes = [len(group.get("params", ())) for group in saved]
+    if sizes != [len(group["params"]) for group in groups]:
+        return state_dict  # torch says what is wrong
+    fitted_groups = []
+    for index, group in enumerate(saved):
+        if "threshold" in group:
+            where = f"state_dict['param_groups'][{index}]['threshold']"
+            group = {**group, "threshold": fitted_threshold(where, group["threshold"])}
+        fitted_groups.append(group)
+    state_dict = {**state_dict, "param_groups": fitted_groups}
+    owners = [group for group in groups for _ in group["params"]]
+    states = dict(state_dict["state"])
+    keys = list(chain.from_iterable(group["params"] for group in fitted_groups))
+    for index, param, state in paired(optimizer, state_dict):
+        if isinstance(state, dict):
+            upgraded = upgraded_state(param, owners[index], state)
+            check_statistics(f"the state of parameter {index}", param, owners[index], upgraded)
+            states[keys[index]] = upgraded
+    return {**state_dict, "state": states}
+
+
+def paired(
+    optimizer: Optimizer, state_dict: StateDict
+) -> Iterator[tuple[int, Tensor, dict[str, Any]]]:
+    """Each parameter with its index and the state saved for it."""
+    saved_ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+    params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    for index, (key, param) in enumerate(zip(saved_ids, params, strict=True)):
+        if key in state_dict["state"]:
+            yield index, param, state_dict["state"][key]
+
+
+def check_frame(optimizer: Optimizer, state_dict: StateDict) -> None:
+    for name, kind in (("state", dict), ("param_groups", list)):
+        if name not in state_dict:
+            raise KeyError(f"state_dict has no {name!r}; it must come from an optimizer")
+        if not isinstance(state_dict[name], kind):
+            raise TypeError(
+                f"state_dict[{name!r}] is a {type(state_dict[name]).__name__}; "
+                f"it must be a {kind.__name__}"
+            )
+    sizes: list[int] = []
+    ids: list[Any] = []
+    for index, group in enumerate(state_dict["param_groups"]):
+        where = f"state_dict['param_groups'][{index}]"
+        if not isinstance(group, dict):
+            raise TypeError(f"{where} is a {type(group).__name__}; it must be a dict")
+        if "params" not in group:
+            raise KeyError(f"{where} has no 'params'")
+        params = group["params"]
+        if not isinstance(params, (list, tuple)) or not all(
+            isinstance(key, Hashable) and not isinstance(key, (Tensor, tuple)) for key in params
+        ):
+            raise TypeError(
+                f"{where}['params'] is {params!r:.80}; it must be a list of numbers or names"
+            )
+        sizes.append(len(params))
+        ids += params
+    expected = [len(group["params"]) for group in optimizer.param_groups]
+    if len(sizes) != len(expected):
+        raise ValueError(
+            "loaded state dict has a different number of parameter groups: param_groups has "
+            f"{len(sizes)}; this optimizer has {len(expected)}"
+        )
+    if sizes != expected:
+        raise ValueError(
+            "loaded state dict contains a parameter group that doesn't match the size of "
+            f"optimizer's group: params per group {sizes}; this optimizer has {expected}"
+        )
+    if len(set(ids)) != len(ids):
+        raise ValueError("state_dict['param_groups'] lists the same entry of 'params' twice")
+    strangers = [key for key in state_dict["state"] if key not in set(ids)]
+    if strangers:
+        raise KeyError(
+            f"state_dict['state'] has the key {strangers[0]!r}, which is in no group's 'params'"
+        )
+
+
+def fitted_threshold(where: str, saved: Any) -> dict[str, Any]:
+    fresh: dict[str, Any] = dict(new_detector())
+    if saved is None:
+        return fresh
+    if not isinstance(saved, dict):
+        raise TypeError(f"{where} is a {type(saved).__name__}; it must be a dict")
+    known = {
+        name: checks.number(f"{where}[{name!r}]", saved[name]) for name in fresh if name in saved
+    }
+    return {**fresh, **saved, **known}
+
+
+def check_statistics(where: str, param: Tensor, group: dict[str, Any], state: StateDict) -> None:
+    """Refuse evidence that does not fit a parameter.
+
+    Raises:
+        KeyError: a part is missing.
+        TypeError: a value is no number, or no tensor.
+        ValueError: a value or a shape does not fit.
+    """
+    if "evidence_weight" not in state:
+        return
+    state["evidence_weight"] = checks.number(
+        f"'evidence_weight' in {where}", state["evidence_weight"]
+    )
+    names = shapes(param, group)
+    for name in names:
+        if name not in state:
+            raise KeyError(f"{where} has no {name!r}; importance {group['importance']!r} needs it")
+    for name, shape in {"anchor": tuple(param.shape), **names}.items():
+        if name in state:
+            check_tensor(f"{where}, {name!r},", name, state[name], shape, param)
+
+
+def check_plain(where: str, value: Any, depth: int = 0) -> None:
+    """Refuse what torch can't load: it takes tensors, numbers and containers of these."""
+    if depth > DEPTH:
+        raise ValueError(f"{where} is nested more than {DEPTH} deep")
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_nested or value.is_quantized or value.is_meta:
+            raise ValueError(f"{where} must be a dense tensor with values")
+    elif isinstance(value, dict):
+        for item in value.values():
+            check_plain(where, item, depth + 1)
+    elif type(value) in (list, tuple):
+        for item in value:
+            check_plain(where, item, depth + 1)
+    elif not (value is None or isinstance(value, (bool, int, float))):
+        raise TypeError(
+            f"{where} is a {type(value).__name__}; it must be a tensor, a number or a container "
+            "of these"
+        )
+
+
+def check_tensor(where: str, name: str, value: Any, shape: tuple[int, ...], param: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{where} is a {type(value).__name__}; it must be a tensor")
+    if tuple(value.shape) != tuple(shape):
+        raise ValueError(
+            f"{where} has shape {tuple(value.shape)}; for a parameter of shape "
+            f"{tuple(param.shape)} it must have {tuple(shape)}"
+        )
+    if param.is_complex() and not name.startswith(IMPORTANCE_STATE):
+        right = value.dtype == param.dtype
+    else:
+        right = value.is_floating_point() and value.dtype.itemsize >= 2
+    if not right:
+        raise ValueError(f"{where} is of {value.dtype}, which does not fit {param.dtype}")
+    if is_distributed(value) != is_distributed(param) or (
+        is_distributed(param) and value.placements != param.placements  # type: ignore[attr-defined]
+    ):
+        raise ValueError(
+            f"{where} is not cut over processes as its parameter is; load it by "
+            "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict"
+        )

@@ -1,0 +1,253 @@
+"""Kronecker-factored importance of a matrix, of low rank: it knows which moves go together.
+
+With G the scaled gradient of an (m, n) matrix and T the sum of its squares, the importance of a
+move along u on the left and v on the right is ``(u' L u) (v' R v) / T``, where ``L = mean G G'``
+and ``R = mean G' G``: the Kronecker-factored approximation of the Fisher information that Ritter
+et al. 2018 (arXiv 1805.07810) use against forgetting, with factors from gradients alone, as in Shampoo
+(Gupta et al. 2018, arXiv 1802.09568). A diagonal holds every weight of an input that matters, even
+where moves cancel in the output.
+
+Of a side longer than twice the rank a random sketch is summed (Tropp et al. 2017, arXiv
+1706.05736), and of any side the strongest directions are kept, the others by their mean.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sal_optim.importance.base import State
+from sal_optim.importance.diagonal import scaled
+from sal_optim.utils.rounding import Number, add, wide
+
+SIDES = ("left", "right")
+
+
+class Table(NamedTuple):
+    """Factors of a move by direction: both sides known, one of them, none."""
+
+    outside: Number
+    rows: Tensor  # (left rank, 1), less outside
+    columns: Tensor  # (1, right rank), less outside
+    both: Tensor  # (left rank, right rank), less all of these
+
+
+class Kronecker:
+    """The strongest directions of both sides of a matrix, and a mean of the others."""
+
+    def shapes(self, param: Tensor, rank: int) -> dict[str, tuple[int, ...]]:
+        found: dict[str, tuple[int, ...]] = {"pending_total": ()}
+        rows = param.shape[0]
+        columns = param[0].numel() if rows else 0
+        for side, size in zip(SIDES, (rows, columns), strict=True):
+            kept = min(size, rank)
+            found[f"{side}_pending"] = (size, min(size, 2 * rank))
+            found[f"{side}_basis"] = (size, kept)
+            # Of each direction, and of one that is none of them.
+            found[f"{side}_values"] = (kept + 1,)
+        return found
+
+    def accumulate(
+        self, states: list[State], grads: list[Tensor], scale: Number, at: float
+    ) -> None:
+        for state, grad in zip(states, grads, strict=True):
+            if not grad.numel():
+                continue
+            matrix = scaled(grad, self.dtype(state), scale).flatten(1)
+            total = torch.linalg.vector_norm(matrix).square()
+            add(state["pending_total"], total, at)
+            for side, one in zip(SIDES, (matrix, matrix.T), strict=True):
+                pending = state[f"{side}_pending"]
+                size, width = pending.shape
+                seen = one.T
+                if width < size:
+                    seen = seen @ _projection(size, width, one.dtype, one.device)
+                if pending.dtype == one.dtype:
+                    pending.addmm_(one, seen)
+                else:
+                    add(pending, one @ seen, at)
+
+    def merge(
+        self, state: State, values: Tensor, *, new: float, old: float, memory: float, at: float
+    ) -> None:
+        if not values.numel():
+            return
+        exact = wide(values.dtype)
+        pending = state["pending_total"].to(exact) * new
+        known = total(state, exact) * old
+        before, after = [], []
+        for side in SIDES:
+            basis = state[f"{side}_basis"].to(exact)
+            strengths = state[f"{side}_values"].to(exact) * old
+            sums = state[f"{side}_pending"].to(exact) * new
+            directions, found = _merged(sums, basis, strengths, pending)
+            before.append(_seen_along(directions, basis, strengths, known))
+            after.append(found)
+            state[f"{side}_basis"].copy_(directions)
+            state[f"{side}_values"].copy_(found)
+            state[f"{side}_pending"].zero_()
+        state["pending_total"].zero_()
+        if "anchor" not in state:
+            return
+        held = torch.outer(*before) / _least(known)
+        gain = (torch.outer(*after) / _least(known + pending) - held).clamp_min_(0.0)
+        share = gain / _least(memory * held + gain)
+        anchor = state["anchor"].to(exact)
+        moved = (values.to(exact) - anchor).flatten(1)
+        step = along(table_of(share), moved, *bases(state, exact))
+        state["anchor"].copy_(anchor + step.view_as(values))
+
+    def protect(
+        self,
+        states: list[State],
+        grads: list[Tensor],
+        moved: list[Tensor] | None,
+        *,
+        damping: float,
+        stiffness: Number,
+    ) -> list[Tensor]:
+        found = []
+        for index, (state, grad) in enumerate(zip(states, grads, strict=True)):
+            if not grad.numel():
+                found.append(grad)
+                continue
+            exact = wide(grad.dtype)
+            omega = self._omega(state, exact)
+            sides = bases(state, exact)
+            force = grad.to(exact).flatten(1)
+            if moved is not None:
+                pull = table_of(omega * stiffness)
+                force = force + along(pull, moved[index].to(exact).flatten(1), *sides)
+            damped = along(table_of(1.0 / (omega * damping + 1.0)), force, *sides)
+            found.append(damped.view_as(grad).to(grad.dtype))
+        return found
+
+    def draw(self, state: State, values: Tensor, strength: float) -> None:
+        if not values.numel():
+            return
+        exact = wide(values.dtype)
+        springs = self._omega(state, exact) * strength
+        # A spring beyond all numbers draws back entirely.
+        share = (springs / (springs + 1.0)).nan_to_num_(nan=1.0)
+        moved = (values.to(exact) - state["anchor"].to(exact)).flatten(1)
+        values.sub_(along(table_of(share), moved, *bases(state, exact)).view_as(values))
+
+    def elements(self, state: State, values: Tensor) -> Tensor:
+        exact = wide(self.dtype(state))
+        if not values.numel():
+            return torch.zeros_like(values, dtype=exact)
+        sides = []
+        for side in SIDES:
+            basis = state[f"{side}_basis"].to(exact)
+            strengths = state[f"{side}_values"].to(exact)
+            sides.append(basis.square() @ (strengths[:-1] - strengths[-1]) + strengths[-1])
+        return (torch.outer(*sides) / _least(total(state, exact))).view(values.shape)
+
+    def dtype(self, state: State) -> torch.dtype:
+        found: torch.dtype = state["left_values"].dtype
+        return found
+
+    @staticmethod
+    def _omega(state: State, dtype: torch.dtype) -> Tensor:
+        """Importance of each pair of directions; the last row and column are for no direction."""
+        left: Tensor = state["left_values"].to(dtype)
+        right: Tensor = state["right_values"].to(dtype)
+        return torch.outer(left, right) / _least(total(state, dtype))
+
+
+def total(state: State, dtype: torch.dtype) -> Tensor:
+    """T, the sum of the importance of all elements: the trace of either side."""
+    values: Tensor = state["left_values"].to(dtype)
+    basis: Tensor = state["left_basis"]
+    return values[:-1].sum() + values[-1] * (basis.shape[0] - basis.shape[1])
+
+
+def bases(state: State, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Directions of the left and of the right side, as columns."""
+    return state["left_basis"].to(dtype), state["right_basis"].to(dtype)
+
+
+def table_of(factors: Tensor) -> Table:
+    """Factors of all pairs of directions, taken apart as :func:`along` needs them."""
+    outside = factors[-1, -1]
+    rows, columns = factors[:-1, -1:] - outside, factors[-1:, :-1] - outside
+    return Table(outside, rows, columns, factors[:-1, :-1] - rows - columns - outside)
+
+
+def along(table: Table, move: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """A move of a matrix, (m, n), with each of its parts by direction times a factor."""
+    within = left.T @ move
+    beside = move @ right
+    inner = torch.addmm(table.rows * within, table.both * (left.T @ beside), right.T)
+    result = torch.mul(move, table.outside)
+    return result.addmm_(left, inner).addmm_(table.columns * beside, right.T)
+
+
+@lru_cache(maxsize=64)
+def _projection(size: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Random directions, the same in every process."""
+    draw = torch.Generator().manual_seed(size)
+    return torch.randn(size, width, generator=draw, device="cpu").to(device=device, dtype=dtype)
+
+
+def _merged(
+    pending: Tensor, basis: Tensor, values: Tensor, pending_total: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The strongest directions of one side's importance with what is pending, and their values."""
+    size, rank = basis.shape
+    rest = values[-1]
+    known = basis * (values[:-1] - rest).clamp_min(0.0).sqrt()
+    if pending.shape[1] == size:
+        squares, vectors = _eigen(known @ known.T + pending)
+    else:
+        factor = _from_sketch(pending)
+        # What a sketch has missed lies anywhere.
+        rest = rest + (pending_total - factor.square().sum()).clamp_min(0.0) / size
+        joined = torch.cat([known, factor], 1)
+        if joined.shape[1] >= size:
+            squares, vectors = _eigen(joined @ joined.T)
+        else:
+            squares, inner = _eigen(joined.T @ joined)
+            # A direction of nothing is one of zeros, along which no move has a part.
+            roots = torch.where(squares > squares[0] * 1e-12, squares, torch.inf).rsqrt()
+            vectors = joined @ (inner * roots)
+    left_out = squares[rank:].sum() / max(1, size - rank)
+    return vectors[:, :rank], torch.cat([squares[:rank], left_out[None]]) + rest
+
+
+def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of a matrix ``A = F F'``, the largest first, and eigenvectors.
+
+    In float64 where there is one, and near 1: sides with rows of zeros, such as an embedding's, are
+    not solved in float32.
+    """
+    scale = _least(matrix.diagonal().max())
+    exact = torch.float32 if matrix.device.type == "mps" else torch.float64
+    values, vectors = torch.linalg.eigh((matrix / scale).to(exact))
+    values = values.flip(0).clamp_min(0.0) * scale.to(exact)
+    return values.to(matrix.dtype), vectors.flip(1).to(matrix.dtype)
+
+
+def _from_sketch(sketch: Tensor) -> Tensor:
+    """A factor F of the matrix A = F F' of which ``sketch`` is ``A @ projection``."""
+    projection = _projection(*sketch.shape, sketch.dtype, sketch.device)
+    core = projection.T @ sketch
+    values, vectors = _eigen((core + core.T) / 2)
+    # Of a projection that sees less than it has columns, the rest is noise.
+    kept = values > values[0] * (sketch.shape[1] * torch.finfo(sketch.dtype).eps)
+    roots = torch.where(kept, values, 1.0).rsqrt() * kept
+    return sketch @ (vectors * roots)
+
+
+def _seen_along(new: Tensor, basis: Tensor, values: Tensor, known: Tensor) -> Tensor:
+    """What earlier importance says of new directions and, by its mean, of all others."""
+    size, rank = new.shape
+    rest = values[-1]
+    parts = rest + (basis.T @ new).square().T @ (values[:-1] - rest)
+    others = (known - parts.sum()).clamp_min(0.0) / max(1, size - rank)
+    return torch.cat([parts, others[None]])
+
+
+def _least(value: Tensor) -> Tensor:
+    return value.clamp_min(torch.finfo(value.dtype).tiny)

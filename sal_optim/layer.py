@@ -1,0 +1,240 @@
+"""CommunicationLayer: the protection of the family, around any ``torch.optim.Optimizer``.
+
+The optimizer is a black box: the layer gives it protected gradients, by torch's own step hooks, and
+puts the others back. It owns the same controller as the family. Importance lives in the optimizer's
+``state``, the change detector in its param groups, so that both travel in its ``state_dict()``.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sal_optim import config
+from sal_optim.checkpoint.loading import Checkpoint
+from sal_optim.checkpoint.validation import StateDict, fitted_around
+from sal_optim.optimizer import SALOptimizer, _loss_scale
+from sal_optim.protection.controller import Decision, ProtectionController
+from sal_optim.utils import checks
+
+
+class CommunicationLayer:
+    __doc__ = f"""Protection around any optimizer that has torch's step hooks.
+
+    It hooks itself in on construction; nothing else changes: ``optimizer.step()``, schedulers,
+    ``state_dict()`` and ``load_state_dict()`` are used as before. Until the first consolidation
+    parameters move exactly as the optimizer moves them. A layer built around a new optimizer before
+    ``load_state_dict`` resumes exactly; a copied or pickled layer has a copy of its optimizer.
+
+    ``protection`` is read in each step from the optimizer's ``param_groups``, where it may differ
+    by group; the other settings are the layer's.
+
+    Args:
+        optimizer: any ``torch.optim.Optimizer`` but those of this package, which are protected.{
+        config.PROTECTION_ARGUMENTS
+    }
+        unit_update: deprecated, without effect: gradients are protected, whatever is made of them.
+        momenta: deprecated, without effect.
+        plasticity: deprecated, without effect.
+
+    Raises:
+        TypeError: an argument is of a wrong kind, or the optimizer has no step hooks.
+        ValueError: an argument is out of its range; the optimizer is protected already.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        protection: float = config.PROTECTION,
+        *,
+        pull: float = config.PULL,
+        importance: config.Kind = "kronecker",
+        rank: int = config.RANK,
+        consolidate_every: config.Clock = "auto",
+        retention: float = config.RETENTION,
+        tau0: float = config.TAU0,
+        alpha: float = config.ALPHA,
+        stats_beta: float = config.STATS_BETA,
+        state_dtype: torch.dtype | str | None = None,
+        granularity: str | None = None,
+        plasticity: float | None = None,
+        unit_update: bool | None = None,
+        momenta: Sequence[str] | None = None,
+    ) -> None:
+        found = config.given(locals())
+        del found["optimizer"]
+        self._settings = config.check_protection(found)
+        _check_optimizer(optimizer)
+        self.optimizer = optimizer
+        self._controller = ProtectionController(optimizer, self._settings)
+        self._decision: Decision | None = None
+        self._handles = [
+            *Checkpoint(optimizer, self._fitted).attach(),
+            optimizer.register_load_state_dict_post_hook(self._loaded),
+            optimizer.register_step_pre_hook(self._before),
+            optimizer.register_step_post_hook(self._after),
+        ]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CommunicationLayer":
+        import copy
+
+        found = CommunicationLayer(copy.deepcopy(self.optimizer, memo), **self._settings)
+        memo[id(self)] = found
+        return found
+
+    def __reduce__(self) -> Any:
+        return _rebuilt, (self.optimizer, self._settings)
+
+    def remove(self) -> None:
+        """Take the layer off; the optimizer then steps as if it had never been there."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    # ---------------------------------------------------------------- around a step
+
+    def _before(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._begin()
+            return None
+
+        def evaluated() -> Any:
+            loss = closure()
+            self._begin()
+            return loss
+
+        if len(args) > 1:
+            return (args[0], evaluated, *args[2:]), kwargs
+        return args, {**kwargs, "closure": evaluated}
+
+    @torch.no_grad()
+    def _begin(self) -> None:
+        """Judge the gradients of this step, and have the optimizer see protected ones."""
+        controller = self._controller
+        known = self._decision
+        blocks = controller.collect()
+        if known is None:
+            moves = any(_rate(group) != 0.0 for group in self.optimizer.param_groups)
+            known = controller.decide(blocks, moves=moves, loss_scale=_loss_scale(self.optimizer))
+            controller.gather(known)
+            if not controller.observing:
+                controller.measure_before(known)
+        else:  # a closure that is evaluated once more in the same step
+            known.blocks = blocks
+            known.replaced.clear()
+        self._decision = known
+        if controller.observing:
+            # Optimizers pass over parameters that have no gradient.
+            for group in self.optimizer.param_groups:
+                for param in group["params"]:
+                    if param.grad is not None:
+                        known.replaced.append((param, param.grad))
+                        param.grad = None
+        else:
+            controller.protect(known)
+
+    _before._torchdynamo_disable = True  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def _after(self, *_: Any) -> None:
+        known, self._decision = self._decision, None
+        if known is None:
+            return
+        if self._controller.observing:
+            self._controller.count_observed()
+            for param, grad in known.replaced:
+                param.grad = grad
+        else:
+            self._controller.finish(known)
+
+    _after._torchdynamo_disable = True  # type: ignore[attr-defined]
+
+    # ---------------------------------------------------------------- the published two lines
+
+    def analyze(self, model: nn.Module) -> None:
+        """Do nothing that ``step()`` does not do: the first of the two lines as published.
+
+        Raises:
+            TypeError: ``model`` is no module.
+            ValueError: the optimizer has none of the parameters of ``model``.
+        """
+        checks.model(model, self.optimizer.param_groups)
+
+    def protect(self, model: nn.Module) -> None:
+        """Do nothing that ``step()`` does not do: the second of the two lines as published.
+
+        Raises:
+            TypeError: ``model`` is no module.
+            ValueError: the optimizer has none of the parameters of ``model``.
+        """
+        checks.model(model, self.optimizer.param_groups)
+
+    # ---------------------------------------------------------------- as of the family
+
+    def consolidate(self) -> None:
+        """Declare that a task ends here; see :meth:`SALOptimizer.consolidate`."""
+        self._controller.consolidate()
+
+    def observe(self) -> Any:
+        """A context that gathers and moves nothing; see :meth:`SALOptimizer.observe`."""
+        return self._controller.observe()
+
+    def restore(self, strength: float) -> None:
+        """Draw all weights back to their anchors; see :meth:`SALOptimizer.restore`."""
+        self._controller.restore(strength)
+
+    def stability(self, param: Tensor) -> Tensor:
+        """The stability s of each element; see :meth:`SALOptimizer.stability`."""
+        return self._controller.stability(param)
+
+    def diagnostics(self) -> dict[str, float]:
+        """What SAL does, as finite floats; see :meth:`SALOptimizer.diagnostics`."""
+        return self._controller.diagnostics()
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def _fitted(self, state_dict: StateDict) -> StateDict:
+        return fitted_around(self.optimizer, self._controller.groups, state_dict)
+
+    def _loaded(self, _: Any) -> None:
+        self._controller.early.clear()
+        self._controller.forget()
+        self._decision = None
+
+
+def layer_of(optimizer: Optimizer) -> CommunicationLayer | None:
+    """The layer around an optimizer; None if there is none."""
+    hooks: dict[int, Callable[..., Any]] = getattr(optimizer, "_optimizer_step_pre_hooks", {})
+    for hook in hooks.values():
+        owner = getattr(hook, "__self__", None)
+        if isinstance(owner, CommunicationLayer):
+            return owner
+    return None
+
+
+def _rebuilt(optimizer: Optimizer, settings: dict[str, Any]) -> CommunicationLayer:
+    return CommunicationLayer(optimizer, **settings)
+
+
+def _rate(group: dict[str, Any]) -> float:
+    value = group.get("lr")
+    return 1.0 if value is None else float(value)
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    allowed = "optimizer must be a torch.optim.Optimizer"
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"Invalid optimizer value: a {type(optimizer).__name__}; {allowed}")
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        raise TypeError(
+            f"Invalid optimizer value: a {type(optimizer).__name__} without step hooks; {allowed} "
+            "that calls Optimizer.__init__; where it wraps another one, put the layer around that"
+        )
+    if isinstance(optimizer, SALOptimizer) or layer_of(optimizer) is not None:
+        raise ValueError(
+            f"Invalid optimizer value: this {type(optimizer).__name__} is protected already; "
+            f"{allowed} that is not"
+        )

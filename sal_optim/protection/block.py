@@ -1,0 +1,145 @@
+"""One parameter of a step, as plain real local tensors, and the state that the protection keeps.
+
+What a parameter's state starts as is here; what a consolidation makes of it is in
+``consolidation.py``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sal_optim.importance import Importance, State, kind_of
+from sal_optim.sharding.dtensor import PLAIN, Sharding, aligned, is_distributed, plain, sharding
+
+Group = dict[str, Any]
+
+# Numbers that the state of a parameter holds beside its tensors.
+NUMBERS = (
+    "evidence_weight",  # the sum of the weights of all consolidations
+    "pending_steps",  # gathered since the last one
+    "grad_norm_mean",  # exponential statistics of the norm of the tensor's gradient
+    "grad_norm_var",
+    "delta_w",  # the norm of the tensor's last measured update
+    "delta_w_mean",
+    "delta_w_var",
+)
+
+
+@dataclass(slots=True)
+class Block:
+    """One parameter that has a gradient."""
+
+    param: Tensor  # the parameter itself
+    values: Tensor  # its real local part, which shares memory with it
+    grad: Tensor  # the same of its gradient
+    state: State  # all that is kept for it
+    local: State  # its tensors as real local parts
+    kind: Importance
+    group: Group
+    sharding: Sharding | None
+    size: int  # scalars over all processes
+
+
+def block_of(param: Tensor, state: State, group: Group) -> Block:
+    """A parameter as the step sees it; creates what is missing of its state."""
+    grad = param.grad
+    assert grad is not None
+    if type(param) in PLAIN and type(grad) in PLAIN and not param.is_complex():
+        kind = kind_of(group["importance"], param, sharded=False)
+        prepare(param, state, group, kind)
+        return Block(param, param.detach(), grad.detach(), state, state, kind, group, None,
+                     param.numel())  # fmt: skip
+    where = sharding(param)
+    values, gradient = plain(param.detach()), plain(aligned(grad.detach(), param))
+    if gradient.is_neg():
+        gradient = gradient.resolve_neg()
+    kind = kind_of_param(param, group)
+    prepare(param, state, group, kind)
+    size = param.numel() * (2 if param.is_complex() else 1)
+    return Block(param, values, gradient, state, local_state(state), kind, group, where, size)
+
+
+def kind_of_param(param: Tensor, group: Group) -> Importance:
+    """The kind of importance that a parameter has."""
+    if type(param) in PLAIN and not param.is_complex():
+        return kind_of(group["importance"], param, sharded=False)
+    return kind_of(group["importance"], plain(param.detach()), sharded=is_distributed(param))
+
+
+def local_state(state: Mapping[str, Any]) -> State:
+    """The state's tensors as real local parts; its numbers as they are."""
+    return {
+        name: plain(value) if isinstance(value, Tensor) else value for name, value in state.items()
+    }
+
+
+def shapes(param: Tensor, group: Group) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that importance keeps of a parameter."""
+    real = torch.view_as_real(param) if param.is_complex() else param
+    return kind_of_param(param, group).shapes(real, group["rank"])
+
+
+def prepare(param: Tensor, state: State, group: Group, kind: Importance) -> None:
+    """Create what importance needs and lacks, by key: the rest may come from another optimizer."""
+    if "pending_steps" in state:
+        return
+    real = torch.view_as_real(param) if param.is_complex() else param
+    for name, shape in kind.shapes(real, group["rank"]).items():
+        if name not in state:
+            state[name] = (
+                torch.zeros_like(real, dtype=dtype_of(param, group))
+                if shape == tuple(real.shape)
+                else real.new_zeros(shape, dtype=dtype_of(param, group))
+            )
+    for name in NUMBERS:
+        state.setdefault(name, 0.0)
+
+
+def dtype_of(param: Tensor, group: Group) -> torch.dtype:
+    """The dtype of importance."""
+    if group["state_dtype"] is not None:
+        return getattr(torch, group["state_dtype"])  # type: ignore[no-any-return]
+    return torch.float64 if param.dtype in (torch.float64, torch.complex128) else torch.float32
+
+
+def new_anchor(param: Tensor, group: Group) -> Tensor:
+    """The present weights, in the dtype that anchors are kept in."""
+    anchor = param.detach().clone(memory_format=torch.preserve_format)
+    if group["state_dtype"] is not None and not param.is_complex():
+        anchor = anchor.to(dtype_of(param, group))
+    return anchor
+
+
+def check_ready(param: Tensor, state: dict[str, Any], group: Group, owner: str) -> None:
+    """Refuse a step that would fail halfway.
+
+    Raises:
+        RuntimeError: the gradient is sparse.
+        ValueError: the parameter was resized, cast or moved, and its state was not.
+    """
+    grad = param.grad
+    if grad is not None and grad.is_sparse:
+        raise RuntimeError(
+            f"{owner} does not support sparse gradients; use a dense gradient (sparse=False)"
+        )
+    if "pending_steps" not in state:
+        return
+    shape, device = param.shape, param.device
+    first = state.get("evidence")
+    if first is not None and first.shape == shape and first.device == device:
+        return
+    anchor = state.get("anchor")
+    named = {**shapes(param, group), **({} if anchor is None else {"anchor": tuple(shape)})}
+    for name, wanted in named.items():
+        value = state.get(name)
+        if value is None or (tuple(value.shape) == wanted and value.device == device):
+            continue
+        raise ValueError(
+            f"Invalid params value: the state {name!r} is of shape {tuple(value.shape)} on "
+            f"{value.device}, its parameter of shape {tuple(shape)} on {device}; when a parameter "
+            "is resized or moved, or importance or rank is changed, delete its entry of "
+            "optimizer.state"
+        )

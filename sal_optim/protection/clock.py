@@ -1,0 +1,54 @@
+"""When to consolidate without having noticed a change, and how much such a consolidation counts.
+
+The automatic clock needs no tuning: an interval is a tenth of the run so far. So tasks of 300 steps
+and of 100,000 have as many consolidations, and importance fades with age as a power of it. This
+file knows numbers alone.
+"""
+
+from typing import Any
+
+from sal_optim.detection.change_detector import DetectorState
+
+# The automatic interval: a share of the run so far, and the least number of steps.
+SHARE, LEAST = 0.1, 60
+
+# What a full window leaves of the penalty's unit beyond the present gradient: where the data stays
+# the same the penalty then weakens with the gradients, and a change of the data raises it at once.
+UNIT_RETENTION = 0.8
+
+# Importance is gathered, and the penalty applied, on every fourth step: a segment is many steps
+# long, and what these read and write in memory costs a quarter.
+INTERVAL = 4
+
+
+def is_due(state: DetectorState, every: Any) -> bool:
+    """Whether the clock asks for a consolidation.
+
+    Args:
+        state: of the change detector, which counts steps.
+        every: a number of steps, ``"auto"``, or None for never.
+    """
+    if every is None:
+        return False
+    interval = max(LEAST, SHARE * state["total"]) if every == "auto" else every
+    return bool(state["since"] >= interval)
+
+
+def shares(
+    gathered: float, usual: float, weight: float, retention: float
+) -> tuple[float, float, float]:
+    """How a consolidation of one parameter is weighted: a mean over windows of gathered steps.
+
+    Args:
+        gathered: steps that are pending.
+        usual: steps of a window of the clock; 0 before there was one.
+        weight: the sum of the weights of what is consolidated so far.
+        retention: what a full window keeps of it.
+
+    Returns:
+        The weight of the pending mean, that of the importance so far, and the new sum of weights.
+        The first two sum to 1, so that importance stays in one unit however many windows there are.
+    """
+    part = min(1.0, gathered / usual) if usual > 0.0 else 1.0
+    kept = weight * retention**part
+    return part / (kept + part), kept / (kept + part), kept + part

@@ -1,0 +1,69 @@
+"""What a consolidation does: what was gathered becomes importance, and the anchor moves by it.
+
+When to consolidate is for ``clock.py`` and the change detector; the mathematics of one tensor is in
+``importance/``.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sal_optim.importance import State
+from sal_optim.protection.block import Group, kind_of_param, local_state, new_anchor
+from sal_optim.protection.clock import shares
+from sal_optim.sharding.dtensor import plain
+from sal_optim.utils.rounding import dither
+
+# What importance so far counts for in the anchor's mean. 0 recentres on the latest weights, as the
+# online Laplace approximation does, and lets the oldest tasks erode; 1 is the minimum of one
+# penalty a task, as in EWC, and drags the latest task back.
+ANCHOR_MEMORY = 0.2
+
+
+def consolidate_param(
+    param: Tensor, state: State, group: Group, usual: float, count: float
+) -> bool:
+    """Merge what is pending of one parameter; return whether there was anything.
+
+    Args:
+        param: the parameter.
+        state: its state, changed in place.
+        group: settings.
+        usual: gathered steps of a window of the clock.
+        count: of consolidations so far, by which sums of low precision are rounded.
+    """
+    gathered = state.get("pending_steps", 0.0)
+    if gathered == 0.0:
+        return False
+    if group["pull"] > 0.0 and "anchor" not in state:
+        state["anchor"] = new_anchor(param, group)
+    local, values = local_state(state), plain(param.detach())
+    if "anchor" in local:
+        # Weights that are not finite never become an anchor; nothing is read from the device.
+        anchor = local["anchor"]
+        anchor.nan_to_num_(0.0, 0.0, 0.0)
+        values = torch.where(values.isfinite(), values, anchor.to(values.dtype))
+    new, old, weight = shares(gathered, usual, state["evidence_weight"], group["retention"])
+    kind = kind_of_param(param, group)
+    kind.merge(local, values, new=new / gathered, old=old, memory=ANCHOR_MEMORY, at=dither(count))
+    state["evidence_weight"], state["pending_steps"] = weight, 0.0
+    return True
+
+
+def draw_back(param: Tensor, state: State, group: Group, strength: float) -> None:
+    """Move one parameter toward its anchor by ``k / (1 + k)``, k = ``strength`` * importance."""
+    if state.get("evidence_weight", 0.0) > 0.0 and "anchor" in state:
+        kind = kind_of_param(param, group)
+        values, local = plain(param.detach()), local_state(state)
+        # A run that has diverged comes back: what is not finite goes to the anchor.
+        values.copy_(torch.where(values.isfinite(), values, local["anchor"].to(values.dtype)))
+        kind.draw(local, values, strength)
+
+
+def importance_of(param: Tensor, state: State, group: Group) -> Any:
+    """Importance of each element of the real local parameter; None where there is none."""
+    if state.get("evidence_weight", 0.0) == 0.0:
+        return None
+    real = plain(param.detach())
+    return kind_of_param(param, group).elements(local_state(state), real)

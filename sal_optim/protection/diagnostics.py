@@ -1,0 +1,131 @@
+"""What SAL does, as numbers for a logger: fractions of scalars, threshold, surprise, drift.
+
+Reads the protection, never changes it, and speaks to no other process: on sharded parameters the
+fractions and the drift are those of the local part.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sal_optim.protection.statistics import published_stability
+from sal_optim.sharding.dtensor import plain
+
+if TYPE_CHECKING:
+    from sal_optim.protection.controller import ProtectionController
+
+# A scalar is protected above the first, volatile below the second bound of its stability.
+PROTECTED, VOLATILE = 2 / 3, 1 / 3
+
+# Elements of a tensor from which its drift is told: reading all would take a tenth of a step.
+SAMPLE = 1 << 13
+
+
+class Counts(NamedTuple):
+    """Scalars of one parameter by stability, the sum of their gates, and that of s²."""
+
+    size: int
+    protected: int
+    volatile: int
+    gate: float
+    held: float = 0.0
+
+
+@dataclass(slots=True)
+class Spectrum:
+    """Fractions of scalars by stability. They change only when importance or protection does."""
+
+    key: tuple[float, ...]
+    protected: float = 0.0
+    volatile: float = 1.0
+    mean_gate: float = 1.0
+    innovation_cost: float = 0.0
+
+    @classmethod
+    def of(cls, controller: "ProtectionController", key: tuple[float, ...]) -> "Spectrum":
+        """Counted anew."""
+        found = [
+            count(controller, param) for group in controller.groups for param in group["params"]
+        ]
+        size = sum(counts.size for counts in found)
+        if not size:
+            return cls(key)
+        return cls(
+            key,
+            sum(counts.protected for counts in found) / size,
+            sum(counts.volatile for counts in found) / size,
+            sum(counts.gate for counts in found) / size,
+            math.sqrt(sum(counts.held for counts in found) / size),
+        )
+
+
+def diagnose(controller: "ProtectionController", spectrum: Spectrum) -> dict[str, float]:
+    """The flat dict that ``diagnostics()`` returns.
+
+    - ``protected``, ``neutral``, ``volatile``: fractions of scalars whose stability s is above 2/3,
+      between, and below 1/3; they sum to 1.
+    - ``mean_gate``: the mean of ``1 - s``: the fraction of a gradient that is let through.
+    - ``innovation_cost``: the root of the mean of ``s**2``, which is norm(s·g) / norm(g) of a
+      gradient g whose elements are of one size.
+    - ``surprise``, ``threshold``: the last gradient norm over its mean, and what that was held to.
+    - ``consolidations``: their number, of the clock, at changes and asked for; ``changes``: those
+      at a detected change.
+    - ``drift``: ``norm(w - anchor) / norm(anchor)``; 0 before the first consolidation and where no
+      anchor is kept (``pull=0``). Of large tensors a sample is taken.
+    - ``published_stability``: the mean over tensors of ``1 / (1 + delta_w * g_norm)``.
+    """
+    detector = controller.detector
+    states = [controller.state_of(p) for group in controller.groups for p in group["params"]]
+    published = [published_stability(state) for state in states if state.get("delta_w", 0.0) > 0.0]
+    return {
+        "protected": spectrum.protected,
+        "neutral": max(0.0, 1.0 - spectrum.protected - spectrum.volatile),
+        "volatile": spectrum.volatile,
+        "mean_gate": spectrum.mean_gate,
+        "innovation_cost": spectrum.innovation_cost,
+        "threshold": detector["threshold"],
+        "surprise": detector["surprise"],
+        "consolidations": detector["consolidations"],
+        "changes": detector["changes"],
+        "drift": total_drift(controller),
+        "published_stability": sum(published) / len(published) if published else 1.0,
+    }
+
+
+def count(controller: "ProtectionController", param: Tensor) -> Counts:
+    """The scalars of one parameter, by stability."""
+    size = plain(param.detach()).numel()
+    if controller.state_of(param).get("evidence_weight", 0.0) == 0.0 or not size:
+        return Counts(size, 0, size, float(size))
+    s = controller.stability(param)
+    protected, volatile = int((s > PROTECTED).sum()), int((s < VOLATILE).sum())
+    return Counts(size, protected, volatile, float((1.0 - s).sum()), float(s.square().sum()))
+
+
+def total_drift(controller: "ProtectionController") -> float:
+    """How far all parameters together are from their anchors."""
+    return drift(controller, (p for group in controller.groups for p in group["params"]))
+
+
+def drift(controller: "ProtectionController", params: Iterable[Tensor]) -> float:
+    """How far parameters together are from their anchors, relative to the anchors' size."""
+    moved = size = 0.0
+    for param in params:
+        state, values = controller.state_of(param), plain(param.detach())
+        if "anchor" in state and state["evidence_weight"] > 0.0 and values.numel():
+            weights, anchor = _sample(values), _sample(plain(state["anchor"])).to(values.dtype)
+            # A sample of a large tensor stands for the whole of it.
+            scale = values.numel() / weights.numel()
+            moved += scale * float(torch.linalg.vector_norm((weights - anchor).float())) ** 2
+            size += scale * float(torch.linalg.vector_norm(anchor.float())) ** 2
+    return math.sqrt(moved / size) if math.isfinite(moved) and size > 0.0 else 0.0
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """At most ``2 * SAMPLE`` elements of a tensor, evenly spread; all of a small one."""
+    stride = max(1, tensor.numel() // SAMPLE)
+    return tensor.flatten()[::stride] if stride > 1 else tensor
