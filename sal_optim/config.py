@@ -10,7 +10,7 @@ Kind = Literal["kronecker", "diagonal", "factored"]
 Clock = int | Literal["auto"] | None
 
 # Defaults of the family, chosen on tuning seeds and validation data: docs/experiments.md.
-PROTECTION, PULL = 10.0, 12.0
+PROTECTION, PULL = 10.0, 1.2
 RETENTION, RANK = 0.97, 16
 TAU0, ALPHA, STATS_BETA = 1.0, 4.0, 0.98
 # Settings that hold for all groups together, since the detector and the clock are shared.
