@@ -122,7 +122,8 @@ ROWS = (
 )
 # One row a class, for what does not depend on the configuration and takes long.
 CLASSES = tuple({row.cls: row for row in ROWS}.values())
-GRANULARITIES = ("element", "factored", "tensor", "kronecker")
+KINDS = ("kronecker", "diagonal", "factored")
+GRANULARITIES = KINDS
 
 
 def row_of(name: str) -> Row:
