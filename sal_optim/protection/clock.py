@@ -21,17 +21,21 @@ UNIT_RETENTION = 0.8
 INTERVAL = 4
 
 
-def is_due(state: DetectorState, every: Any) -> bool:
-    """Whether the clock asks for a consolidation.
+def window(state: DetectorState, every: Any) -> float:
+    """Steps from one consolidation of the clock to the next; 0 where there is no clock.
 
     Args:
         state: of the change detector, which counts steps.
         every: a number of steps, ``"auto"``, or None for never.
     """
-    if every is None:
-        return False
-    interval = max(LEAST, SHARE * state["total"]) if every == "auto" else every
-    return bool(state["since"] >= interval)
+    if every == "auto":
+        return max(LEAST, SHARE * state["total"])
+    return 0.0 if every is None else float(every)
+
+
+def is_due(state: DetectorState, every: Any) -> bool:
+    """Whether the clock asks for a consolidation; arguments as of :func:`window`."""
+    return every is not None and state["since"] >= window(state, every)
 
 
 def shares(

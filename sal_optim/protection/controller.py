@@ -23,10 +23,10 @@ from sal_optim.detection.change_detector import (
     observe_norm,
     record_norm,
 )
-from sal_optim.detection.grad_norm import joined, norms, to_host
+from sal_optim.detection.grad_norm import arrived, joined, norms, to_host
 from sal_optim.importance import State
 from sal_optim.protection.block import Block, Group, block_of, check_ready
-from sal_optim.protection.clock import INTERVAL, UNIT_RETENTION, is_due
+from sal_optim.protection.clock import INTERVAL, UNIT_RETENTION, is_due, window
 from sal_optim.protection.consolidation import consolidate_param, draw_back, importance_of
 from sal_optim.protection.diagnostics import Spectrum, diagnose
 from sal_optim.protection.statistics import track
@@ -69,8 +69,10 @@ class ProtectionController:
         # State gathered before the optimizer's first step: many initialise their own state where
         # they find none, so nothing may be there before.
         self.early: dict[Tensor, State] = {}
-        # The norms of the step before, on their way to the host, and whose they are.
+        # The norms of the step before, on their way to the host, and whose they are; and the
+        # lengths of the last measured updates.
         self._underway: tuple[Tensor, Any, list[Block]] | None = None
+        self._lengths: tuple[Tensor, Any, list[Block]] | None = None
         self._spectrum: Spectrum | None = None
         self._observed = 0
 
@@ -191,16 +193,20 @@ class ProtectionController:
 
     def _judge_underway(self) -> None:
         """Judge the norms of the step before, where that was left for later."""
-        if self._underway is None:
-            return
-        (host, arrives, blocks), self._underway = self._underway, None
-        if arrives is not None:
-            arrives.synchronize()
-        values = host.tolist()
-        total = math.sqrt(sum(value * value for value in values))
-        if total > 0.0:
-            self._hear(total)
-            track(blocks, values, self.groups[0]["stats_beta"])
+        if self._underway is not None:
+            (host, arrives, blocks), self._underway = self._underway, None
+            values = arrived(host, arrives)
+            total = math.sqrt(sum(value * value for value in values))
+            if total > 0.0:
+                self._hear(total)
+                track(blocks, values, self.groups[0]["stats_beta"])
+        self._take_lengths()
+
+    def _take_lengths(self) -> None:
+        """Take the lengths of the last measured updates into the statistics."""
+        if self._lengths is not None:
+            (host, arrives, blocks), self._lengths = self._lengths, None
+            track(blocks, arrived(host, arrives), self.groups[0]["stats_beta"], update=True)
 
     def _hear(self, norm: float) -> bool:
         """Pass the norm to the detector, consolidate at a change; is the step ordinary?"""
@@ -290,9 +296,9 @@ class ProtectionController:
             blocks = decision.blocks
             steps = list(torch._foreach_sub([block.values for block in blocks], decision.before))
             lengths = norms(steps, [block.sharding for block in blocks])
+            self._lengths = (*to_host(joined(lengths)), blocks)
             if all(length.is_cpu for length in lengths):
-                beta = self.groups[0]["stats_beta"]
-                track(blocks, [float(length) for length in lengths], beta, update=True)
+                self._take_lengths()
 
     # ---------------------------------------------------------------- what users call
 
@@ -305,14 +311,7 @@ class ProtectionController:
 
     def _consolidate(self) -> bool:
         detector = self.detector
-        unit = detector["unit"] * UNIT_RETENTION if detector["consolidations"] > 0.0 else 0.0
-        detector["unit"] = max(unit, detector["mean"])
-        every = self.groups[0]["consolidate_every"]
-        usual = 0.0 if every is None else detector["since"] / INTERVAL
-        if every == "auto":
-            usual = max(15.0, detector["total"] / 40.0)
-        elif every is not None:
-            usual = every / INTERVAL
+        usual = window(detector, self.groups[0]["consolidate_every"]) / INTERVAL
         done = False
         for group in self.groups:
             for param in group["params"]:
@@ -322,12 +321,15 @@ class ProtectionController:
                     done = consolidate_param(param, state, group, usual, count) or done
         detector["since"] = 0.0
         if done:
+            unit = detector["unit"] * UNIT_RETENTION if detector["consolidations"] > 0.0 else 0.0
+            detector["unit"] = max(unit, detector["mean"])
             detector["consolidations"] += 1.0
         return done
 
     @contextlib.contextmanager
     def observe(self) -> Iterator[None]:
         """A context in which steps gather importance and move nothing."""
+        self._judge_underway()
         self.observing, self._observed = True, 0
         try:
             yield
@@ -407,7 +409,7 @@ class ProtectionController:
 
     def forget(self) -> None:
         """Drop what an instance keeps beside its state."""
-        self._underway = self._spectrum = None
+        self._underway = self._lengths = self._spectrum = None
 
 
 def _largest_stiffness(lr: Any, damping: float) -> float:
