@@ -3,8 +3,8 @@
 With G the scaled gradient of an (m, n) matrix and T the sum of its squares, the importance of a
 move along u on the left and v on the right is ``(u' L u) (v' R v) / T``, where ``L = mean G G'``
 and ``R = mean G' G``: the Kronecker-factored approximation of the Fisher information that Ritter
-et al. 2018 (arXiv 1805.07810) use against forgetting, with factors from gradients alone, as in Shampoo
-(Gupta et al. 2018, arXiv 1802.09568). A diagonal holds every weight of an input that matters, even
+et al. 2018 (arXiv 1805.07810) use against forgetting, with factors from gradients alone, as in
+Shampoo (Gupta et al. 2018, arXiv 1802.09568). A diagonal holds every weight of an input that matters, even
 where moves cancel in the output.
 
 Of a side longer than twice the rank a random sketch is summed (Tropp et al. 2017, arXiv
@@ -12,10 +12,11 @@ Of a side longer than twice the rank a random sketch is summed (Tropp et al. 201
 """
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from sal_optim.importance.base import State
 from sal_optim.importance.diagonal import scaled
@@ -35,6 +36,10 @@ class Table(NamedTuple):
 
 class Kronecker:
     """The strongest directions of both sides of a matrix, and a mean of the others."""
+
+    def __init__(self) -> None:
+        # Damping by direction, made once a consolidation. It follows from the values it is kept by.
+        self._dampings: Any = WeakIdKeyDictionary()
 
     def shapes(self, param: Tensor, rank: int) -> dict[str, tuple[int, ...]]:
         found: dict[str, tuple[int, ...]] = {"pending_total": ()}
@@ -113,13 +118,12 @@ class Kronecker:
                 found.append(grad)
                 continue
             exact = wide(grad.dtype)
-            omega = self._omega(state, exact)
             sides = bases(state, exact)
             force = grad.to(exact).flatten(1)
             if moved is not None:
-                pull = table_of(omega * stiffness)
+                pull = table_of(self._omega(state, exact) * stiffness)
                 force = force + along(pull, moved[index].to(exact).flatten(1), *sides)
-            damped = along(table_of(1.0 / (omega * damping + 1.0)), force, *sides)
+            damped = along(self._damping(state, damping, exact), force, *sides)
             found.append(damped.view_as(grad).to(grad.dtype))
         return found
 
@@ -146,6 +150,17 @@ class Kronecker:
 
     def dtype(self, state: State) -> torch.dtype:
         found: torch.dtype = state["left_values"].dtype
+        return found
+
+    def _damping(self, state: State, damping: float, dtype: torch.dtype) -> Table:
+        """``1 / (1 + damping * Omega)`` by direction."""
+        left, right = (state[f"{side}_values"] for side in SIDES)
+        key = (left._version, id(right), right._version, damping, dtype)
+        known = self._dampings.get(left)
+        if known is None or known[0] != key:
+            known = key, table_of(1.0 / (self._omega(state, dtype) * damping + 1.0))
+            self._dampings[left] = known
+        found: Table = known[1]
         return found
 
     @staticmethod
