@@ -27,12 +27,12 @@ from sal_optim import SALSGD, SALAdam, SALAdamW, SALLion
 
 # Torch's checks, and inputs of its checks, that do not apply; with the reason.
 NOT_APPLICABLE: dict[str, str] = {
-    "fused": "there is no fused implementation and no such argument: TypeError",
-    "capturable on a CPU": "an error of torch's own, and no error here: see test_captured.py",
-    "differentiable": "refused by the constructor: every update is in place",
+    "fused": "torch's own, compared with torch's in test_base.py; Lion has none: TypeError",
+    "capturable": "torch's own; a step that is captured into a CUDA graph is refused",
+    "differentiable": "refused by the constructor: gradients are replaced in place",
     "sparse gradients": "refused by step(), tested in test_behaviours_parameters.py",
     "several GPUs, moves between CPU and GPU, peak memory on CUDA, CUDA graphs": "no GPU here",
-    "foreach by default": "by default the mode follows the device, and on a CPU it is the loop",
+    "foreach by default": "torch's own choice; Lion works by lists of tensors unless told not to",
     "LBFGS, Muon and Adafactor": "checks of those classes alone",
     "steps in float64": "torch's, under that default dtype; here they are float32 under each",
     "betas as tensors": "0-dim tensors are converted to floats, alone, in pairs and with foreach",
@@ -46,8 +46,8 @@ NO_ERROR = (
 # Short runs see no change of regime, so protection acts in some inputs by the clock.
 PROTECTED = (
     {"protection": 0.3, "pull": 1.0, "consolidate_every": 2},
-    {"protection": 10.0, "consolidate_every": 2, "granularity": "factored", "weight_decay": 0.1},
-    {"protection": 1.0, "pull": 0.0, "consolidate_every": 3, "granularity": "tensor"},
+    {"protection": 10.0, "consolidate_every": 2, "importance": "factored", "weight_decay": 0.1},
+    {"protection": 1.0, "pull": 0.0, "consolidate_every": 2, "importance": "diagonal"},
 )
 
 
