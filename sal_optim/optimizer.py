@@ -59,8 +59,8 @@ class SALOptimizer(Optimizer):
     def _checked_base(self, settings: dict[str, Any]) -> dict[str, Any]:
         """The base optimizer's settings, converted where text or a list stands for a number."""
         checked = dict(settings)
-        if "lr" in checked and not isinstance(checked["lr"], Tensor):
-            checked["lr"] = checks.number("lr", checked["lr"], label="learning rate")
+        if "lr" in checked:
+            checked["lr"] = checks.learning_rate(checked["lr"])
         if "betas" in checked:
             checked["betas"] = checks.betas(checked["betas"])
         for name in ("eps", "weight_decay", "momentum"):
@@ -85,7 +85,7 @@ class SALOptimizer(Optimizer):
             defaults = {**self._protection_defaults, **self.defaults}
             known = {n: v for n, v in param_group.items() if n in defaults}
             merged = {**defaults, **known}
-            checked = {**check_protection(merged), **self._checked_base(merged)}
+            checked = {**self._checked_base(merged), **check_protection(merged)}
             for name in (*known, *PROTECTION_SETTINGS):
                 param_group[name] = checked.get(name, merged[name])
             if self.param_groups:

@@ -96,7 +96,7 @@ def _fitted_group(
             group["lr"] = lr.detach().abs()
         elif not isinstance(lr, Tensor):
             group["lr"] = abs(checks.number("lr", lr, low=-math.inf, label="learning rate"))
-        group = {**group, **check_protection(group), **optimizer._checked_base(group)}
+        group = {**group, **optimizer._checked_base(group), **check_protection(group)}
     except (TypeError, ValueError) as error:
         raise type(error)(f"{where}: {error}") from error
     group["lr"] = lr if isinstance(lr, Tensor) else float(lr)

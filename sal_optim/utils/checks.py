@@ -48,12 +48,10 @@ def number(
     return result
 
 
-def learning_rate(value: Any, *, foreach: bool | None) -> float | Tensor:
-    """A float of at least 0, or a one-element tensor, which a for-loop optimizer may take."""
+def learning_rate(value: Any) -> float | Tensor:
+    """A float of at least 0, or a tensor with one element of at least 0, which stays a tensor."""
     if not isinstance(value, Tensor):
         return number("lr", value, label="learning rate")
-    if foreach:
-        raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
     if value.numel() != 1:
         raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(value.shape)}")
     number("lr", value, label="learning rate")
