@@ -2,10 +2,10 @@
 
 With G the scaled gradient of an (m, n) matrix and T the sum of its squares, the importance of a
 move along u on the left and v on the right is ``(u' L u) (v' R v) / T``, where ``L = mean G G'``
-and ``R = mean G' G``: the Kronecker-factored approximation of the Fisher information that Ritter
-et al. 2018 (arXiv 1805.07810) use against forgetting, with factors from gradients alone, as in
-Shampoo (Gupta et al. 2018, arXiv 1802.09568). A diagonal holds every weight of an input that matters, even
-where moves cancel in the output.
+and ``R = mean G' G``. That is the Kronecker-factored approximation of the Fisher information which
+Ritter et al. 2018 (arXiv 1805.07810) use against forgetting. Its factors are of gradients alone, as
+in Shampoo (Gupta et al. 2018, arXiv 1802.09568). A diagonal holds every weight of an input that
+matters, even where moves cancel in the output.
 
 Of a side longer than twice the rank a random sketch is summed (Tropp et al. 2017, arXiv
 1706.05736), and of any side the strongest directions are kept, the others by their mean.

@@ -94,6 +94,10 @@ def prepare(param: Tensor, state: State, group: Group, kind: Importance) -> None
                 if shape == tuple(real.shape)
                 else real.new_zeros(shape, dtype=dtype_of(param, group))
             )
+    # From the first step, though it is used only after a consolidation: a distributed checkpoint
+    # loads into the state that a step makes, and no more than that.
+    if group["pull"] > 0.0 and "anchor" not in state:
+        state["anchor"] = new_anchor(param, group)
     for name in NUMBERS:
         state.setdefault(name, 0.0)
 

@@ -44,6 +44,8 @@ def consolidate_param(
         anchor = local["anchor"]
         anchor.nan_to_num_(0.0, 0.0, 0.0)
         values = torch.where(values.isfinite(), values, anchor.to(values.dtype))
+        if state["evidence_weight"] == 0.0:
+            anchor.copy_(values)
     new, old, weight = shares(gathered, usual, state["evidence_weight"], group["retention"])
     kind = kind_of_param(param, group)
     kind.merge(local, values, new=new / gathered, old=old, memory=ANCHOR_MEMORY, at=dither(count))

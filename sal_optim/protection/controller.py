@@ -156,7 +156,7 @@ class ProtectionController:
         else:
             self._decide_now(decision, size, moves)
         detector, first = self.detector, self.groups[0]
-        decision.unit = detector["unit"] / math.sqrt(size)
+        decision.unit = detector["unit"] / math.sqrt(max(1, size))
         if is_due(detector, first["consolidate_every"]) and not self.observing:
             self._consolidate()
         return decision
@@ -292,6 +292,9 @@ class ProtectionController:
             param.grad = grad
         decision.replaced.clear()
         self.settle_early()
+        for block in decision.blocks:
+            # What was early is now the optimizer's, and what is measured goes there.
+            block.state = self.state_of(block.param)
         if decision.before:
             blocks = decision.blocks
             steps = list(torch._foreach_sub([block.values for block in blocks], decision.before))
@@ -378,7 +381,7 @@ class ProtectionController:
         for group in self.groups:
             if any(param is candidate for candidate in group["params"]):
                 found = importance_of(param, self.state_of(param), group)
-                return torch.zeros_like(param.detach()) if found is None else found, group
+                return torch.zeros_like(plain(param.detach())) if found is None else found, group
         raise ValueError(
             f"Invalid param value: a tensor of shape {tuple(param.shape)}; param must be one of "
             "this optimizer's parameters"
