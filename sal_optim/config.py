@@ -11,6 +11,8 @@ Clock = int | Literal["auto"] | None
 
 # Defaults of the family, chosen on tuning seeds and validation data: docs/experiments.md.
 PROTECTION, PULL = 10.0, 1.2
+# A sign leaves no room beside a firm damping: less of it, and a stronger penalty.
+LION_PROTECTION, LION_PULL = 3.0, 7.0
 RETENTION, RANK = 0.97, 16
 TAU0, ALPHA, STATS_BETA = 1.0, 4.0, 0.98
 # Settings that hold for all groups together, since the detector and the clock are shared.

@@ -43,11 +43,7 @@ class SALOptimizer(Optimizer):
     def __init__(self, params: Any, settings: dict[str, Any]) -> None:
         protection = check_protection({n: settings[n] for n in PROTECTION_SETTINGS})
         base = {n: v for n, v in settings.items() if n not in PROTECTION_SETTINGS}
-        if checks.flag("differentiable", base.get("differentiable", False)):
-            raise ValueError(
-                f"Invalid differentiable value: True; {type(self).__name__} updates in place, so "
-                "differentiable must be False"
-            )
+        self._refuse_differentiable(base)
         if not self._knows_differentiable:
             base.pop("differentiable", None)
         self._protection_defaults = protection
@@ -55,6 +51,13 @@ class SALOptimizer(Optimizer):
         self.defaults.update(protection)
 
     # ---------------------------------------------------------------- settings
+
+    def _refuse_differentiable(self, settings: dict[str, Any]) -> None:
+        if checks.flag("differentiable", settings.get("differentiable", False)):
+            raise ValueError(
+                f"Invalid differentiable value: True; {type(self).__name__} updates in place, so "
+                "differentiable must be False"
+            )
 
     def _checked_base(self, settings: dict[str, Any]) -> dict[str, Any]:
         """The base optimizer's settings, converted where text or a list stands for a number."""
@@ -71,7 +74,8 @@ class SALOptimizer(Optimizer):
             checked["dampening"] = checks.number(
                 "dampening", checked["dampening"], high=1.0, high_open=False
             )
-        for name in ("amsgrad", "nesterov", "maximize", "capturable"):
+        flags = ("amsgrad", "nesterov", "maximize", "capturable", "decoupled_weight_decay")
+        for name in flags:
             if name in checked:
                 checked[name] = checks.flag(name, checked[name])
         for name in ("foreach", "fused"):
@@ -82,6 +86,7 @@ class SALOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group; its settings are checked as the constructor's are."""
         if isinstance(param_group, dict):
+            self._refuse_differentiable(param_group)
             defaults = {**self._protection_defaults, **self.defaults}
             known = {n: v for n, v in param_group.items() if n in defaults}
             merged = {**defaults, **known}

@@ -284,7 +284,11 @@ def check_statistics(where: str, param: Tensor, group: dict[str, Any], state: St
     names = shapes(param, group)
     for name in names:
         if name not in state:
-            raise KeyError(f"{where} has no {name!r}; importance {group['importance']!r} needs it")
+            kind = "diagonal" if is_distributed(param) else group["importance"]
+            raise KeyError(
+                f"{where} has no {name!r}, which {kind} importance has; a state for sharded and "
+                "for whole parameters is made with importance='diagonal' alone"
+            )
     for name, shape in {"anchor": tuple(param.shape), **names}.items():
         if name in state:
             check_tensor(f"{where}, {name!r},", name, state[name], shape, param)

@@ -4,7 +4,8 @@ What a parameter's state starts as is here; what a consolidation makes of it is 
 ``consolidation.py``.
 """
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,20 @@ def kind_of_param(param: Tensor, group: Group) -> Importance:
     if type(param) in PLAIN and not param.is_complex():
         return kind_of(group["importance"], param, sharded=False)
     return kind_of(group["importance"], plain(param.detach()), sharded=is_distributed(param))
+
+
+def warn_of_diagonal(blocks: Sequence[Block]) -> None:
+    """Say once where matrices can't have the kind of importance that is set for them."""
+    for block in blocks:
+        name = block.group["importance"]
+        if name != "diagonal" and block.param.dim() > 1 and is_distributed(block.param):
+            warnings.warn(
+                f"importance={name!r} is diagonal for matrices that are DTensor, whose sides are "
+                "spread over processes; importance='diagonal' says so without this warning",
+                UserWarning,
+                stacklevel=6,
+            )
+            return
 
 
 def local_state(state: Mapping[str, Any]) -> State:

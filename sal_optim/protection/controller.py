@@ -25,7 +25,7 @@ from sal_optim.detection.change_detector import (
 )
 from sal_optim.detection.grad_norm import arrived, joined, norms, to_host
 from sal_optim.importance import State
-from sal_optim.protection.block import Block, Group, block_of, check_ready
+from sal_optim.protection.block import Block, Group, block_of, check_ready, warn_of_diagonal
 from sal_optim.protection.clock import INTERVAL, UNIT_RETENTION, is_due, window
 from sal_optim.protection.consolidation import consolidate_param, draw_back, importance_of
 from sal_optim.protection.diagnostics import Spectrum, diagnose
@@ -37,6 +37,8 @@ from sal_optim.utils.rounding import Number, dither
 # The pending sums are halved with their step count when they reach this many steps: their mean
 # stays, and no sum outgrows the precision of float32.
 PENDING_HORIZON = 65536.0
+# The most that the protected gradients of plain gradient descent are scaled up by.
+LARGEST_GAIN = 3.0
 
 
 @dataclass(slots=True)
@@ -66,6 +68,8 @@ class ProtectionController:
     def __init__(self, optimizer: Optimizer, settings: Group | None = None) -> None:
         self.optimizer, self.settings = optimizer, settings
         self.observing = False
+        # The step of plain gradient descent shortens with its gradient, others' hardly do.
+        self._keeps_norm = isinstance(optimizer, torch.optim.SGD)
         # State gathered before the optimizer's first step: many initialise their own state where
         # they find none, so nothing may be there before.
         self.early: dict[Tensor, State] = {}
@@ -75,6 +79,7 @@ class ProtectionController:
         self._lengths: tuple[Tensor, Any, list[Block]] | None = None
         self._spectrum: Spectrum | None = None
         self._observed = 0
+        self._stepped = False
 
     # ---------------------------------------------------------------- what the optimizer holds
 
@@ -128,12 +133,16 @@ class ProtectionController:
             for param in group["params"]:
                 if param.grad is not None:
                     check_ready(param, self.state_of(param), group, type(self.optimizer).__name__)
-        return [
+        blocks = [
             block_of(param, self._owned_state(param), group)
             for group in groups
             for param in group["params"]
             if param.grad is not None
         ]
+        if not self._stepped:
+            self._stepped = True
+            warn_of_diagonal(blocks)
+        return blocks
 
     def decide(self, blocks: list[Block], *, moves: bool, loss_scale: float = 1.0) -> Decision:
         """Judge this step's gradients; consolidate where that is due.
@@ -258,9 +267,12 @@ class ProtectionController:
                 place = (id(block.group["params"]), id(block.kind), block.grad.dtype,
                          block.grad.device)  # fmt: skip
                 held.setdefault(place, []).append(block)
-        for blocks in held.values():
-            for block, grad in zip(blocks, self._protected(blocks, decision), strict=True):
-                decision.replaced.append(_replace(block, grad))
+        protected = [b for blocks in held.values() for b in blocks]
+        grads = [grad for blocks in held.values() for grad in self._protected(blocks, decision)]
+        if self._keeps_norm and protected:
+            _regain_norm(protected, grads, decision)
+        for block, grad in zip(protected, grads, strict=True):
+            decision.replaced.append(_replace(block, grad))
 
     def _protected(self, blocks: Sequence[Block], decision: Decision) -> list[Tensor]:
         group, moved = blocks[0].group, None
@@ -421,6 +433,20 @@ def _largest_stiffness(lr: Any, damping: float) -> float:
         return math.inf
     rate = float(lr)
     return damping / rate if rate > 0.0 else math.inf
+
+
+def _regain_norm(blocks: list[Block], grads: list[Tensor], decision: Decision) -> None:
+    """Scale protected gradients to the norm of those they stand for, in place.
+
+    Damping shortens them where the data is the one that importance is of. Without this, plain
+    gradient descent would learn more slowly there.
+    """
+    own = {id(block): norm for block, norm in zip(decision.blocks, decision.norms, strict=True)}
+    before = joined([own[id(block)] for block in blocks]).norm()
+    after = joined(norms(grads, [block.sharding for block in blocks])).norm()
+    factor = (before / after.clamp_min(torch.finfo(after.dtype).tiny)).clamp(1.0, LARGEST_GAIN)
+    factor = factor.nan_to_num(1.0)
+    torch._foreach_mul_(grads, float(factor) if factor.is_cpu else factor)
 
 
 def _halve_pending(block: Block) -> None:
