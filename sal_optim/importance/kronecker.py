@@ -240,8 +240,11 @@ def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     scale = _least(matrix.diagonal().max())
     exact = torch.float32 if matrix.device.type == "mps" else torch.float64
     values, vectors = torch.linalg.eigh((matrix / scale).to(exact))
-    values = values.flip(0).clamp_min(0.0) * scale.to(exact)
-    return values.to(matrix.dtype), vectors.flip(1).to(matrix.dtype)
+    values, vectors = values.flip(0), vectors.flip(1)
+    # Less than rounding has left is nothing, or chance would decide where an anchor goes.
+    least = values[0] * (len(matrix) * torch.finfo(matrix.dtype).eps)
+    values = torch.where(values > least, values, 0.0) * scale.to(exact)
+    return values.to(matrix.dtype), vectors.to(matrix.dtype)
 
 
 def _from_sketch(sketch: Tensor) -> Tensor:
