@@ -17,11 +17,20 @@ from typing import Any
 import pytest
 
 import sal_optim
+from sal_optim import config
+from tests.testing.drive import make_params
+from tests.testing.rows import Row
 
-SHARED = (
-    "protection=0.1, pull=5.0, tau0=1.0, alpha=4.0, stats_beta=0.98, consolidate_every=None, "
-    "retention=1.0, plasticity=0.4, granularity='element', rank=128, state_dtype=None, "
-    "foreach=None, maximize=False, capturable=False, differentiable=False, compile=False"
+# The numbers are defaults that were chosen by measuring: they stand in config.py alone.
+PROTECTION = (
+    f"pull={config.PULL}, importance='kronecker', rank={config.RANK}, consolidate_every='auto', "
+    f"retention={config.RETENTION}, tau0=1.0, alpha=4.0, stats_beta=0.98, state_dtype=None"
+)
+SHARED = f"protection={config.PROTECTION}, {PROTECTION}, foreach=None, maximize=False"
+OLD = "granularity=None, plasticity=None, compile=False"
+LION = SHARED.replace(
+    f"protection={config.PROTECTION}, pull={config.PULL}",
+    f"protection={config.LION_PROTECTION}, pull={config.LION_PULL}",
 )
 NAMES = {
     "CommunicationLayer",
@@ -38,23 +47,25 @@ NAMES = {
 CONSTRUCTORS = {
     "SALAdam": (
         "params, lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0, amsgrad=False, *, "
-        f"{SHARED}, decoupled_weight_decay=False"
+        f"{SHARED}, capturable=False, differentiable=False, fused=None, "
+        f"decoupled_weight_decay=False, {OLD}"
     ),
     "SALAdamW": (
         "params, lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01, amsgrad=False, *, "
-        f"{SHARED}"
+        f"{SHARED}, capturable=False, differentiable=False, fused=None, {OLD}"
     ),
     "SALSGD": (
         "params, lr=0.001, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, *, "
-        f"{SHARED}"
+        f"{SHARED}, differentiable=False, fused=None, {OLD}"
     ),
-    "SALLion": "params, lr=0.0001, betas=(0.9, 0.99), weight_decay=0.0, *, "
-    + SHARED.replace("plasticity=0.4", "plasticity=0.6"),
+    "SALLion": (
+        "params, lr=0.0001, betas=(0.9, 0.99), weight_decay=0.0, *, "
+        f"{LION}, differentiable=False, {OLD}"
+    ),
 }
 LAYER = (
-    "optimizer, protection=0.1, *, pull=5.0, tau0=1.0, alpha=4.0, stats_beta=0.98, "
-    "consolidate_every=None, retention=1.0, plasticity=0.4, granularity='element', rank=128, "
-    "state_dtype=None, unit_update=False, momenta=('exp_avg', 'momentum_buffer')"
+    f"optimizer, protection={config.PROTECTION}, *, {PROTECTION}, granularity=None, "
+    "plasticity=None, unit_update=None, momenta=None"
 )
 LAYER_METHODS = {
     "analyze": "self, model",
@@ -69,7 +80,6 @@ LAYER_METHODS = {
 METHODS = {
     "add_param_group": "self, param_group",
     "consolidate": "self",
-    "consolidate_if_due": "self",
     "diagnostics": "self",
     "load_state_dict": "self, state_dict",
     "observe": "self",
@@ -110,7 +120,9 @@ DIAGNOSTICS = {
     "threshold",
     "surprise",
     "consolidations",
+    "changes",
     "drift",
+    "published_stability",
 }
 
 
@@ -131,6 +143,31 @@ def test_names() -> None:
 def test_constructors(name: str) -> None:
     cls = getattr(sal_optim, name)
     assert signature(cls.__init__) == f"self, {CONSTRUCTORS[name]}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("granularity", "element", "importance='diagonal'"),
+        ("granularity", "tensor", "importance='diagonal'"),
+        ("granularity", "factored", "importance='factored'"),
+        ("granularity", "kronecker", "importance='kronecker'"),
+        ("plasticity", 0.4, "no effect"),
+        ("compile", True, "no effect"),
+    ],
+)
+def test_deprecated_arguments(class_row: Row, name: str, value: Any, told: str) -> None:
+    with pytest.warns(FutureWarning, match=f"{name} is deprecated.*{told}") as caught:
+        optimizer = class_row(make_params(), **{name: value})
+    assert name not in optimizer.param_groups[0]
+    assert len(caught) == 1
+    if name == "granularity":
+        assert repr(optimizer.param_groups[0]["importance"]) in told
+
+
+def test_an_unknown_granularity_is_refused(class_row: Row) -> None:
+    with pytest.raises(ValueError, match="Invalid granularity value: 'elements'"):
+        class_row(make_params(), granularity="elements")
 
 
 def test_methods() -> None:
