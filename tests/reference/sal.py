@@ -1,293 +1,315 @@
-"""SAL, element by element, in plain Python: the formulas and nothing else.
+"""SAL in its plainest form: the formulas and nothing else; it shares no line with ``sal_optim``.
 
-No tensor, no in-place tricks, no slices, no lists of lists; it shares no line with ``sal_optim``.
-Evidence is kept for every element, and a granularity is only how it is read: factored evidence is
-linear in what is summed, so its row and column means can be taken at the end.
+All is float64. Nothing is stored that the formulas do not name: factored importance is linear in
+what is summed, so its row and column means are taken as it is read; the importance of a matrix by
+direction is a dense matrix over all of its elements. Only the constants are the library's.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
-# Of the base optimizers: the exponent q of the activity, and whether an update has size 1.
-EXPONENT = {"adam": 0, "sgd": 0, "lion": 2}
-UNIT = {"adam": False, "sgd": False, "lion": True}
-# The most that a regime's evidence is weighted by where updates have size 1.
-LARGEST_WEIGHT = 10.0
-# How much older evidence counts as the anchor moves to the present weights.
-ANCHOR_MEMORY = 0.1
-# Of the threshold.
-WARMUP, SETTLE, CONFIRMATIONS, LARGEST_COUNT = 30, 10, 4.5, 3.0
-# Evidence is gathered, and weights are pulled, on every fourth step of a regime.
-INTERVAL = 4
+import torch
+from torch import Tensor
+
+from sal_optim.detection import change_detector as detection
+from sal_optim.protection import clock, consolidation, controller
+
+_TINY = torch.finfo(torch.float64).tiny
 
 
-def sign(value: float) -> float:
-    return math.copysign(1.0, value) if value else 0.0
-
-
-@dataclass
 class Parameter:
-    """One tensor, flattened, with the settings of its group."""
+    """One tensor with the settings of its group."""
 
-    shape: tuple[int, ...]
-    values: list[float]
-    settings: dict[str, Any]
-    steps: int = 0
-    moments: dict[str, list[float]] = field(default_factory=dict)
+    def __init__(self, values: Tensor, settings: dict[str, Any]) -> None:
+        self.values, self.settings = values.detach().clone().double(), settings
+        self.moments: dict[str, Tensor] = {}
+        self.steps = 0
+        self.anchor: Tensor | None = None
+        self.gathered, self.weight = 0.0, 0.0
+        self.norm_mean, self.norm_variance = 0.0, 0.0
+        self.length, self.length_mean = 0.0, 0.0
+        rows = self.values.shape[0] if self.values.dim() else 1
+        self.shape = (rows, self.values.numel() // max(1, rows))
+        kind = settings["importance"] if self.values.dim() > 1 else "diagonal"
+        self.kronecker, self.factored = kind == "kronecker", kind == "factored"
+        # Sums of squares: of rows by rows and columns by columns, or of each element.
+        sizes = [(n, n) for n in self.shape] if self.kronecker else [tuple(self.values.shape)]
+        self.pending = [torch.zeros(size, dtype=torch.float64) for size in sizes]
+        self.evidence = [torch.zeros(size, dtype=torch.float64) for size in sizes]
 
-    def __post_init__(self) -> None:
-        size = len(self.values)
-        self.pending, self.evidence = [0.0] * size, [0.0] * size
-        self.anchor: list[float] | None = None
-        self.weight = 0.0  # of the evidence
-        self.met = False  # a gradient
+    # ------------------------------------------------------------------ importance
 
-    def read(self, evidence: list[float]) -> list[float]:
-        """Omega of each element, as its granularity sees it."""
-        size, kind = len(evidence), self.settings["granularity"]
-        if not size or kind == "element" or (kind == "factored" and len(self.shape) < 2):
-            return evidence
-        if kind == "tensor":
-            return [sum(evidence) / size] * size
-        rows, columns = self.shape[0], size // self.shape[0]
-        row = [sum(evidence[r * columns : (r + 1) * columns]) / columns for r in range(rows)]
-        column = [sum(evidence[c::columns]) / rows for c in range(columns)]
-        mean = sum(row) / rows or 1.0
-        return [row[i // columns] * column[i % columns] / mean for i in range(size)]
+    def gather(self, grad: Tensor) -> None:
+        if self.kronecker:
+            matrix = grad.reshape(self.shape)
+            self.pending[0] += matrix @ matrix.T
+            self.pending[1] += matrix.T @ matrix
+        else:
+            self.pending[0] += grad * grad
+        self.gathered += 1.0
+        if self.gathered >= controller.PENDING_HORIZON:
+            self.gathered /= 2.0
+            for pending in self.pending:
+                pending /= 2.0
 
-    def moment(self, name: str) -> list[float]:
-        return self.moments.setdefault(name, [0.0] * len(self.values))
+    def elements(self, evidence: list[Tensor]) -> Tensor:
+        """Omega of each element; by direction, the diagonal of :meth:`dense`."""
+        if self.kronecker:
+            left, right = (side.diagonal() for side in evidence)
+            return (torch.outer(left, right) / (left.sum() + _TINY)).view(self.values.shape)
+        if not self.factored or not self.values.numel():
+            return evidence[0]
+        matrix = evidence[0].reshape(self.shape)
+        row, column = matrix.mean(1), matrix.mean(0)
+        return (torch.outer(row, column) / (column.mean() + _TINY)).view(self.values.shape)
 
+    def dense(self) -> Tensor:
+        """Omega as a matrix over all pairs of elements."""
+        if self.kronecker:
+            left, right = self.evidence
+            return torch.kron(left, right) / (left.trace() + _TINY)
+        return self.elements(self.evidence).flatten().diag()
 
-class Reference:
-    """The whole optimizer. ``base`` is adam (also AdamW), sgd or lion."""
-
-    def __init__(self, base: str, params: list[Parameter]) -> None:
-        self.base, self.params = base, params
-        self.consolidations, self.pending_steps = 0, 0
-        self.unit = 0.0  # the mean norm as the first regime ended
-        self.restart()
-
-    # ------------------------------------------------------------------ the threshold
-
-    def restart(self) -> None:
-        self.regime, self.mean, self.variance, self.initial = 0, 0.0, 0.0, 0.0
-        self.suspicion, self.suspected, self.held = 0.0, 0.0, 0.0
-
-    def listen(self, norm: float) -> tuple[bool, float | None]:
-        """Is the step ordinary; and the weight of a change that it confirms."""
-        first = self.params[0].settings
-        ready = self.regime >= WARMUP
-        threshold = math.inf
-        if ready:
-            threshold = first["tau0"] + first["alpha"] * math.sqrt(self.variance) / self.mean
-        surprise = norm / self.mean if self.mean else 1.0
-        if not self.suspicion:
-            self.held = threshold * self.mean
-        surprising = ready and norm > self.held
-        if surprising:
-            count = min(1.0 + math.log2(norm / self.held), LARGEST_COUNT)
-            self.suspicion += count
-            self.suspected += count * surprise
-            if self.suspicion >= CONFIRMATIONS:
-                return False, self.suspected / self.suspicion
-        elif self.suspicion:
-            left = max(0.0, self.suspicion - 1.0)
-            self.suspected *= left / self.suspicion
-            self.suspicion = left
-        self.record(min(norm, threshold * self.mean) if ready else norm)
-        return not surprising, None
-
-    def record(self, norm: float) -> None:
-        self.regime += 1
-        if self.regime <= 5:
-            self.initial = max(self.initial, norm)
-        beta = self.params[0].settings["stats_beta"]
-        weight = max(1.0 - beta, 1.0 / max(1, self.regime - SETTLE))
-        delta = norm - self.mean
-        self.mean += weight * delta
-        self.variance = (1.0 - weight) * (self.variance + weight * delta * delta)
-
-    def decline(self) -> float:
-        return max(1.0, self.initial / self.mean) if self.mean else 1.0
+    def protected(self, grad: Tensor, damping: float, stiffness: float) -> Tensor:
+        """``(g + stiffness * Omega (w - w*)) / (1 + damping * Omega)``."""
+        omega = self.dense()
+        force = grad.flatten()
+        if stiffness and self.anchor is not None:
+            force = force + stiffness * (omega @ (self.values - self.anchor).flatten())
+        if self.kronecker:
+            divisor = torch.eye(len(omega), dtype=torch.float64) + damping * omega
+            return torch.linalg.solve(divisor, force).view(grad.shape)
+        return (force / (1.0 + damping * omega.diagonal())).view(grad.shape)
 
     # ------------------------------------------------------------------ consolidation
 
-    def consolidate(self, weight: float | None = None) -> None:
-        if not self.pending_steps:
-            return
-        weight = self.decline() if weight is None else weight
-        if not self.unit:
-            self.unit = self.mean
-        if UNIT[self.base]:
-            weight = min(weight, LARGEST_WEIGHT)
-        else:
-            weight *= self.mean / self.unit
-        for param in self.params:
-            retention = param.settings["retention"]
-            before = [retention * omega for omega in param.read(param.evidence)]
-            param.weight = retention * param.weight + weight * param.met
-            for i, gathered in enumerate(param.pending):
-                param.evidence[i] *= retention
-                param.evidence[i] += weight * gathered / self.pending_steps
-                param.pending[i] = 0.0
-            after = param.read(param.evidence)
-            if param.anchor is not None:
-                for i, value in enumerate(param.values):
-                    # Factored evidence may fall where another element's rose.
-                    gained = max(0.0, after[i] - before[i])
-                    if gained:
-                        share = gained / (ANCHOR_MEMORY * before[i] + gained)
-                        param.anchor[i] += share * (value - param.anchor[i])
-            if param.settings["protection"] > 0:
-                for name in ("exp_avg", "momentum_buffer"):
-                    if name in param.moments:
-                        param.moments[name] = [0.0] * len(param.values)
-        self.make_room()
-        self.pending_steps = 0
-        self.restart()
-        self.consolidations += 1
-
-    def mean_gate(self, scale: float) -> float:
-        gates = [
-            1.0 / (1.0 + param.settings["protection"] * scale * omega)
-            for param in self.params
-            if param.settings["protection"] > 0 and param.weight > 0
-            for omega in param.read(param.evidence)
+    def consolidate(self, usual: float) -> bool:
+        if self.gathered == 0.0:
+            return False
+        if self.anchor is None and self.settings["pull"] > 0:
+            self.anchor = self.values.clone()
+        part = min(1.0, self.gathered / usual) if usual > 0 else 1.0
+        kept = self.weight * self.settings["retention"] ** part
+        before = [kept / (kept + part) * old for old in self.evidence]
+        after = [
+            old + part / (kept + part) * new / self.gathered
+            for old, new in zip(before, self.pending, strict=True)
         ]
-        return sum(gates) / len(gates) if gates else 1.0
+        if self.anchor is not None and self.values.numel():
+            self.anchor = self.anchor + self.moved(before, after)
+        self.evidence = after
+        self.pending = [torch.zeros_like(new) for new in after]
+        self.gathered, self.weight = 0.0, kept + part
+        return True
 
-    def make_room(self) -> None:
-        least = self.params[0].settings["plasticity"]
-        if not least or self.mean_gate(1.0) >= least:
+    def moved(self, before: list[Tensor], after: list[Tensor]) -> Tensor:
+        """How far the anchor goes toward the weights."""
+        assert self.anchor is not None
+        memory, way = consolidation.ANCHOR_MEMORY, self.values - self.anchor
+        if not self.kronecker:
+            held = self.elements(before)
+            gain = (self.elements(after) - held).clamp(min=0.0)
+            return way * gain / (memory * held + gain + _TINY)
+        q, r = (torch.linalg.eigh(side)[1] for side in after)
+        held, known = (
+            torch.outer((q.T @ left @ q).diagonal(), (r.T @ right @ r).diagonal())
+            / (left.trace() + _TINY)
+            for left, right in (before, after)
+        )
+        # Along directions that no gradient had, there is nothing but rounding.
+        gain = (known - held).clamp(min=0.0).where(known > 1e-12 * known.max(), 0.0)
+        share = gain / (memory * held + gain + _TINY)
+        return (q @ (share * (q.T @ way.reshape(self.shape) @ r)) @ r.T).view(way.shape)
+
+    # ------------------------------------------------------------------ statistics
+
+    def track_norm(self, norm: float, beta: float) -> None:
+        if self.norm_mean == 0.0:
+            self.norm_mean = norm
             return
-        low, high = -32.0, 0.0
-        for _ in range(20):
-            middle = (low + high) / 2
-            if self.mean_gate(2.0**middle) < least:
-                high = middle
-            else:
-                low = middle
-        for param in self.params:
-            if param.settings["protection"] > 0:
-                param.evidence = [omega * 2.0**low for omega in param.evidence]
+        delta = norm - self.norm_mean
+        self.norm_mean = beta * self.norm_mean + (1 - beta) * norm
+        self.norm_variance = beta * (self.norm_variance + (1 - beta) * delta**2)
+
+    def track_length(self, length: float, beta: float) -> None:
+        mean = self.length_mean
+        self.length = length
+        self.length_mean = beta * mean + (1 - beta) * length if mean else length
+
+    # ------------------------------------------------------------------ the base optimizers
+
+    def moment(self, name: str) -> Tensor:
+        return self.moments.setdefault(name, torch.zeros_like(self.values))
+
+    def advance(self, base: str, g: Tensor) -> None:
+        """One update by a gradient to descend along."""
+        self.steps += 1
+        group = self.settings
+        lr, decay = group["lr"], group["weight_decay"]
+        if base in ("adamw", "lion"):
+            self.values = self.values * (1 - lr * decay)
+        else:
+            g = g + decay * self.values
+        update = {"adam": self.adam, "adamw": self.adam, "sgd": self.sgd, "lion": self.lion}[base]
+        self.values = self.values - lr * update(g)
+
+    def adam(self, g: Tensor) -> Tensor:
+        (beta1, beta2), step = self.settings["betas"], self.steps
+        m = self.moments["exp_avg"] = beta1 * self.moment("exp_avg") + (1 - beta1) * g
+        v = self.moments["exp_avg_sq"] = beta2 * self.moment("exp_avg_sq") + (1 - beta2) * g * g
+        if self.settings["amsgrad"]:
+            v = torch.maximum(self.moment("max_exp_avg_sq"), v)
+            self.moments["max_exp_avg_sq"] = v
+        root = (v / (1 - beta2**step)).sqrt()
+        return m / (1 - beta1**step) / (root + self.settings["eps"])
+
+    def sgd(self, g: Tensor) -> Tensor:
+        momentum, dampening = self.settings["momentum"], self.settings["dampening"]
+        if not momentum:
+            return g
+        # A first gradient enters without dampening.
+        buffer = g if self.steps == 1 else momentum * self.moments["momentum_buffer"] + (
+            1 - dampening
+        ) * g  # fmt: skip
+        self.moments["momentum_buffer"] = buffer
+        return g + momentum * buffer if self.settings["nesterov"] else buffer
+
+    def lion(self, g: Tensor) -> Tensor:
+        beta1, beta2 = self.settings["betas"]
+        m = self.moment("exp_avg")
+        self.moments["exp_avg"] = beta2 * m + (1 - beta2) * g
+        return (beta1 * m + (1 - beta1) * g).sign()
+
+
+class Reference:
+    """The whole optimizer. ``base`` is adam, adamw, sgd or lion."""
+
+    def __init__(self, base: str, params: list[Parameter]) -> None:
+        self.base, self.params = base, params
+        self.first = params[0].settings
+        self.consolidations, self.changes = 0, 0
+        self.total, self.since = 0, 0
+        self.unit, self.last = 0.0, 0.0
+        self.begin_segment()
+
+    # ------------------------------------------------------------------ the change detector
+
+    def begin_segment(self) -> None:
+        self.steps, self.mean, self.variance = 0, 0.0, 0.0
+        self.suspicion, self.held = 0.0, 0.0
+
+    def judge(self, norm: float) -> tuple[bool, bool]:
+        """Is the norm surprising, and does it confirm a change?"""
+        ready = self.steps >= detection.WARMUP
+        limit = self.first["tau0"] * self.mean + self.first["alpha"] * math.sqrt(self.variance)
+        if not self.suspicion:
+            self.held = limit
+        surprising = ready and norm > self.held
+        if surprising:
+            self.suspicion += min(1.0 + math.log2(norm / self.held), detection.LARGEST_COUNT)
+        else:
+            self.suspicion = max(0.0, self.suspicion - 1.0)
+        if self.suspicion >= detection.CONFIRMATIONS:
+            return True, True
+        self.record(min(norm, limit) if ready else norm)
+        return surprising, False
+
+    def record(self, norm: float) -> None:
+        self.steps += 1
+        weight = max(1 - self.first["stats_beta"], 1 / max(1, self.steps - detection.SETTLE))
+        delta = norm - self.mean
+        self.mean += weight * delta
+        self.variance = (1 - weight) * (self.variance + weight * delta**2)
+
+    def hear(self, norm: float) -> bool:
+        """Is the step ordinary? Consolidates at a change."""
+        self.total += 1
+        self.since += 1
+        surprising, change = self.judge(norm)
+        if change:
+            self.changes += self.merge()
+            self.begin_segment()
+            surprising, _ = self.judge(norm)
+        if self.consolidations:
+            self.unit = max(self.unit, min(norm, self.last))
+        self.last = norm
+        return not surprising
+
+    # ------------------------------------------------------------------ consolidation
+
+    def consolidate(self) -> None:
+        self.merge()
+        self.begin_segment()
+
+    def interval(self) -> float:
+        """Steps of a window of the clock; 0 without one."""
+        every = self.first["consolidate_every"]
+        if every == "auto":
+            return max(clock.LEAST, clock.SHARE * self.total)
+        return 0.0 if every is None else every
+
+    def merge(self) -> bool:
+        usual = self.interval() / clock.INTERVAL
+        done = [
+            param.consolidate(usual) for param in self.params if param.settings["protection"] > 0
+        ]
+        self.since = 0
+        if any(done):
+            kept = self.unit * clock.UNIT_RETENTION if self.consolidations else 0.0
+            self.unit = max(kept, self.mean)
+            self.consolidations += 1
+        return any(done)
 
     # ------------------------------------------------------------------ the step
 
-    def step(self, grads: list[list[float] | None], *, observing: bool = False) -> None:
-        scalars = [g for grad in grads if grad is not None for g in grad]
-        norm, size = math.sqrt(sum(g * g for g in scalars)), len(scalars)
-        rates = [param.settings["lr"] for param in self.params]
-        informative = 0.0 < norm < math.inf and (observing or any(rates))
-        ordinary = informative
-        if informative and observing:
+    def step(self, grads: list[Tensor | None], *, observing: bool = False) -> None:
+        pairs = [(p, g.double()) for p, g in zip(self.params, grads, strict=True) if g is not None]
+        watched = [(p, g) for p, g in pairs if p.settings["protection"] > 0]
+        size = sum(g.numel() for _, g in watched)
+        norm = math.sqrt(sum(float((g * g).sum()) for _, g in watched))
+        moves = any(param.settings["lr"] for param in self.params)
+        told = 0.0 < norm < math.inf and (observing or moves)
+        ordinary = told
+        if told and observing:
             self.record(norm)
-        if informative and not observing:
-            every = self.params[0].settings["consolidate_every"]
-            if every is not None and self.regime >= every:
-                self.consolidate()
-            ordinary, change = self.listen(norm)
-            if change is not None:
-                for param, grad in zip(self.params, grads, strict=True):
-                    if grad is not None:
-                        self.take_back(param)
-                self.consolidate(change)
-                ordinary, _ = self.listen(norm)
-        due = informative and (observing or self.regime % INTERVAL == 1)
-        gathers = ordinary and due
-        self.pending_steps += gathers
-        root_mean_square = norm / math.sqrt(size) if informative else math.inf
-        for param, grad in zip(self.params, grads, strict=True):
-            if grad is None:
-                continue
-            param.met = True
-            if param.anchor is None and param.settings["pull"] > 0:
-                param.anchor = list(param.values)
-            if gathers:
-                for i, g in enumerate(grad):
-                    param.pending[i] += (g / root_mean_square) ** 2
-            if not observing:
-                param.steps += 1
-                self.move(param, grad, root_mean_square, size if due else 0)
+        elif told:
+            ordinary = self.hear(norm)
+        phase = self.total % clock.INTERVAL if told and not observing else None
+        unit = self.unit / math.sqrt(max(1, size))
+        if told:
+            for param, g in watched:
+                param.track_norm(float((g * g).sum().sqrt()), self.first["stats_beta"])
+        every = self.first["consolidate_every"]
+        if watched and every is not None and not observing and self.since >= self.interval():
+            self.merge()
+        if ordinary and (observing or phase == 1):
+            for param, g in watched:
+                param.gather(g * math.sqrt(size) / norm)
+        if not observing:
+            self.move(pairs, unit if phase == 0 else 0.0, measures=phase == 2)
 
-    def move(self, param: Parameter, grad: list[float], rms: float, pulled: int) -> None:
-        """``pulled``: over how many scalars the norm is taken, where the pull is due; else 0."""
-        group = param.settings
-        lr, decay, protection = group["lr"], group["weight_decay"], group["protection"]
-        decoupled = group.get("decoupled", False)
-        omega = param.read(param.evidence)
-        for i, value in enumerate(param.values):
-            g = -grad[i] if group["maximize"] else grad[i]
-            update, denominator = self.update(param, i, g if decoupled else g + decay * value)
-            activity = max(abs(grad[i]) / rms, 1e-12)
-            resistance = 1.0 + protection * omega[i] / activity ** EXPONENT[self.base]
-            new = value - lr * (update + (decay * value if decoupled else 0.0)) / resistance
-            if pulled and param.anchor is not None and group["pull"] > 0:
-                unit = 1.0 if UNIT[self.base] else self.unit / math.sqrt(pulled)
-                step = lr * self.gain(group) * INTERVAL
-                k = step * protection * group["pull"] * omega[i] * unit / denominator
-                new += k / (1.0 + k) * (param.anchor[i] - new)
-            param.values[i] = new
-
-    def take_back(self, param: Parameter) -> None:
-        """Undo the last update of a parameter, as its moments still tell it."""
-        group = param.settings
-        known = self.base == "adam" or (
-            self.base == "sgd" and group["momentum"] and not group["nesterov"]
-        )
-        if not known or not group["protection"] or not param.steps:
-            return
-        omega = param.read(param.evidence)
-        for i in range(len(param.values)):
-            if self.base == "adam":
-                update = self.adam(param, i)[0]
-            else:
-                update = param.moment("momentum_buffer")[i]
-            gate = 1.0 / (1.0 + group["protection"] * omega[i])
-            param.values[i] += group["lr"] * update * gate
-
-    def gain(self, group: dict[str, Any]) -> float:
-        """Steps that a lasting gradient of 1 is worth, by momentum."""
-        momentum = group.get("momentum", 0.0)
-        return (1.0 - group["dampening"]) / (1.0 - momentum) if 0.0 < momentum < 1.0 else 1.0
-
-    def update(self, param: Parameter, i: int, g: float) -> tuple[float, float]:
-        """The base optimizer's own update of one element, and what it divided the gradient by."""
-        group = param.settings
-        if self.base == "sgd":
-            return self.sgd(param, i, g), 1.0
-        beta1, beta2 = group["betas"]
-        m = param.moment("exp_avg")
-        if self.base == "lion":
-            blend = beta1 * m[i] + (1 - beta1) * g
-            m[i] = beta2 * m[i] + (1 - beta2) * g
-            return sign(blend), 1.0
-        v = param.moment("exp_avg_sq")
-        m[i] = beta1 * m[i] + (1 - beta1) * g
-        v[i] = beta2 * v[i] + (1 - beta2) * g * g
-        if group["amsgrad"]:
-            largest = param.moment("max_exp_avg_sq")
-            largest[i] = max(largest[i], v[i])
-            v = largest
-        return self.adam(param, i)
-
-    def adam(self, param: Parameter, i: int) -> tuple[float, float]:
-        """Adam's update of one element by its moments as they are, and its denominator."""
-        group, step = param.settings, param.steps
-        beta1, beta2 = group["betas"]
-        v = param.moment("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq")
-        denominator = math.sqrt(v[i] / (1 - beta2**step)) + group["eps"]
-        return param.moment("exp_avg")[i] / (1 - beta1**step) / denominator, denominator
-
-    def sgd(self, param: Parameter, i: int, g: float) -> float:
-        group = param.settings
-        momentum = group["momentum"]
-        if not momentum:
-            return g
-        buffer = param.moment("momentum_buffer")
-        whole = param.steps == 1  # a first gradient enters without dampening
-        buffer[i] = g if whole else momentum * buffer[i] + (1 - group["dampening"]) * g
-        return g + momentum * buffer[i] if group["nesterov"] else buffer[i]
+    def move(self, pairs: list[tuple[Parameter, Tensor]], unit: float, *, measures: bool) -> None:
+        """One step of the base, by protected gradients."""
+        updates = [-g if param.settings["maximize"] else g for param, g in pairs]
+        held = [i for i, (p, _) in enumerate(pairs) if p.settings["protection"] * p.weight > 0]
+        before = math.sqrt(sum(float((updates[i] ** 2).sum()) for i in held))
+        for i in held:
+            param = pairs[i][0]
+            damping, lr = param.settings["protection"], param.settings["lr"]
+            stiffness = clock.INTERVAL * damping * param.settings["pull"] * unit
+            stiffness = min(stiffness, damping / lr) if lr else stiffness
+            updates[i] = param.protected(updates[i], damping, stiffness)
+        if self.base == "sgd" and held:
+            # The step of gradient descent is as long as its gradient.
+            after = math.sqrt(sum(float((updates[i] ** 2).sum()) for i in held))
+            factor = min(max(1.0, before / (after + _TINY)), controller.LARGEST_GAIN)
+            for i in held:
+                updates[i] = updates[i] * factor
+        for (param, _), update in zip(pairs, updates, strict=True):
+            start = param.values
+            param.advance(self.base, update)
+            if measures and param.settings["protection"] > 0:
+                length = float((param.values - start).norm())
+                param.track_length(length, self.first["stats_beta"])
