@@ -6,6 +6,7 @@ puts the others back. It owns the same controller as the family. Importance live
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.optim import Optimizer
 from sal_optim import config
 from sal_optim.checkpoint.loading import Checkpoint
 from sal_optim.checkpoint.validation import StateDict, fitted_around
+from sal_optim.importance import State
 from sal_optim.optimizer import SALOptimizer, _loss_scale
 from sal_optim.protection.controller import Decision, ProtectionController
 from sal_optim.utils import checks
@@ -70,9 +72,11 @@ class CommunicationLayer:
         self.optimizer = optimizer
         self._controller = ProtectionController(optimizer, self._settings)
         self._decision: Decision | None = None
+        self._left: list[Tensor | None] = []  # the gradients that the optimizer was given
         self._handles = [
             *Checkpoint(optimizer, self._fitted).attach(),
             optimizer.register_load_state_dict_post_hook(self._loaded),
+            optimizer.register_state_dict_pre_hook(self._about_to_save),
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
         ]
@@ -80,12 +84,15 @@ class CommunicationLayer:
     def __deepcopy__(self, memo: dict[int, Any]) -> "CommunicationLayer":
         import copy
 
-        found = CommunicationLayer(copy.deepcopy(self.optimizer, memo), **self._settings)
+        self._controller._judge_underway()
+        optimizer, early = copy.deepcopy((self.optimizer, self._controller.early), memo)
+        found = _rebuilt(optimizer, self._settings, early)
         memo[id(self)] = found
         return found
 
     def __reduce__(self) -> Any:
-        return _rebuilt, (self.optimizer, self._settings)
+        self._controller._judge_underway()
+        return _rebuilt, (self.optimizer, self._settings, self._controller.early)
 
     def remove(self) -> None:
         """Take the layer off; the optimizer then steps as if it had never been there."""
@@ -96,19 +103,28 @@ class CommunicationLayer:
     # ---------------------------------------------------------------- around a step
 
     def _before(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Begin; a class whose step calls its parent's has this called twice a step."""
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
-            self._begin()
+            if self._decision is None or not _same(self._left, self._gradients()):
+                self._decision = None  # of a step that raised an error
+                self._begin()
             return None
-
-        def evaluated() -> Any:
-            loss = closure()
-            self._begin()
-            return loss
-
+        if isinstance(closure, partial) and closure.func == self._evaluated:
+            return None
+        self._decision = None
+        evaluated = partial(self._evaluated, closure)
         if len(args) > 1:
             return (args[0], evaluated, *args[2:]), kwargs
         return args, {**kwargs, "closure": evaluated}
+
+    def _evaluated(self, closure: Callable[[], Any]) -> Any:
+        loss = closure()
+        self._begin()
+        return loss
+
+    def _gradients(self) -> list[Tensor | None]:
+        return [param.grad for group in self.optimizer.param_groups for param in group["params"]]
 
     @torch.no_grad()
     def _begin(self) -> None:
@@ -135,12 +151,14 @@ class CommunicationLayer:
                         param.grad = None
         else:
             controller.protect(known)
+        self._left = self._gradients()
 
     _before._torchdynamo_disable = True  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def _after(self, *_: Any) -> None:
         known, self._decision = self._decision, None
+        self._left.clear()
         if known is None:
             return
         if self._controller.observing:
@@ -199,6 +217,9 @@ class CommunicationLayer:
     def _fitted(self, state_dict: StateDict) -> StateDict:
         return fitted_around(self.optimizer, self._controller.groups, state_dict)
 
+    def _about_to_save(self, _: Any) -> None:
+        self._controller._judge_underway()
+
     def _loaded(self, _: Any) -> None:
         self._controller.early.clear()
         self._controller.forget()
@@ -215,8 +236,17 @@ def layer_of(optimizer: Optimizer) -> CommunicationLayer | None:
     return None
 
 
-def _rebuilt(optimizer: Optimizer, settings: dict[str, Any]) -> CommunicationLayer:
-    return CommunicationLayer(optimizer, **settings)
+def _rebuilt(
+    optimizer: Optimizer, settings: dict[str, Any], early: dict[Tensor, State]
+) -> CommunicationLayer:
+    """A copy of a layer, with what it gathered before the optimizer's first step."""
+    found = CommunicationLayer(optimizer, **settings)
+    found._controller.early.update(early)
+    return found
+
+
+def _same(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> bool:
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
 def _rate(group: dict[str, Any]) -> float:
