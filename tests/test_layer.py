@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sal_optim import CommunicationLayer, SALAdam
-from sal_optim.communication import layer_of
+from sal_optim.checkpoint.validation import OWN
+from sal_optim.layer import layer_of
 from tests.testing.drive import (
     REGIME,
     assert_equal,
     assert_same_state,
     clone_params,
-    consolidations,
     drive,
     make_params,
     profile,
@@ -27,7 +27,7 @@ from tests.testing.drive import (
     stream,
 )
 from tests.testing.layered import check_layer
-from tests.testing.rows import GRANULARITIES
+from tests.testing.rows import KINDS
 
 optim = torch.optim
 BUILDERS: dict[str, Any] = {
@@ -42,9 +42,9 @@ BUILDERS: dict[str, Any] = {
     "Adagrad": lambda p: optim.Adagrad(p, lr=0.05),
     "Adamax": lambda p: optim.Adamax(p, lr=0.01),
     "ASGD": lambda p: optim.ASGD(p, lr=0.5),
-    "LBFGS": lambda p: optim.LBFGS(p, lr=0.1, max_iter=4),
+    "LBFGS": lambda p: optim.LBFGS(p, lr=0.02, max_iter=4),
     "NAdam": lambda p: optim.NAdam(p, lr=0.01),
-    "RAdam": lambda p: optim.RAdam(p, lr=0.01),
+    "RAdam": lambda p: optim.RAdam(p, lr=0.03),
     "RMSprop": lambda p: optim.RMSprop(p, lr=0.01, alpha=0.9, centered=True),
     "Rprop": lambda p: optim.Rprop(p, lr=0.01),
 }
@@ -62,24 +62,21 @@ def test_around_torch(name: str) -> None:
     check_layer(BUILDERS[name], closure=True)
 
 
-def test_a_change_is_found_once_and_resumed_at_any_moment() -> None:
+@pytest.mark.parametrize(("every", "expected"), [(None, [61]), ("auto", [59])])
+def test_a_change_is_found_once_and_resumed_at_any_moment(every: Any, expected: list[int]) -> None:
     """Saved before, during and after a detection: a fresh layer goes on bit for bit."""
     params = make_params()
     grads = stream(params, profile(90, (60,)))
-    optimizer, _ = adam(params)
+    optimizer, _ = adam(params, consolidate_every=every)
     saved: dict[int, Any] = {}
     found = []
     for index, now in enumerate(grads):
-        if index in (0, 1, 40, 61, 62, 75):
+        if index in (0, 1, 40, 59, 60, 61, 62, 75):
             saved[index] = (clone_params(params), reload(optimizer.state_dict()))
-        before = consolidations(optimizer)
-        step_with(optimizer, params, now)
-        found += [index] if consolidations(optimizer) > before else []
-    assert found == [61]
-    assert any("previous" in state for state in saved[61][1]["state"].values())
-    assert not any("previous" in state for state in optimizer.state.values())
+        found += [index] if drive(optimizer, params, [now]) else []
+    assert found == expected
     for index, (weights, state) in saved.items():
-        fresh, layer = adam(weights)
+        fresh, layer = adam(weights, consolidate_every=every)
         fresh.load_state_dict(state)
         drive(fresh, weights, grads[index:])
         assert_equal(weights, params, f"resumed at {index}:")
@@ -87,19 +84,24 @@ def test_a_change_is_found_once_and_resumed_at_any_moment() -> None:
         assert layer.diagnostics()["consolidations"] == 1
 
 
-def test_the_step_that_did_damage_is_taken_back() -> None:
-    params = make_params()
+def test_nothing_is_undone_at_a_change() -> None:
+    """Up to the step that finds the change all moves as the optimizer moves it; momentum stays."""
+    params, twin = make_params(), make_params()
+    optimizer, layer = adam(params, consolidate_every=None, importance="diagonal")
+    free = optim.Adam(twin, lr=0.01)
     grads = stream(params, profile(62, (60,)))
-    optimizer, layer = adam(params, pull=0.0)
-    drive(optimizer, params, grads[:60])
-    still = clone_params(params)
-    step_with(optimizer, params, grads[60])
-    assert not torch.equal(params[0], still[0])
-    for group in optimizer.param_groups:
-        group["lr"] = 1e-30  # what is left of the next step is nothing
+    for now in grads[:61]:
+        step_with(optimizer, params, now)
+        step_with(free, twin, now)
+    assert_equal(params, twin)
+    assert layer.diagnostics()["changes"] == 0
+    before = [optimizer.state[param]["exp_avg"].clone() for param in params]
     step_with(optimizer, params, grads[61])
-    assert layer.diagnostics()["consolidations"] == 1
-    assert_equal(params, still)
+    assert layer.diagnostics()["changes"] == 1
+    for param, old, grad in zip(params, before, grads[61], strict=True):
+        passed = (optimizer.state[param]["exp_avg"] - 0.9 * old) / (0.1 * grad)
+        assert passed.min() > 0
+        assert passed.max() < 1.01
 
 
 def test_two_published_lines_change_nothing() -> None:
@@ -117,24 +119,20 @@ def test_two_published_lines_change_nothing() -> None:
             optimizer.step()
     assert_same_state(snapshot(pairs[0][0]), snapshot(pairs[1][0]))
     assert_equal(list(models[0].parameters()), list(models[1].parameters()))
-    assert pairs[0][1].diagnostics()["consolidations"] == 3
+    assert pairs[0][1].diagnostics()["consolidations"] == 4
 
 
-def test_analyze_alone_gathers_and_moves_nothing() -> None:
+def test_analyze_and_protect_alone_do_nothing() -> None:
     model = nn.Linear(6, 4)
-    optimizer, layer = adam(list(model.parameters()), protection=10.0)
-    still = clone_params(list(model.parameters()))
-    for _ in range(5):
-        optimizer.zero_grad()
-        model(torch.randn(16, 6)).square().mean().backward()
-        layer.analyze(model)
-    layer.consolidate()
-    assert_equal(list(model.parameters()), still)
+    optimizer, layer = adam(list(model.parameters()))
+    model(torch.randn(16, 6)).square().mean().backward()
+    still = [t.clone() for p in model.parameters() for t in (p.detach(), p.grad)]
+    before = copy.deepcopy(layer.diagnostics())
+    layer.analyze(model)
+    layer.protect(model)
+    assert_equal([t for p in model.parameters() for t in (p.detach(), p.grad)], still)
     assert not optimizer.state
-    assert layer.stability(model.weight).max() > 0.5
-    optimizer.step()
-    assert "evidence" in optimizer.state[model.weight]
-    assert float(optimizer.state[model.weight]["step"]) == 1
+    assert layer.diagnostics() == before
 
 
 def test_observe_gathers_and_moves_nothing() -> None:
@@ -178,10 +176,10 @@ def test_parameters_without_evidence_move_freely() -> None:
     assert not torch.equal(params[1], twin[1])
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES[1:])
-def test_granularities(granularity: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds(kind: str) -> None:
     params = make_params()
-    optimizer, layer = adam(params, granularity=granularity)
+    optimizer, layer = adam(params, importance=kind, consolidate_every=None)
     found = drive(optimizer, params, stream(params, profile(90, (60,))))
     assert found == [61]
     assert 0 < layer.diagnostics()["mean_gate"] < 1
@@ -189,17 +187,19 @@ def test_granularities(granularity: str) -> None:
 
 def test_statistics_keep_float32_beside_bfloat16() -> None:
     params = make_params(dtype=torch.bfloat16)
-    optimizer, _ = adam(params)
+    optimizer, layer = adam(params)
     drive(optimizer, params, stream(params, profile(70, (60,))))
     fresh, _ = adam(clone_params(params))
     fresh.load_state_dict(reload(optimizer.state_dict()))
     assert_same_state(snapshot(fresh), snapshot(optimizer))
-    assert optimizer.state[params[0]]["evidence"].dtype == torch.float32
+    assert layer.diagnostics()["consolidations"] == 1
+    assert optimizer.state[params[0]]["left_values"].dtype == torch.float32
+    assert optimizer.state[params[1]]["evidence"].dtype == torch.float32
 
 
 def test_complex_parameters() -> None:
     params = make_params(dtype=torch.complex64)
-    optimizer, layer = adam(params)
+    optimizer, layer = adam(params, consolidate_every=None)
     assert drive(optimizer, params, stream(params, profile(90, (60,)))) == [61]
     assert layer.diagnostics()["mean_gate"] < 1
 
@@ -251,9 +251,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused() -> None:
     optimizer, _ = adam(params)
     drive(optimizer, params, stream(params, profile(3)))
     state = reload(optimizer.state_dict())
-    state["state"][0]["evidence"] = torch.zeros(7)
+    state["state"][1]["evidence"] = torch.zeros(7)
     before = snapshot(optimizer)
-    with pytest.raises(ValueError, match=r"parameter 0, 'evidence'.*\(7,\)"):
+    with pytest.raises(ValueError, match=r"parameter 1, 'evidence'.*\(7,\)"):
         optimizer.load_state_dict(state)
     assert_same_state(snapshot(optimizer), before)
 
@@ -261,10 +261,12 @@ def test_a_checkpoint_that_does_not_fit_is_refused() -> None:
 def test_a_non_finite_gradient_is_no_evidence() -> None:
     params = make_params()
     optimizer, layer = adam(params)
-    drive(optimizer, params, stream(params, profile(5)))
-    kept = [optimizer.state[param]["pending"].clone() for param in params]
+    drive(optimizer, params, stream(params, profile(4)))
+    own = [(s, n) for s in optimizer.state.values() for n in s if n in OWN]
+    kept = {index: torch.as_tensor(s[n]).clone() for index, (s, n) in enumerate(own)}
+    # The fifth step would be gathered.
     step_with(optimizer, params, [torch.full_like(param, torch.inf) for param in params])
-    assert_equal([optimizer.state[param]["pending"] for param in params], kept)
+    assert_equal([torch.as_tensor(s[n]) for s, n in own], list(kept.values()))
     assert layer.diagnostics()["surprise"] < 10
 
 
@@ -281,6 +283,27 @@ def test_removal() -> None:
     assert "evidence" not in optimizer.state[params[0]]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("unit_update", True), ("momenta", ("exp_avg",)), ("plasticity", 0.9)]
+)
+def test_what_has_no_effect_any_more(name: str, value: Any) -> None:
+    params, twin = make_params(), make_params()
+    with pytest.warns(FutureWarning, match=f"{name} is deprecated.*no effect"):
+        optimizer, _ = adam(params, consolidate_every=5, **{name: value})
+    other, _ = adam(twin, consolidate_every=5)
+    for now in stream(params, profile(12)):
+        step_with(optimizer, params, now)
+        step_with(other, twin, now)
+    assert_same_state(snapshot(optimizer), snapshot(other))
+
+
+def test_the_old_name_of_importance() -> None:
+    with pytest.warns(FutureWarning, match="granularity is deprecated.*importance='diagonal'"):
+        optimizer, _ = adam(make_params(), granularity="element")
+    drive(optimizer, optimizer.param_groups[0]["params"], stream(make_params(), profile(1)))
+    assert all("evidence" in state for state in optimizer.state.values())
+
+
 def test_what_is_refused() -> None:
     params = make_params()
     optimizer, layer = adam(params)
@@ -292,8 +315,6 @@ def test_what_is_refused() -> None:
         CommunicationLayer("adam")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"protection.*-1.*\[0, inf\)"):
         CommunicationLayer(optim.SGD(make_params(), lr=1.0), protection=-1)
-    with pytest.raises(TypeError, match=r"momenta.*exp_avg.*list of names"):
-        CommunicationLayer(optim.SGD(make_params(), lr=1.0), momenta="exp_avg")
     with pytest.raises(ValueError, match=r"model.*Linear.*optimizer"):
         layer.analyze(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"model.*Linear.*optimizer"):
@@ -301,33 +322,3 @@ def test_what_is_refused() -> None:
     params[0].grad = torch.zeros(6, 5).to_sparse()
     with pytest.raises(RuntimeError, match="sparse"):
         optimizer.step()
-
-
-class Curvature(torch.optim.Optimizer):
-    """Differentiates the gradients once more in its step, as Adahessian does."""
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            params, grads = group["params"], [p.grad for p in group["params"]]
-            ones = [torch.ones_like(grad) for grad in grads]
-            with torch.enable_grad():
-                seconds = torch.autograd.grad(grads, params, ones)
-            for param, grad, second in zip(params, grads, seconds, strict=True):
-                param.sub_(group["lr"] * grad / (second.abs() + 1.0))
-
-
-@pytest.mark.filterwarnings("ignore:Using backward")
-def test_a_graph_over_the_weights_survives_a_change() -> None:
-    torch.manual_seed(0)
-    weight = torch.nn.Parameter(torch.randn(6))
-    optimizer = Curvature([weight], {"lr": 0.1})
-    layer = CommunicationLayer(optimizer)
-    for step in range(90):
-        inputs = torch.randn(32, 6)
-        goal = inputs.sum(1) if step < 60 else -5.0 * inputs.sum(1)
-        loss = (inputs @ weight - goal).pow(2).mean() + weight.pow(4).sum() * 1e-3
-        optimizer.zero_grad()
-        loss.backward(create_graph=True)
-        optimizer.step()
-    assert layer.diagnostics()["consolidations"] == 1
