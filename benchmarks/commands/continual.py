@@ -49,6 +49,9 @@ examples:
   python -m benchmarks continual --data fashion-mnist --stream permuted --steps 600 --jobs 2
   python -m benchmarks continual --preset vandeven-split --data-dir ~/Downloads
   python -m benchmarks continual --methods all --seeds 10 --also-default
+  python -m benchmarks continual --stream permuted --methods adam sal-adam controls
+  python -m benchmarks continual --stream permuted --clip 1.0 --out results/clipped
+  python -m benchmarks continual --stream permuted --batch 4 --dropout 0.5 --out results/noisy
   python -m benchmarks continual --methods sal-adam --grid protection=0.1,1 --grid lr=3e-4,1e-3
 """
 
@@ -186,7 +189,7 @@ def _report(
     shape = plan[stream, rows[0].label, 0]
     name = Path(args.data).name
     # A manifest's rows may come from several commands, each with its own number of seeds.
-    what = f"{name}, {stream}: {shape.tasks} tasks x {shape.steps} steps of {shape.batch}"
+    what = f"{name}, {stream}: {shape.shape()}"
     title = f"{what}, {args.seeds} seed{'s' * (args.seeds > 1)}"
     seeds = range(args.seeds)
     grouped = {row.label: [results[stream, row.label, seed] for seed in seeds] for row in rows}

@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 
 from benchmarks.data.errors import UserError, require_choice, require_range
 from benchmarks.data.sets import SOURCES
-from benchmarks.methods import GROUPS, METHODS
+from benchmarks.methods import GROUPS, METHODS, renamed
+from benchmarks.methods.sal import current_option
 from benchmarks.runs.networks import NETWORKS
 from benchmarks.runs.plan import literal
 from benchmarks.runs.presets import PRESETS, Preset
@@ -47,6 +48,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--tasks", type=int, help="tasks a stream (default: 10, digits and rotated 5, split all)")
     add("--steps", type=int, help="steps a task (default: digits 200, mnist 300, fashion 600)")
     add("--batch", type=int, help="examples a step (default: digits 64, others 128)")
+    add("--clip", type=float, help="norm that gradients are clipped to (default: none is)")
+    add("--dropout", type=float, default=0.0, help="rate after each ReLU (default: %(default)g)")
     add("--lr", type=float, help="one learning rate for all methods (default: by base optimizer)")
     add("--hidden", help="widths of the hidden layers, as 256-256 (default: by image size)")
     add("--net", help=f"{' or '.join(NETWORKS)} (default: mlp); conv has --hidden after it")
@@ -67,8 +70,10 @@ def check_common(args: argparse.Namespace) -> Preset | None:
         value = getattr(args, name, None)
         if value is not None:
             require_range(f"--{name}", value, 1)
-    if args.lr is not None:
-        require_range("--lr", args.lr, 0, open_low=True)
+    for name in ("lr", "clip"):
+        if getattr(args, name) is not None:
+            require_range(f"--{name}", getattr(args, name), 0, open_low=True)
+    require_range("--dropout", args.dropout, 0, 0.99)
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"--out: {str(args.out)!r} is a file; allowed: a folder, made if missing")
     if args.data_dir is not None and not Path(args.data_dir).expanduser().exists():
@@ -105,7 +110,8 @@ def method_names(given: Sequence[str] | None) -> list[str]:
     """Names of methods and of groups of them (`all` too), each method once; `quick` if none."""
     groups = {group: [row.name for row in rows] for group, rows in GROUPS.items()}
     groups["all"] = list(METHODS)
-    chosen = names("--methods", given, ["quick"], [*METHODS, *groups])
+    current = [renamed(part) for item in given or [] for part in item.split(",") if part]
+    chosen = names("--methods", current, ["quick"], [*METHODS, *groups])
     return list(dict.fromkeys(method for name in chosen for method in groups.get(name, [name])))
 
 
@@ -122,10 +128,12 @@ def assignments(
         method, dot, name = target.rpartition(".")
         if not (equals and name and value):
             raise UserError(f"--set: {text!r} is no assignment; allowed: [METHOD.]NAME=VALUE")
+        method = renamed(method)
+        name, chosen = current_option(name, literal(value))
         if dot:
             require_choice("--set", method, list(dict.fromkeys([*METHODS, *methods])))
             if name not in METHODS[method].allowed():
                 allowed = ", ".join(METHODS[method].allowed()) or "none"
                 raise UserError(f"--set: {method} has no option {name!r}; allowed: {allowed}")
-        found.append((method or None, name, literal(value)))
+        found.append((method or None, name, chosen))
     return found

@@ -3,7 +3,8 @@
 Each optimizer takes turns with the fastest torch AdamW of its layout, over sizes, with few large
 and many small tensors. SAL's are measured after a consolidation, when a step costs most. The floor
 is AdamW's seven passes over memory at the bandwidth of a copy, measured in the same run. Then the
-whole training step of three networks, and the part of a step that threshold and diagnostics take.
+whole training step of three networks, and the part of a step that change detector and diagnostics
+take.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from benchmarks.runs.suite import default_jobs
 EXAMPLES = """examples:
   python -m benchmarks speed
   python -m benchmarks speed --sizes 1e4,1e6 --repeats 5
-  python -m benchmarks speed --sizes 1e8 --methods "SALAdamW compiled"
+  python -m benchmarks speed --sizes 1e8 --methods "SALAdamW diagonal"
   python -m benchmarks speed --device cuda --sizes 1e6,1e8
 """
 FEW, MANY = 4, 256
@@ -165,11 +166,11 @@ def _tables(report: dict[str, Any], console: Console) -> None:
         )
     if report["whole"]:
         console.print(whole)
-    parts = Table("elements", "threshold, % of a step", "diagnostics(), % of a step")
+    parts = Table("elements", "change detector, % of a step", "diagnostics(), % of a step")
     for row in report["overhead"]:
         parts.add_row(
             f"{row['elements']:.0e}",
-            f"{100 * row['threshold']:.2f}",
+            f"{100 * row['detector']:.2f}",
             f"{100 * row['diagnostics']:.2f}",
         )
     console.print(parts)

@@ -1,14 +1,13 @@
 """Error feedback: does what the gate held back help if it comes later?
 
-`Residual` is a lab's optimizer and no part of the package: with u the update of Adam and s the
-stability, r ← leak · s · (u + r), and the gate is given u + r in the place of u. At leak 0 it is
-SALAdam, bit for bit. Beside each leak is run the gate that it should amount to.
+`Residual` is a lab's optimizer and no part of the package: with g the gradient, the penalty's part
+included, and s the stability, r ← leak · s · (g + r), and the gate is given g + r in the place of
+g. At leak 0 it is SALAdam, bit for bit. Beside each leak is run the gate that it should amount to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,17 +22,17 @@ from benchmarks.reports.drawing import panels_of
 from benchmarks.runs.networks import mlp
 from benchmarks.streams import STREAMS
 from sal_optim import SALAdam
-from sal_optim.update import Direction, Rule, Tensors
+from sal_optim.config import PROTECTION, PULL
 
 PREDICTION = (
-    "nothing is gained. Where u and s stay as they are, r goes to leak · s · u / (1 - leak · s), "
+    "nothing is gained. Where g and s stay as they are, r goes to leak · s · g / (1 - leak · s), "
     "and the gate lets 1/(1 + (1 - leak)·c·Ω) through: a leak is a gate of protection "
     "(1 - leak)·c, with a delay, at 4 bytes a parameter. So a leak and that gate, at the same "
     "pull, should learn and forget alike, and no leak should lie above the line of gates."
 )
 LEAKS = (0.0, 0.5, 0.9, 1.0)
 # Protection and pull: the default, and one whose gate does ten times as much with the same pull.
-BASES = {"default": (0.1, 5.0), "firm gate": (1.0, 0.5)}
+BASES = {"default": (PROTECTION, PULL), "firm gate": (10 * PROTECTION, PULL / 10)}
 # Steps a task, batch, hidden widths.
 DATA = {"digits": (120, 64, (100, 100)), "mnist": (80, 128, (128, 128))}
 PARTS = tuple(DATA)
@@ -42,52 +41,25 @@ LEAST = 1e-6  # in the place of a gate of 0, at which there would be no pull
 
 
 class Residual(SALAdam):
-    """SALAdam with error feedback of the gated part; evidence by element alone."""
-
-    _moments: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq", "residual")
-    _momenta: Any = ("exp_avg", "residual")
+    """SALAdam with error feedback of what the gate held back; diagonal importance alone."""
 
     def __init__(self, params: Any, leak: float, **settings: Any) -> None:
-        super().__init__(params, **settings)
-        for group in self.param_groups:
-            group["leak"] = leak
+        super().__init__(params, importance="diagonal", **settings)
+        self.leak = leak
+        # Beside the state, in which Adam would take it for its own.
+        self.residuals: dict[Tensor, Tensor] = {}
 
-    def _rule(self, group: dict[str, Any], fresh: bool) -> Rule:
-        rule = super()._rule(group, fresh)
-        return {**rule, "leak": group["leak"], "protection": group["protection"]}
-
-    @staticmethod
-    def _direction(
-        rule: Rule, state: Tensors, grads: list[Tensor], numbers: tuple[Sequence[Any], ...]
-    ) -> Direction:
-        base = SALAdam._direction(rule, state, grads, numbers)
-        sizes, wanted = base.denominators or [], []
-        for moment, size, residual, kept in zip(
-            base.numerators, sizes, state["residual"], _kept(rule, state), strict=True
-        ):
-            wanted.append(moment + residual * size)
-            torch.div(kept * wanted[-1], size, out=residual)
-        return Direction(wanted, sizes, base.factors)
-
-    @staticmethod
-    def _last_update(rule: Rule, state: Tensors, numbers: tuple[Sequence[Any], ...]) -> Direction:
-        base = SALAdam._last_update(rule, state, numbers)
-        if "leak" not in rule:
-            return base
-        sizes = base.denominators or []
-        wanted = [
-            torch.where(kept > 0.0, residual * size / kept.clamp_min(1e-30), moment)
-            for moment, size, residual, kept in zip(
-                base.numerators, sizes, state["residual"], _kept(rule, state), strict=True
-            )
-        ]
-        return Direction(wanted, sizes, base.factors)
-
-
-def _kept(rule: Rule, state: Tensors) -> list[Tensor]:
-    """leak · s of each element."""
-    weighted = [rule["protection"] * omega for omega in state["evidence"]]
-    return [rule["leak"] * w / (w + 1.0) for w in weighted]
+    def _base_step(self) -> None:
+        """Adam's step, on gradients that are protected and given what was held back before."""
+        for group in self.param_groups if self.leak else ():
+            for param in group["params"]:
+                s = self.stability(param)
+                if param.grad is not None and bool(s.any()):
+                    held = self.residuals.setdefault(param, torch.zeros_like(param))
+                    param.grad.addcmul_(held, 1.0 - s)
+                    # leak · s · (g + r), since what passes is (1 - s) of it
+                    held.copy_(self.leak * (s / (1.0 - s)) * param.grad)
+        super()._base_step()
 
 
 def one(

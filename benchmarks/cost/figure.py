@@ -14,8 +14,8 @@ SHOWN = {
     "torch AdamW foreach": ("#888888", "--"),
     "torch AdamW fused": ("black", "-"),
     "SALAdamW": ("#d62728", "-"),
-    "SALAdamW compiled": ("#1f77b4", "-"),
-    "SALAdamW compiled factored, no pull": ("#1f77b4", "--"),
+    "SALAdamW diagonal": ("#1f77b4", "-"),
+    "SALAdamW factored": ("#1f77b4", "--"),
     "published SAL on AdamW": ("#ff7f0e", "-"),
 }
 

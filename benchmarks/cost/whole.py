@@ -14,12 +14,13 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 import sal_optim
-from benchmarks.cost.contestants import LEAN, LR, parameters
+from benchmarks.cost.contestants import DIAGONAL, FACTORED, LR, parameters
 from benchmarks.cost.timing import Paired, clock, turns
 from benchmarks.data.characters import CONTEXT, VOCABULARY
 from benchmarks.runs.gpt import GPT
 from benchmarks.runs.networks import mlp
-from sal_optim.threshold import new_threshold, observe_norm
+from sal_optim.detection.change_detector import new_detector, observe_norm
+from sal_optim.lion import Lion
 
 
 def _mlp() -> tuple[nn.Module, Tensor, Tensor]:
@@ -48,14 +49,18 @@ NETWORKS = {
 Entry = tuple[str, Callable[..., Optimizer], dict[str, Any]]
 ADAM: Entry = ("torch Adam", torch.optim.Adam, {})
 FUSED: Entry = ("torch AdamW fused", torch.optim.AdamW, {"fused": True})
+SGD: Entry = ("torch SGD", torch.optim.SGD, {"momentum": 0.9})
+LION: Entry = ("Lion", Lion, {})
 SAL, SALW = sal_optim.SALAdam, sal_optim.SALAdamW
 PAIRS: list[tuple[Entry, Entry]] = [
     (("SALAdam", SAL, {}), ADAM),
-    (("SALAdam, no pull", SAL, {"pull": 0.0}), ADAM),
-    (("SALAdam compiled", SAL, {"compile": True}), ADAM),
-    (("SALAdamW", SALW, {}), FUSED),
-    (("SALAdamW compiled", SALW, {"compile": True}), FUSED),
-    (("SALAdamW compiled, factored, no pull", SALW, {"compile": True, **LEAN}), FUSED),
+    (("SALAdam diagonal", SAL, DIAGONAL), ADAM),
+    (("SALAdam factored", SAL, FACTORED), ADAM),
+    (("SALAdamW fused", SALW, {"fused": True}), FUSED),
+    (("SALAdamW fused, diagonal", SALW, {"fused": True, **DIAGONAL}), FUSED),
+    (("SALAdamW fused, factored", SALW, {"fused": True, **FACTORED}), FUSED),
+    (("SALSGD", sal_optim.SALSGD, {"momentum": 0.9}), SGD),
+    (("SALLion", sal_optim.SALLion, {}), LION),
 ]
 
 
@@ -78,7 +83,7 @@ def _training(
 
     for _ in range(8):
         step()
-    if isinstance(optimizer, sal_optim.SALAdam):
+    if isinstance(optimizer, sal_optim.SALOptimizer):
         optimizer.consolidate()
         for _ in range(8):
             step()
@@ -114,16 +119,16 @@ def _pairs(
 
 
 def overhead(size: int, repeats: int, device: str) -> dict[str, float]:
-    """What the threshold's arithmetic and ``diagnostics()`` take, as parts of SALAdamW's step."""
+    """What the change detector and ``diagnostics()`` take, as parts of SALAdamW's step."""
     optimizer = sal_optim.SALAdamW(parameters(size, 4, device), lr=LR)
     for _ in range(8):
         optimizer.step()
     optimizer.consolidate()
     step = min(clock(optimizer.step, 4) for _ in range(repeats))
     shown = min(clock(optimizer.diagnostics, 4) for _ in range(repeats))
-    state = new_threshold()
-    heard = min(
+    state = new_detector()
+    judged = min(
         clock(lambda: observe_norm(state, 1.0, tau0=1.0, alpha=4.0, beta=0.98), 100)
         for _ in range(repeats)
     )
-    return {"elements": size, "threshold": heard / step, "diagnostics": shown / step}
+    return {"elements": size, "detector": judged / step, "diagnostics": shown / step}

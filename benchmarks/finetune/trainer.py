@@ -30,8 +30,7 @@ from benchmarks.finetune.methods.sal import SALW
 from benchmarks.finetune.smollm2 import LENGTH, Measure, loaded, required, sequences, token_loss
 from benchmarks.finetune.trainer_tables import KEPT, markdown, points, rows, table
 from benchmarks.runs.records import write_atomically
-from sal_optim import SALAdamW
-from sal_optim.protection import Protection
+from sal_optim import CommunicationLayer, SALAdamW, SALOptimizer
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Way:
 
 
 RATE = 3e-4
-PULLED, RESTORED = ({"protection": 0.01, "pull": pull} for pull in (4000.0, 1000.0))
+PULLED, RESTORED = ({"protection": 1.0, "pull": pull} for pull in (40.0, 10.0))
 # SAL's options and EWC's strength are those of the small network, unseen here.
 WAYS = (
     Way("adamw", 1e-4),
@@ -66,7 +65,7 @@ WAYS = (
     Way("mofo", RATE, {"fraction": 0.15}),
     Way("half", RATE),
     Way("sal-adamw", RATE, {"protection": 1.0, "pull": 100.0}),
-    Way("sal-lion", RATE / 10, {"protection": 0.1, "pull": 5.0}),
+    Way("sal-lion", RATE / 10),
     Way("muon", RATE),
 )
 TOGETHER = 4  # observed sequences in a gradient
@@ -163,7 +162,7 @@ class Run:
             "average": lambda share: Method.give_back(method, first, share)
         }
         protection = method.optimizer
-        if isinstance(protection, Protection):
+        if isinstance(protection, (SALOptimizer, CommunicationLayer)):
             ways["restore"] = lambda share: protection.restore(strength_of(share))
         for name, give_back in ways.items():
             found[name] = []

@@ -6,6 +6,7 @@ takes. Rows of `--protect` are not listed: they are made when their names are as
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +17,10 @@ from benchmarks.data.errors import UserError
 from benchmarks.methods import layered, sal
 from benchmarks.methods.base import Method
 from benchmarks.methods.bayes import Sampled
-from benchmarks.methods.controls import Matched, Shuffled, Twin, Uniform
+from benchmarks.methods.controls import Matched, Random, Shuffled, Uniform
 from benchmarks.methods.ewc import EWC, OnlineEWC
 from benchmarks.methods.kfac import KFAC
-from benchmarks.methods.layered import LAYER, SUFFIX, Layered
+from benchmarks.methods.layered import SUFFIX, Layered
 from benchmarks.methods.lwf import LwF
 from benchmarks.methods.mas import MAS
 from benchmarks.methods.packages import base
@@ -54,7 +55,7 @@ class Row:
     @property
     def uses_sal(self) -> bool:
         """Whether sal_optim is needed, and its options are taken."""
-        return self.is_sal or issubclass(self.kind, Twin)
+        return self.is_sal or issubclass(self.kind, Matched)
 
     @property
     def tuned_as(self) -> str:
@@ -93,42 +94,43 @@ UTILITY = {
 }
 SAMPLED = {"std": "first σ (MESU: the prior's too)", "samples": "of the weights, a step"}
 
-# Beside element: with their settings where the default ones are not the best.
-GRANULARITIES: dict[str, dict[str, float]] = {
-    "factored": {},
-    "tensor": {},
-    # Directions hold by the pull what they need not hold by the gate. Chosen on validation data
-    # and seeds of tuning, permuted digits and MNIST, Adam: docs/experiments.md.
-    "kronecker": {"protection": 0.01, "pull": 50.0},
+# Kinds of importance beside the default one.
+KINDS = ("diagonal", "factored")
+# What each control puts in the place of what SAL does.
+SUBSTITUTES: dict[str, tuple[type[Method], str]] = {
+    "random": (Random, "its values along random directions"),
+    "shuffled": (Shuffled, "its values in another order"),
+    "uniform": (Uniform, "the mean importance everywhere"),
 }
-# What holds most, of what `make bench` runs.
-STRONGEST = (("adam", "kronecker"), ("sgd", "kronecker"))
 
 
-def _granular(base: str, granularity: str) -> Row:
-    """A row of the family with another granularity."""
-    return Row(
-        f"sal-{base}-{granularity}",
-        base,
-        f"sal-{base} with importance by {granularity}",
-        sal.SAL,
-        fixed={"granularity": granularity, **GRANULARITIES[granularity]},
+def _of_kind(base: str, kind: str) -> Row:
+    """A row of the family with another kind of importance."""
+    summary = f"sal-{base} with {kind} importance"
+    return Row(f"sal-{base}-{kind}", base, summary, sal.SAL, fixed={"importance": kind})
+
+
+def _controls(base: str) -> tuple[Row, ...]:
+    """The controls on one base optimizer."""
+    substituted = (
+        Row(f"sal-{base}-{name}", base, f"control: sal-{base}, {summary}", kind)
+        for name, (kind, summary) in SUBSTITUTES.items()
     )
+    summary = f"control: {base}, every update as long as that of sal-{base}"
+    return (*substituted, Row(f"sal-{base}-matched", base, summary, Matched, fixed={"base": base}))
 
 
-# What `make bench` runs: the family against tuned optimizers, the published rule, EWC and SI.
+# What `make bench` runs: the family against tuned optimizers and penalties that know the tasks.
 QUICK = (
     Row("adam", "adam", "torch.optim.Adam"),
     Row("sgd", "sgd", "torch.optim.SGD, momentum 0.9"),
-    Row("lion", "lion", "Lion"),
-    Row("published-sal-adam", "adam", "the published SAL rule on Adam", PublishedSAL, PUBLISHED),
-    Row("published-sal-sgd", "sgd", "the published SAL rule on SGD", PublishedSAL, PUBLISHED),
     Row("ewc", "adam", "elastic weight consolidation on Adam, exact Fisher", EWC, FISHER),
     Row("si", "adam", "synaptic intelligence on Adam", SI, {"strength": "c", "xi": "damping ξ"}),
+    Row("kfac-ewc", "adam", "EWC with a Kronecker-factored Fisher", KFAC, FISHER),
+    Row("published-sal-adam", "adam", "the published SAL rule on Adam", PublishedSAL, PUBLISHED),
     Row("sal-adam", "adam", "sal_optim.SALAdam", sal.SAL),
     Row("sal-sgd", "sgd", "sal_optim.SALSGD", sal.SAL),
     Row("sal-lion", "lion", "sal_optim.SALLion", sal.SAL),
-    *(_granular(*one) for one in STRONGEST),
 )
 TOLD = (
     Row("joint", "adam", "upper bound: Adam on batches of all tasks so far", Joint),
@@ -141,12 +143,12 @@ TOLD = (
         OnlineEWC,
         {**FISHER, "decay": "γ"},
     ),
-    Row("kfac-ewc", "adam", "EWC with a Kronecker-factored Fisher", KFAC, FISHER),
     Row("mas", "adam", "memory aware synapses", MAS, {"strength": "λ", "examples": "per task"}),
     Row("lwf", "adam", "learning without forgetting", LwF,
         {"strength": "λ", "temperature": "T"}),
 )  # fmt: skip
 UNTOLD = (
+    Row("published-sal-sgd", "sgd", "the published SAL rule on SGD", PublishedSAL, PUBLISHED),
     Row(
         "streaming-ewc",
         "adam",
@@ -181,16 +183,12 @@ UNTOLD = (
 )
 FAMILY = (
     Row("sal-adamw", "adamw", "sal_optim.SALAdamW", sal.SAL),
-    *(
-        _granular(base, granularity)
-        for base in ("adam", "sgd", "lion")
-        for granularity in GRANULARITIES
-        if (base, granularity) not in STRONGEST
-    ),
+    *(_of_kind(base, kind) for base in ("adam", "sgd", "lion") for kind in KINDS),
 )
 PLAIN = tuple(
     Row(name, name, summary)
     for name, summary in {
+        "lion": "Lion",
         "adamw": "torch.optim.AdamW, weight decay 0.01",
         "plain-sgd": "torch.optim.SGD without momentum",
         "nadam": "torch.optim.NAdam",
@@ -204,17 +202,7 @@ PLAIN = tuple(
         "muon": "torch.optim.Muon for matrices, Adam for the rest",
     }.items()
 )
-CONTROLS = (
-    Row("control-uniform", "adam", "Adam, every update times SAL's mean gate", Uniform),
-    Row("control-matched", "adam", "Adam, every update as long as SAL's", Matched),
-    Row(
-        "control-shuffled",
-        "adam",
-        "sal-adam with its importance on the wrong elements",
-        Shuffled,
-        fixed={"granularity": "element"},
-    ),
-)
+CONTROLS = (*_controls("adam"), *_controls("sgd"))
 GROUPS: dict[str, tuple[Row, ...]] = {
     "quick": QUICK,
     "told": TOLD,
@@ -226,10 +214,33 @@ GROUPS: dict[str, tuple[Row, ...]] = {
 ROWS = tuple(row for rows in GROUPS.values() for row in rows)
 
 
+# Names until 0.1, which go on working for one minor release.
+RENAMED = {
+    **{f"sal-{base}-kronecker": f"sal-{base}" for base in ("adam", "sgd", "lion")},
+    **{f"sal-{base}-tensor": f"sal-{base}-diagonal" for base in ("adam", "sgd", "lion")},
+    **{f"control-{name}": f"sal-adam-{name}" for name in ("uniform", "matched", "shuffled")},
+}
+
+
+def renamed(name: str) -> str:
+    """The present name of a method; an old one is said to be old."""
+    if name not in RENAMED:
+        return name
+    warnings.warn(
+        f"the method {name} is now {RENAMED[name]}; the old name goes on working until the next "
+        "minor release",
+        FutureWarning,
+        stacklevel=2,
+    )
+    return RENAMED[name]
+
+
 class Methods(dict[str, Row]):
     """The rows by name. An optimizer of a package, and any in a layer, gets its row when asked."""
 
     def __missing__(self, name: str) -> Row:
+        if name in RENAMED:
+            return self[RENAMED[name]]
         own = name.removesuffix(SUFFIX)
         is_plain = own in self and self[own].kind is Method
         if not is_plain and "." not in own:
@@ -239,7 +250,7 @@ class Methods(dict[str, Row]):
             return Row(name, name, f"{name}, at its own defaults", kind)
         summary = f"{own} with a CommunicationLayer around it"
         around = GraphedLayered if own in SECOND_ORDER else Layered
-        return Row(name, own, summary, around, fixed=LAYER.get(own, {}))
+        return Row(name, own, summary, around)
 
 
 METHODS = Methods({row.name: row for row in ROWS})
@@ -250,4 +261,4 @@ def row_of(label: str) -> Row:
     return METHODS[label.partition(" ")[0]]
 
 
-__all__ = ["GROUPS", "METHODS", "ROWS", "SUFFIX", "Method", "Row", "row_of"]
+__all__ = ["GROUPS", "METHODS", "ROWS", "SUFFIX", "Method", "Row", "renamed", "row_of"]

@@ -24,6 +24,8 @@ class Method:
     told: ClassVar[bool] = False
     # Whether batches are drawn from all tasks up to the present one: an upper bound, no method.
     joint: ClassVar[bool] = False
+    # The norm that a run clips gradients to, for methods that compute gradients of their own.
+    clip: float | None = None
 
     def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
         self.model = model
@@ -44,7 +46,7 @@ class Method:
         """A task has ended; `task` is all its training examples. Only called if `told`."""
 
     def diagnostics(self) -> dict[str, float]:
-        """Figures worth a trace: `consolidations`, `surprise`, `threshold`, where it has them."""
+        """Figures worth a trace: those of SAL's `diagnostics()`, or nothing."""
         return {}
 
     def suppressed(self) -> dict[str, float]:

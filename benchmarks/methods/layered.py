@@ -1,13 +1,9 @@
-"""Any optimizer with a CommunicationLayer of sal_optim around it: the second row of `--protect`.
-
-The layer is told nothing but what a user would tell it of that optimizer: LAYER.
-"""
+"""Any optimizer with a CommunicationLayer of sal_optim around it: the second row of `--protect`."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -15,14 +11,9 @@ from torch.optim import Optimizer
 
 from benchmarks.data.errors import UserError
 from benchmarks.methods.base import Method
+from benchmarks.methods.sal import DEPRECATED
 
 SUFFIX = "-layer"
-LAYER: Mapping[str, Mapping[str, Any]] = {
-    "lion": {"unit_update": True},
-    "pytorch_optimizer.Lion": {"unit_update": True},
-    # It keeps a mean of the weights under the name of a momentum.
-    "torch_optimizer.AccSGD": {"momenta": ()},
-}
 
 
 class Layered(Method):
@@ -55,4 +46,5 @@ def layer_class() -> Any:
 
 def options() -> tuple[str, ...]:
     """Keyword arguments of the layer."""
-    return tuple(inspect.signature(layer_class()).parameters)[1:]
+    found = tuple(inspect.signature(layer_class()).parameters)[1:]
+    return tuple(name for name in found if name not in DEPRECATED)

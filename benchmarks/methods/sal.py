@@ -1,9 +1,10 @@
-"""Rows for this package's own optimizers. They are told nothing, and nothing is added here."""
+"""Rows for this package's own optimizers. They are task-free, and nothing is added here."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import warnings
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,8 @@ from benchmarks.methods.base import Method
 
 CLASSES = {"adam": "SALAdam", "adamw": "SALAdamW", "sgd": "SALSGD", "lion": "SALLion"}
 FIXED = {"sgd": {"momentum": 0.9}}
+# Arguments that the package keeps for one minor release, and that are not offered here.
+DEPRECATED = ("granularity", "plasticity", "compile", "unit_update", "momenta")
 
 
 class SAL(Method):
@@ -45,7 +48,21 @@ def optimizer_class(base: str) -> type[Optimizer]:
 def options(base: str) -> tuple[str, ...]:
     """Keyword arguments of the optimizer's own, beyond torch's."""
     parameters = inspect.signature(optimizer_class(base)).parameters
-    return tuple(name for name in parameters if name not in ("params", "lr"))
+    return tuple(name for name in parameters if name not in ("params", "lr", *DEPRECATED))
+
+
+def current_option(name: str, value: Any) -> tuple[str, Any]:
+    """The present name and value of an option; an old one is said to be old."""
+    if name != "granularity":
+        return name, value
+    found = "diagonal" if value in ("element", "tensor") else value
+    warnings.warn(
+        f"the option granularity={value} is now importance={found}; the old name goes on working "
+        "until the next minor release",
+        FutureWarning,
+        stacklevel=2,
+    )
+    return "importance", found
 
 
 def build(model: nn.Module, base: str, lr: float, kind: type[SAL] = SAL, **chosen: Any) -> SAL:

@@ -123,7 +123,7 @@ METRICS: dict[str, Callable[[Result], float]] = {
 
 @dataclass(frozen=True)
 class Detection:
-    """How consolidations meet the true changes of task, in one run."""
+    """How detected changes meet the true changes of task, in one run."""
 
     changes: int
     found: int
@@ -131,12 +131,12 @@ class Detection:
 
 
 def detection(
-    consolidations: Sequence[int], changes: Sequence[Sequence[int]], tolerance: int = TOLERANCE
+    detected: Sequence[int], changes: Sequence[Sequence[int]], tolerance: int = TOLERANCE
 ) -> Detection:
-    """Changes with a consolidation in [first, last + tolerance]; false alarms lie in no window."""
+    """Changes with a detected one in [first, last + tolerance]; false alarms lie in no window."""
     windows = [(first, last + tolerance) for first, last in changes]
-    found = sum(any(low <= step <= high for step in consolidations) for low, high in windows)
-    false = sum(not any(low <= step <= high for low, high in windows) for step in consolidations)
+    found = sum(any(low <= step <= high for step in detected) for low, high in windows)
+    false = sum(not any(low <= step <= high for low, high in windows) for step in detected)
     return Detection(len(windows), found, false)
 
 
@@ -158,7 +158,7 @@ class Summary:
 
 def summarize(label: str, results: Sequence[Result]) -> Summary:
     """The figures of a table row from the results of all seeds."""
-    hits = [detection(result["consolidations"], result["changes"]) for result in results]
+    hits = [detection(result["detected"], result["changes"]) for result in results]
     return Summary(
         label=label,
         seeds=len(results),

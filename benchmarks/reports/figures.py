@@ -133,7 +133,7 @@ def surprise(title: str, by_method: Mapping[str, Results], path: Path) -> bool:
             panel.plot(places, values, color=color, lw=0.9, label=label)
         for _, last in result["changes"]:
             panel.axvline(last, color="0.6", lw=0.7, ls=":", zorder=0)
-        at = result["consolidations"]
+        at = result["detected"]
         panel.plot(
             at,
             [0.96] * len(at),
@@ -141,7 +141,7 @@ def surprise(title: str, by_method: Mapping[str, Results], path: Path) -> bool:
             color=CONSOLIDATION,
             ms=4.5,
             transform=panel.get_xaxis_transform(),
-            label="consolidation",
+            label="detected change",
         )
         panel.set_yscale("log")
         panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))

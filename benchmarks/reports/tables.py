@@ -62,8 +62,8 @@ CAPTION = (
     "task since it ended (De Lange et al. 2023). gap: area of the falls after switches that are "
     "made good, averaged over steps. online: of each batch before it is trained on; late: its last "
     "tenth of tasks less its first. capacity: tasks' worth above chance held at the end. changes "
-    "detected, false alarms: changes of task that SAL consolidated at, and consolidations "
-    "elsewhere, per run. optimizer ms, step ms: time of the optimizer's part and of a training "
+    "detected, false alarms: changes of task that SAL's change detector saw, and changes that it "
+    "saw elsewhere, per run. optimizer ms, step ms: time of the optimizer's part and of a training "
     "step, one thread a run, beside other runs. bytes: kept per parameter beyond weight and "
     "gradient."
 )

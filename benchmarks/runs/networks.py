@@ -23,12 +23,24 @@ def default_hidden(features: int, net: str = "mlp") -> tuple[int, ...]:
 
 
 def build(
-    net: str, features: int, hidden: Sequence[int], outputs: int, *, seed: int
+    net: str,
+    features: int,
+    hidden: Sequence[int],
+    outputs: int,
+    *,
+    seed: int,
+    dropout: float = 0.0,
 ) -> nn.Sequential:
-    """The network called `net`, a key of NETWORKS."""
+    """The network called `net`, a key of NETWORKS, with dropout after each ReLU."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return NETWORKS[net](features, hidden, outputs)
+        made = NETWORKS[net](features, hidden, outputs)
+    if not dropout:
+        return made
+    layers: list[nn.Module] = []
+    for layer in made:
+        layers += [layer, nn.Dropout(dropout)] if isinstance(layer, nn.ReLU) else [layer]
+    return nn.Sequential(*layers)
 
 
 def mlp(features: int, hidden: Sequence[int], outputs: int, *, seed: int) -> nn.Sequential:

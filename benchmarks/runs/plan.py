@@ -62,6 +62,8 @@ def settings_for(
         net=args.net,
         split=split,
         options=chosen,
+        clip=args.clip,
+        dropout=args.dropout,
     )
 
 

@@ -38,15 +38,22 @@ class Probe:
     @torch.no_grad()
     def quick(self) -> list[float]:
         """Accuracy on every task, on the first examples of its test set."""
-        hits = masked(self.model(self.x), self.mask).argmax(1) == self.y
+        hits = masked(self._answers(self.x), self.mask).argmax(1) == self.y
         return [round(float(part.float().mean()), 5) for part in torch.split(hits, self.sizes)]
 
     @torch.no_grad()
     def full(self, task: int) -> float:
         """Accuracy on the whole test set of one task."""
         test = self.stream.test(task)
-        hits = masked(self.model(test.x), test.mask).argmax(1) == test.y
+        hits = masked(self._answers(test.x), test.mask).argmax(1) == test.y
         return float(hits.double().mean())
+
+    def _answers(self, x: Tensor) -> Tensor:
+        """Logits without dropout."""
+        self.model.eval()
+        found: Tensor = self.model(x)
+        self.model.train()
+        return found
 
     def row(self, after: int | None) -> list[float]:
         """Accuracies on all tasks after training task `after` (None: before any)."""

@@ -22,6 +22,7 @@ from benchmarks.runs.settings import Settings
 from benchmarks.streams import STREAMS, Stream, masked
 
 TRACED = ("surprise", "threshold")
+COUNTED = ("consolidations", "changes")
 SPECTRUM = ("protected", "neutral", "volatile", "mean_gate")
 # Steps after a switch at which the curves look besides their regular looks: the stability gap.
 SWITCH_LOOKS = (1, 2, 3, 5, 8, 12, 20)
@@ -41,15 +42,23 @@ def run(settings: Settings, data: Dataset) -> dict[str, Any]:
         batch=settings.batch,
         order=settings.order,
     )
-    model = build(settings.net, data.features, settings.hidden, stream.outputs, seed=settings.seed)
+    model = build(
+        settings.net,
+        data.features,
+        settings.hidden,
+        stream.outputs,
+        seed=settings.seed,
+        dropout=settings.dropout,
+    )
     # Whatever a method draws by itself is the same in every run of these settings.
     torch.manual_seed(settings.seed)
     method = METHODS[settings.method].build(model, settings.lr, settings.options)
+    method.clip = settings.clip
     return _train(model, method, stream, settings)
 
 
 class Watch:
-    """What is seen of one run on the way: looks, traces, consolidations."""
+    """What is seen of one run on the way: looks, traces, consolidations, detected changes."""
 
     def __init__(self, model: nn.Module, method: Method, stream: Stream) -> None:
         self.model, self.method, self.probe = model, method, Probe(model, stream)
@@ -60,8 +69,9 @@ class Watch:
         self.first: list[torch.Tensor] | None = None
         self.stride = max(1, stream.tasks * stream.steps // TRACE_POINTS)
         self.trace: dict[str, list[float | None]] = {}
-        self.consolidations: list[int] = []
-        self.seen = 0
+        # Steps at which a count of the diagnostics rose, by its name.
+        self.rises: dict[str, list[int]] = {name: [] for name in COUNTED}
+        self.seen = dict.fromkeys(COUNTED, 0.0)
 
     def look(self, step: int) -> None:
         """Accuracies, the spectrum of stability, and the way since the end of the first task."""
@@ -92,9 +102,10 @@ class Watch:
                 values.append(value)
             elif value is not None and (values[-1] is None or value > values[-1]):
                 values[-1] = value
-        if figures["consolidations"] > self.seen:
-            self.seen = int(figures["consolidations"])
-            self.consolidations.append(step)
+        for name in COUNTED:
+            if figures[name] > self.seen[name]:
+                self.seen[name] = figures[name]
+                self.rises[name].append(step)
 
     def after_task(self) -> None:
         if self.first is None:
@@ -106,7 +117,8 @@ class Watch:
             "curves": self.curves,
             "spectrum": self.spectrum,
             "drift": self.drift,
-            "consolidations": self.consolidations,
+            "consolidations": self.rises["consolidations"],
+            "detected": self.rises["changes"],
             "trace": self.trace,
             "trace_stride": self.stride,
         }
@@ -134,6 +146,8 @@ def _train(model: nn.Module, method: Method, stream: Stream, settings: Settings)
             extra = method.penalty(batch, logits)
             method.optimizer.zero_grad()
             (loss if extra is None else loss + extra).backward()  # type: ignore[no-untyped-call]
+            if settings.clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
             stepping = perf_counter()
             method.before_step(batch)
             method.optimizer.step()
@@ -150,7 +164,9 @@ def _train(model: nn.Module, method: Method, stream: Stream, settings: Settings)
         suppressed.append(method.suppressed())
         watch.after_task()
         if method.told:
+            model.eval()
             method.boundary(stream.train(task))
+            model.train()
     watch.look(stream.tasks * stream.steps)
 
     total = stream.tasks * stream.steps

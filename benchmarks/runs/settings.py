@@ -62,10 +62,24 @@ class Settings:
     net: str = "mlp"
     split: Split = "test"
     options: dict[str, Any] = field(default_factory=dict)
+    # The norm that the gradient of all parameters is clipped to, and the rate of dropout.
+    clip: float | None = None
+    dropout: float = 0.0
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {**asdict(self), "hidden": list(self.hidden)}
+        """As JSON has it; what changes nothing is left out, so that it is in no key."""
+        found = {**asdict(self), "hidden": list(self.hidden)}
+        for name in ("clip", "dropout"):
+            if not found[name]:
+                del found[name]
+        return found
+
+    def shape(self) -> str:
+        """What all methods of a comparison have in common, for titles."""
+        said = [f"{self.tasks} tasks x {self.steps} steps of {self.batch}"]
+        said += [f"clip {self.clip:g}"] if self.clip else []
+        said += [f"dropout {self.dropout:g}"] if self.dropout else []
+        return ", ".join(said)
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Settings:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from benchmarks.methods import Row
 from benchmarks.methods.bases import BASES
-from sal_optim.optimizer import PROTECTION, PULL
+from sal_optim.config import PROTECTION, PULL
 
 RATE = "lr"
 # How far from a base optimizer's default its learning rate is searched, either way.
@@ -34,8 +34,8 @@ STEPS = Range(20, 2000, 200, whole=True)
 NOISE, UTILITY_DECAY = Range(1e-4, 1.0, 1e-3), Range(0.9, 0.9999, 0.999)
 DEVIATION = Range(0.005, 0.2, 0.05)
 SAL_OPTIONS = {
-    "protection": Range(0.003, 10.0, PROTECTION),
-    "pull": Range(0.3, 100.0, PULL),
+    "protection": Range(0.3, 300.0, PROTECTION),
+    "pull": Range(0.3, 300.0, PULL),
 }
 
 OPTIONS: dict[str, Mapping[str, Range]] = {

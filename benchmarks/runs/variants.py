@@ -13,7 +13,8 @@ from typing import Any
 
 from benchmarks.data.errors import UserError, require_choice
 from benchmarks.data.sets import Dataset
-from benchmarks.methods import METHODS, Row
+from benchmarks.methods import METHODS, Row, renamed
+from benchmarks.methods.sal import current_option
 from benchmarks.runs.plan import literal, settings_for
 from benchmarks.runs.settings import NO_FILE, Settings
 from benchmarks.runs.spaces import RATE
@@ -65,9 +66,11 @@ def _axes(grids: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, l
     for text in grids:
         target, equals, values = text.partition("=")
         only, dot, name = target.rpartition(".")
-        chosen = [literal(value) for value in values.split(",") if value]
+        pairs = [current_option(name, literal(value)) for value in values.split(",") if value]
+        name, chosen = pairs[0][0] if pairs else name, [value for _, value in pairs]
         if not (equals and name and chosen):
             raise UserError(f"--grid: {text!r} is no grid; allowed: [METHOD.]NAME=VALUE,VALUE")
+        only = renamed(only)
         if dot:
             require_choice("--grid", only, methods)
         takers = [

@@ -7,18 +7,25 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.__main__ import main
 from benchmarks.commands.continual import DEFAULT_STREAMS, arguments
-from benchmarks.commands.options import check_common
+from benchmarks.commands.options import assignments, check_common, method_names
+from benchmarks.data.errors import UserError
 from benchmarks.data.sets import Dataset
 from benchmarks.methods import GROUPS, METHODS
 from benchmarks.runs.manifest import manifests
+from benchmarks.runs.networks import build
 from benchmarks.runs.plan import settings_for
 from benchmarks.runs.presets import PRESETS
 from benchmarks.runs.records import Store
+from benchmarks.runs.runner import run
+from benchmarks.runs.settings import Settings
+from benchmarks.runs.variants import variants
 from benchmarks.streams import STREAMS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,13 +170,63 @@ def test_methods_take_groups(tmp_path: Path) -> None:
                    "--methods", "controls", "adam", "--out", str(tmp_path)])  # fmt: skip
     assert status == 0
     (manifest,) = manifests(tmp_path)
-    assert list(manifest.rows) == ["control-uniform", "control-matched", "control-shuffled", "adam"]
+    kinds = ("random", "shuffled", "uniform", "matched")
+    controls = [f"sal-{base}-{kind}" for base in ("adam", "sgd") for kind in kinds]
+    assert list(manifest.rows) == [*controls, "adam"]
+
+
+def test_old_names_go_on_working() -> None:
+    with pytest.warns(FutureWarning, match="sal-adam-kronecker is now sal-adam"):
+        assert method_names(["sal-adam-kronecker,adam"]) == ["sal-adam", "adam"]
+    with pytest.warns(FutureWarning, match="importance=diagonal"):
+        found = assignments(["sal-adam.granularity=element"])
+    assert found == [("sal-adam", "importance", "diagonal")]
+    with pytest.warns(FutureWarning, match="importance=factored"):
+        (row,) = variants(["sal-sgd"], {"sal-sgd": {}}, ["granularity=factored"], False)
+    assert row.options == {"importance": "factored"}
+
+
+def test_clip_and_dropout_are_of_the_settings_where_they_are_given(digits: Dataset) -> None:
+    def made(*given: str) -> Settings:
+        args = arguments().parse_args([*given])
+        check_common(args)
+        return settings_for(METHODS["adam"], "permuted", 0, digits, args, options={})
+
+    assert not {"clip", "dropout"} & made().plain().keys()
+    found = made("--clip", "1", "--dropout", "0.5", "--batch", "4")
+    assert (found.clip, found.dropout, found.batch) == (1.0, 0.5, 4)
+    assert Settings.from_plain(found.plain()) == found
+    assert found.shape() == "5 tasks x 200 steps of 4, clip 1, dropout 0.5"
+    assert Settings.from_plain(made().plain()) == made()
+    for wrong in (["--clip", "0"], ["--dropout", "1"]):
+        with pytest.raises(UserError, match=wrong[0]):
+            made(*wrong)
+
+
+@pytest.mark.parametrize("method", ["adam", "ewc", "sal-adam", "sal-adam-matched"])
+def test_runs_are_clipped_and_have_dropout(method: str, settings: Any, digits: Dataset) -> None:
+    shape = {"method": method, "steps": 20, "hidden": (20,), "lr": 0.01}
+    plain = run(settings(**shape), digits)
+    clipped = run(settings(**shape, clip=0.01), digits)
+    dropped = run(settings(**shape, dropout=0.5), digits)
+    assert clipped["matrix"] != plain["matrix"] != dropped["matrix"]
+    assert run(settings(**shape, dropout=0.5), digits)["matrix"] == dropped["matrix"]
+    if method == "sal-adam":
+        assert all(value is None or value < 1.1 for value in clipped["trace"]["surprise"])
+
+
+def test_dropout_is_in_training_alone() -> None:
+    model = build("mlp", 4, (50, 50), 3, seed=0, dropout=0.5)
+    plain, x = build("mlp", 4, (50, 50), 3, seed=0), torch.rand(5, 4)
+    assert [type(layer).__name__ for layer in model].count("Dropout") == 2
+    assert not torch.equal(model(x), plain(x))
+    assert torch.equal(model.eval()(x), plain(x))
 
 
 def test_make_bench_keeps_its_methods_and_streams() -> None:
     assert [row.name for row in GROUPS["quick"]] == [
-        "adam", "sgd", "lion", "published-sal-adam", "published-sal-sgd", "ewc", "si", "sal-adam",
-        "sal-sgd", "sal-lion", "sal-adam-kronecker", "sal-sgd-kronecker",
+        "adam", "sgd", "ewc", "si", "kfac-ewc", "published-sal-adam", "sal-adam", "sal-sgd",
+        "sal-lion",
     ]  # fmt: skip
     assert DEFAULT_STREAMS == ("permuted", "split-domain", "split-task")
 

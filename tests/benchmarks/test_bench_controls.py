@@ -1,4 +1,4 @@
-"""The controls do what they are named for, on SAL's own gates."""
+"""The controls do what they are named for, on SAL's own importance."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from benchmarks.methods import METHODS
 from benchmarks.methods.controls import distance
+from benchmarks.methods.sal import SAL
 from benchmarks.runs.networks import mlp
 from benchmarks.streams import Batch
 
@@ -22,7 +24,7 @@ def batch(seed: int) -> Batch:
 
 def build(name: str, **options: Any) -> Any:
     torch.manual_seed(0)
-    return METHODS[name].build(mlp(6, (8,), 2, seed=0), 1e-2, {"protection": 1.0, **options})
+    return METHODS[name].build(mlp(6, (8,), 2, seed=0), 1e-2, options)
 
 
 def train(method: Any, seeds: range) -> None:
@@ -39,18 +41,31 @@ def weights(method: Any) -> list[torch.Tensor]:
     return [p.detach().clone() for p in method.params]
 
 
-@pytest.mark.parametrize("name", ["control-uniform", "control-matched", "control-shuffled"])
-def test_before_a_consolidation_each_is_adam(name: str) -> None:
-    control, adam = build(name), METHODS["adam"].build(mlp(6, (8,), 2, seed=0), 1e-2, {})
+SUBSTITUTED = [f"sal-{base}-{name}" for base in ("adam", "sgd")
+               for name in ("random", "shuffled", "uniform")]  # fmt: skip
+MATCHED = ["sal-adam-matched", "sal-sgd-matched"]
+
+
+def shown(control: Any, place: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The state of a parameter, and what a control has in its place."""
+    param = control.params[place]
+    state = control.optimizer.state[param]
+    return state, control.optimizer._controller.shown(param, state)
+
+
+@pytest.mark.parametrize("name", [*SUBSTITUTED, *MATCHED])
+def test_before_a_consolidation_each_is_its_base(name: str) -> None:
+    base = name.split("-")[1]
+    control, plain = build(name), METHODS[base].build(mlp(6, (8,), 2, seed=0), 1e-2, {})
     train(control, range(10))
-    train(adam, range(10))
-    for a, b in zip(control.params, adam.params, strict=True):
+    train(plain, range(10))
+    for a, b in zip(control.params, plain.params, strict=True):
         assert torch.allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["control-uniform", "control-matched"])
-def test_the_twin_is_sal_adam_itself(name: str) -> None:
-    control, sal = build(name), build("sal-adam")
+@pytest.mark.parametrize("name", MATCHED)
+def test_the_twin_is_sal_itself(name: str) -> None:
+    control, sal = build(name), build(name.removesuffix("-matched"))
     for part in (range(20), range(20, 30)):
         train(control, part)
         train(sal, part)
@@ -61,31 +76,8 @@ def test_the_twin_is_sal_adam_itself(name: str) -> None:
         assert torch.equal(a, b)
 
 
-def test_uniform_scales_adam_by_the_mean_gate() -> None:
-    control = build("control-uniform")
-    train(control, range(20))
-    control.twin.optimizer.consolidate()
-    gate = control.twin.diagnostics()["mean_gate"]
-    assert 0.01 < gate < 0.95
-    before = weights(control)
-    train(control, range(20, 21))
-    moved = distance(weights(control), before)
-    control.twin.optimizer.param_groups[0]["protection"] = 0.0
-    # Adam's own way from there: the same step again, whole.
-    state = control.optimizer.state[control.params[0]]
-    group = control.optimizer.param_groups[0]
-    step = float(state["step"])
-    whole = 0.0
-    for p in control.params:
-        entry = control.optimizer.state[p]
-        mean = entry["exp_avg"] / (1 - group["betas"][0] ** step)
-        root = (entry["exp_avg_sq"] / (1 - group["betas"][1] ** step)).sqrt() + group["eps"]
-        whole += float((group["lr"] * mean / root).square().sum())
-    assert moved == pytest.approx(gate * whole**0.5, rel=1e-4)
-
-
 def test_matched_moves_as_far_as_sal_and_elsewhere() -> None:
-    control = build("control-matched")
+    control = build("sal-adam-matched")
     train(control, range(20))
     control.twin.optimizer.consolidate()
     for seed in range(20, 25):
@@ -96,29 +88,74 @@ def test_matched_moves_as_far_as_sal_and_elsewhere() -> None:
     assert distance(weights(control), list(control.twin.params)) > 1e-4
 
 
-def test_shuffled_has_sals_evidence_on_other_elements() -> None:
-    control, sal = build("control-shuffled"), build("sal-adam")
-    for part in (range(20), range(20, 40)):
-        train(control, part)
-        control.optimizer.consolidate()
-        control.after_step(batch(0))
-    evidence = [control.optimizer.state[p]["evidence"] for p in control.params]
-    for shown, truth, places in zip(evidence, control.truth, control.places, strict=True):
-        assert torch.allclose(shown.flatten().sort().values, truth.flatten().sort().values)
-        assert torch.equal(shown.flatten(), truth.flatten()[places])
-    assert not torch.allclose(evidence[0], control.truth[0])
-    # What it gathered in the first regime, while it was Adam, is what SAL gathers.
-    again = build("control-shuffled")
-    train(again, range(20))
-    train(sal, range(20))
-    for method in (again, sal):
+@pytest.mark.parametrize("name", SUBSTITUTED)
+def test_what_is_gathered_is_sals_and_steps_differ(name: str) -> None:
+    control, sal = build(name), build(name.rpartition("-")[0])
+    assert isinstance(control, SAL)
+    for method in (control, sal):
+        train(method, range(20))
         method.optimizer.consolidate()
-    again.after_step(batch(0))
-    for p, q, truth in zip(again.params, sal.params, again.truth, strict=True):
-        assert torch.allclose(truth, sal.optimizer.state[q]["evidence"], rtol=1e-4)
-        assert again.optimizer.state[p]["evidence"].sum() > 0
+    for p, q in zip(control.params, sal.params, strict=True):
+        mine, own = control.optimizer.state[p], sal.optimizer.state[q]
+        assert mine.keys() == own.keys()
+        for key, value in own.items():
+            assert torch.equal(torch.as_tensor(mine[key]), torch.as_tensor(value)), key
+    for method in (control, sal):
+        train(method, range(20, 24))
+    assert distance(control.params, sal.params) > 1e-6
+    assert control.optimizer.state[control.params[0]]["anchor"] is not None
 
 
-def test_shuffled_takes_no_other_granularity() -> None:
-    assert "granularity" not in METHODS["control-shuffled"].allowed()
-    assert "protection" in METHODS["control-uniform"].allowed()
+def consolidated(name: str, **options: Any) -> Any:
+    control = build(name, **options)
+    train(control, range(20))
+    control.optimizer.consolidate()
+    return control
+
+
+def test_random_has_sals_values_along_other_directions() -> None:
+    control = consolidated("sal-adam-random", rank=4)
+    state, other = shown(control, 0)
+    for side, values in (("left_basis", "left_values"), ("right_basis", "right_values")):
+        assert torch.equal(other[values], state[values])
+        assert torch.allclose(other[side].T @ other[side], torch.eye(4), atol=1e-5)
+        assert not torch.allclose(other[side].abs(), state[side].abs(), atol=0.05)
+    bias, mixed = shown(control, 1)
+    assert torch.equal(mixed["evidence"].sort().values, bias["evidence"].sort().values)
+    first = other["left_basis"]
+    train(control, range(20, 30))
+    control.optimizer.consolidate()
+    assert torch.equal(shown(control, 0)[1]["left_basis"], first), "drawn once for the run"
+    # As much of all as SAL has.
+    assert float(control.optimizer._controller.importance(control.params[0])[0].sum()) == (
+        pytest.approx(float(state["left_values"].sum() + state["left_values"][-1] * 3), rel=0.5)
+    )
+
+
+@pytest.mark.parametrize("importance", ["kronecker", "diagonal", "factored"])
+def test_shuffled_has_sals_values_in_another_order(importance: str) -> None:
+    control = consolidated("sal-adam-shuffled", importance=importance)
+    state, other = shown(control, 0)
+    moved = 0
+    for name, value in other.items():
+        if name != "anchor" and not name.endswith("basis"):
+            assert torch.equal(value.flatten().sort().values, state[name].flatten().sort().values)
+            moved += not torch.equal(value, state[name])
+    assert moved
+
+
+@pytest.mark.parametrize("importance", ["kronecker", "diagonal", "factored"])
+def test_uniform_has_the_mean_everywhere(importance: str) -> None:
+    control, sal = (consolidated(name, importance=importance)
+                    for name in ("sal-adam-uniform", "sal-adam"))  # fmt: skip
+    controllers = control.optimizer._controller, sal.optimizer._controller
+    own = torch.cat([controllers[1].importance(p)[0].flatten() for p in sal.params])
+    flat = torch.cat([controllers[0].importance(p)[0].flatten() for p in control.params])
+    assert torch.allclose(flat, own.mean().expand_as(flat), rtol=1e-4)
+    assert own.std() > 0.1 * own.mean()
+
+
+def test_options_of_the_controls() -> None:
+    assert {"importance", "protection", "rank"} <= set(METHODS["sal-adam-shuffled"].allowed())
+    assert "protection" in METHODS["sal-adam-matched"].allowed()
+    assert METHODS["control-uniform"] is METHODS["sal-adam-uniform"]

@@ -282,5 +282,5 @@ def test_bytes_per_parameter() -> None:
     assert size("sgd") == pytest.approx(4, abs=0.05)
     assert size("plain-sgd") == pytest.approx(0, abs=0.05)
     assert size("online-ewc") == pytest.approx(16, abs=0.05)
-    assert size("sal-adam") == pytest.approx(20, abs=0.1)
+    assert size("sal-adam-diagonal") == pytest.approx(20, abs=0.1)
     assert size("sal-adam-factored") < 13.5

@@ -102,7 +102,8 @@ def test_detection_counts_changes_found_and_false_alarms() -> None:
 def test_summary_averages_over_seeds() -> None:
     result = {
         "matrix": R,
-        "consolidations": [11],
+        "consolidations": [11, 15],
+        "detected": [11],
         "changes": [[10, 10], [20, 20]],
         "ms_optimizer": 1.0,
         "ms_training": 2.0,
@@ -113,7 +114,7 @@ def test_summary_averages_over_seeds() -> None:
         "curve_steps": [0, 10, 20, 30],
         "curves": [[0.1] * 3, [0.9, 0.1, 0.2], [0.9, 0.8, 0.1], [0.5, 0.6, 0.7]],
     }
-    perfect = {**result, "matrix": [[1.0] * 3] * 3, "consolidations": [10, 41]}
+    perfect = {**result, "matrix": [[1.0] * 3] * 3, "detected": [10, 41]}
     row = summarize("sal-adam", [result, perfect])
     assert row.scores["average"].mean == pytest.approx(0.8)
     assert (row.changes, row.found, row.false_alarms) == (2, 1, 0.5)

@@ -164,7 +164,7 @@ def test_a_record_depends_on_what_its_method_imports(settings: Any) -> None:
     assert {"ewc.py", "quadratic.py", "per_example.py"} <= files("streaming-ewc")
     assert "per_example.py" not in files("si")
     assert {"upgd.py", "simple.py"} <= files("upgd")
-    assert {"controls.py", "sal.py"} <= files("control-uniform")
+    assert {"controls.py", "sal.py"} <= files("sal-adam-uniform")
     versions = {code_version(settings(method=name)) for name in ("mas", "ewc", "upgd", "adam")}
     assert len(versions) == 4
 
@@ -190,8 +190,8 @@ def test_every_record_depends_on_the_run_and_on_no_other_method() -> None:
 def test_what_a_row_fixes_decides_its_record(
     settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = code_version(settings(method="sal-adam-kronecker"))
-    row = METHODS["sal-adam-kronecker"]
+    before = code_version(settings(method="sal-adam-diagonal"))
+    row = METHODS["sal-adam-diagonal"]
     monkeypatch.setitem(METHODS, row.name, replace(row, fixed={**row.fixed, "pull": 7.0}))
     assert code_version(settings(method=row.name)) != before
 
@@ -199,7 +199,7 @@ def test_what_a_row_fixes_decides_its_record(
 def test_controls_depend_on_sal_optim(
     settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = ("adam", "control-uniform", "control-shuffled")
+    names = ("adam", "sal-adam-matched", "sal-adam-shuffled")
     before = [code_version(settings(method=name)) for name in names]
     package = tmp_path / "sal.py"
     package.write_text("x = 1\n")

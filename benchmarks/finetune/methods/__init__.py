@@ -14,7 +14,7 @@ from benchmarks.finetune.methods.directions import (
     Directions,
     DirectionsNew,
     Restored,
-    RestoredElement,
+    RestoredDiagonal,
     RestoredLean,
     RestoredNew,
     RestoredOwn,
@@ -33,6 +33,7 @@ from benchmarks.finetune.methods.peers import (
 from benchmarks.finetune.methods.sal import (
     SALL,
     SALW,
+    Diagonal,
     Factored,
     GateAlone,
     MuonLayer,
@@ -77,32 +78,33 @@ def _each(*trials: tuple[float, dict[str, Any]]) -> tuple[Trial, ...]:
 PLAIN = _lrs(5e-4, 1e-3, 2.5e-4, 1.5e-4)
 # A run of which a part is given back may learn faster.
 GIVEN_BACK = _lrs(1e-3, 2e-3, 5e-4, 4e-3)
-# The default, then more pull, more of both, and more gate.
+# The default, then more pull, a faster run, and a firmer gate.
 PROTECTED = _each(
     (1e-3, {}),
-    (1e-3, {"protection": 0.1, "pull": 1000.0}),
-    (2e-3, {"protection": 1.0, "pull": 100.0}),
-    (3e-3, {"protection": 10.0, "pull": 10.0, "plasticity": 0.0}),
+    (1e-3, {"protection": 1.0, "pull": 100.0}),
+    (2e-3, {"protection": 10.0, "pull": 30.0}),
+    (3e-3, {"protection": 100.0, "pull": 3.0}),
 )
-# By direction the gate has little to hold. What the new text needs is held too where it is what
-# was observed, so that less of a pull has to do.
+# What the new text needs is held too where it is what was observed, so that less of a pull has to
+# do.
 ALONG = tuple(
-    (lr, {"protection": 0.01, "pull": pull})
-    for lr, pull in ((2e-3, 2000.0), (4e-3, 5000.0), (2e-3, 4000.0), (1e-3, 1000.0))
+    (lr, {"protection": 1.0, "pull": pull})
+    for lr, pull in ((2e-3, 20.0), (4e-3, 50.0), (2e-3, 40.0), (1e-3, 10.0))
 )
 ALONG_NEW = tuple((lr, {**options, "pull": options["pull"] / 2}) for lr, options in ALONG)
-# Three that were pulled, and AdamW's own run.
+# Three that were pulled, and what is next to AdamW's own run: without protection nothing would be
+# gathered.
 RESTORED = _each(
-    (2e-3, {"protection": 0.01, "pull": 300.0}),
-    (4e-3, {"protection": 0.01, "pull": 1000.0}),
-    (4e-3, {"protection": 0.01, "pull": 3000.0}),
-    (1e-3, {"protection": 0.0}),
+    (2e-3, {"protection": 1.0, "pull": 3.0}),
+    (4e-3, {"protection": 1.0, "pull": 10.0}),
+    (4e-3, {"protection": 1.0, "pull": 30.0}),
+    (1e-3, {"protection": 1e-6}),
 )
 GATED = _each(
-    (1e-3, {"protection": 10.0, "plasticity": 0.0}),
-    (2e-3, {"protection": 10.0, "plasticity": 0.0}),
-    (1e-3, {"protection": 3.0, "plasticity": 0.0}),
-    (2e-3, {"protection": 30.0, "plasticity": 0.0}),
+    (1e-3, {"protection": 10.0}),
+    (2e-3, {"protection": 10.0}),
+    (1e-3, {"protection": 100.0}),
+    (2e-3, {"protection": 100.0}),
 )
 LION = tuple((lr / 10, options) for lr, options in PROTECTED)
 ADAPTERS = (*_lrs(3e-3, 1e-3, 1e-2, rank=8), *_lrs(3e-3, rank=2))
@@ -126,12 +128,13 @@ ROWS = (
     Row("sal-adamw-own", OwnSamples, PROTECTED, like="sal-adamw"),
     Row("sal-adamw-new", NewText, PROTECTED),
     Row("sal-adamw-uniform", Uniform, PROTECTED),
+    Row("sal-adamw-diagonal", Diagonal, PROTECTED, like="sal-adamw"),
     Row("sal-adamw-factored", Factored, PROTECTED, like="sal-adamw"),
     Row("sal-adamw-gate", GateAlone, GATED),
     Row("sal-lion", SALL, LION),
     Row("muon", PlainMuon, PLAIN),
     Row("sal-muon", MuonLayer, PROTECTED),
-    Row("control-restore-element", RestoredElement, RESTORED, like="sal-restore", control=True),
+    Row("control-restore-diagonal", RestoredDiagonal, RESTORED, like="sal-restore", control=True),
     Row("control-restore-random", RestoredRandom, RESTORED, like="sal-restore", control=True),
     Row("control-shuffled", Shuffled, PROTECTED, like="sal-adamw", control=True),
     # Its learning rate comes from tuning: AdamW that goes as far from the start as SALAdamW.

@@ -1,4 +1,4 @@
-"""SALAdamW with evidence by direction, and what its `restore()` gives back after the last step."""
+"""SALAdamW with more directions, and what its `restore()` gives back after the last step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def strength_of(share: float) -> float:
 class Directions(SALW):
     """Pulled to the pretrained weights, while it trains, along what the old text needs."""
 
-    fixed: ClassVar[dict[str, Any]] = {"granularity": "kronecker", "rank": 64}
+    fixed: ClassVar[dict[str, Any]] = {"importance": "kronecker", "rank": 64}
 
 
 class DirectionsNew(Directions):
@@ -46,7 +46,7 @@ class RestoredLean(Restored):
     """In 3.6 bytes a parameter: half the directions, in bfloat16, the anchor too."""
 
     fixed: ClassVar[dict[str, Any]] = {
-        "granularity": "kronecker",
+        "importance": "kronecker",
         "rank": 32,
         "state_dtype": torch.bfloat16,
     }
@@ -64,19 +64,19 @@ class RestoredOwn(Restored):
     observes: ClassVar[str | None] = "own"
 
 
-class RestoredElement(Restored):
-    """Control: by evidence of single elements."""
+class RestoredDiagonal(Restored):
+    """Control: by importance of single elements."""
 
-    fixed: ClassVar[dict[str, Any]] = {"granularity": "element"}
+    fixed: ClassVar[dict[str, Any]] = {"importance": "diagonal"}
 
 
 class RestoredRandom(Restored):
-    """Control: the same evidence along directions drawn by chance."""
+    """Control: the same importance along directions drawn by chance."""
 
     def observe(self, batches: Sequence[Tensor], loss: Loss) -> None:
         super().observe(batches, loss)
         draw = torch.Generator().manual_seed(0)
-        for state in self.optimizer.state.values():
+        for state in self.states():
             for name in ("left_basis", "right_basis"):
                 if name in state:
                     drawn = torch.randn(state[name].shape, generator=draw)

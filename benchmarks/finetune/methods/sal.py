@@ -1,4 +1,4 @@
-"""sal_optim's own: evidence from sequences of one source or another, then protected training."""
+"""sal_optim's own: importance from sequences of one source or another, then protected training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 import sal_optim
 from benchmarks.finetune.methods.base import WEIGHT_DECAY, Loss, Method
 from benchmarks.methods.of_torch import Muon
-from sal_optim.protection import Protection
+
+Protected = sal_optim.SALOptimizer | sal_optim.CommunicationLayer
 
 
 class SALW(Method):
@@ -29,8 +30,8 @@ class SALW(Method):
         return sal_optim.SALAdamW(self.params, lr=lr, weight_decay=WEIGHT_DECAY, **self.settings)
 
     @property
-    def protection(self) -> Protection:
-        assert isinstance(self.optimizer, Protection)
+    def protection(self) -> Protected:
+        assert isinstance(self.optimizer, sal_optim.SALOptimizer)
         return self.optimizer
 
     def observe(self, batches: Sequence[Tensor], loss: Loss) -> None:
@@ -40,6 +41,10 @@ class SALW(Method):
                 loss(self.model, batch).backward()  # type: ignore[no-untyped-call]
                 self.optimizer.step()
         self.protection.consolidate()
+
+    def states(self) -> list[dict[str, Any]]:
+        """What is kept of each parameter, before the first step too."""
+        return [self.protection._controller.state_of(p) for p in self.params]
 
     def figures(self) -> dict[str, float]:
         return self.protection.diagnostics()
@@ -57,39 +62,48 @@ class NewText(SALW):
     observes: ClassVar[str | None] = "new"
 
 
-class Uniform(SALW):
-    """No old data: every weight has the same evidence, in the unit of the new text's gradient."""
+class Diagonal(SALW):
+    """Importance by element; with the anchor, 12 bytes a parameter."""
+
+    fixed: ClassVar[dict[str, Any]] = {"importance": "diagonal"}
+
+
+class Uniform(Diagonal):
+    """No old data: every weight is as important, in the unit of the new text's gradient."""
 
     observes: ClassVar[str | None] = "new"
 
     def observe(self, batches: Sequence[Tensor], loss: Loss) -> None:
         super().observe(batches, loss)
-        for state in self.optimizer.state.values():
+        for state in self.states():
             state["evidence"].fill_(1.0)
 
 
 class Shuffled(SALW):
-    """Control: the evidence of the old text, each tensor's in another order."""
+    """Control: the importance of the old text, each tensor's in another order."""
 
     def observe(self, batches: Sequence[Tensor], loss: Loss) -> None:
         super().observe(batches, loss)
         draw = torch.Generator().manual_seed(0)
-        for state in self.optimizer.state.values():
-            evidence = state["evidence"]
-            order = torch.randperm(evidence.numel(), generator=draw)
-            evidence.copy_(evidence.flatten()[order].view_as(evidence))
+        for state in self.states():
+            for name in ("evidence", "left_values", "right_values"):
+                if name in state:
+                    # The last value of a side is that of no direction.
+                    values = state[name][: -1 if name != "evidence" else None]
+                    order = torch.randperm(values.numel(), generator=draw)
+                    values.copy_(values.flatten()[order].view_as(values))
 
 
 class Factored(SALW):
-    """Evidence in rows and columns; with the anchor, 4.2 bytes a parameter."""
+    """Importance of rows and columns; with the anchor, 4.2 bytes a parameter."""
 
-    fixed: ClassVar[dict[str, Any]] = {"granularity": "factored"}
+    fixed: ClassVar[dict[str, Any]] = {"importance": "factored"}
 
 
 class GateAlone(SALW):
     """Factored and without an anchor: 0.2 bytes a parameter."""
 
-    fixed: ClassVar[dict[str, Any]] = {"granularity": "factored", "pull": 0.0}
+    fixed: ClassVar[dict[str, Any]] = {"importance": "factored", "pull": 0.0}
 
 
 class SALL(SALW):
@@ -108,5 +122,5 @@ class MuonLayer(SALW):
         return made
 
     @property
-    def protection(self) -> Protection:
+    def protection(self) -> Protected:
         return self.layer
