@@ -1,0 +1,182 @@
+"""When the clock asks, how a consolidation is weighted, and the unit that the penalty has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sal_optim.detection.change_detector import new_detector
+from sal_optim.protection import clock
+from tests.testing.drive import consolidations, drive, make_params, profile, stream
+from tests.testing.rows import Row
+
+Mode = dict[str, Any]
+
+
+def at(since: float, total: float) -> dict[str, float]:
+    return {**new_detector(), "since": since, "total": total}
+
+
+def test_a_window_is_a_share_of_the_run() -> None:
+    least, long = float(clock.LEAST), 10.0 * clock.LEAST / clock.SHARE
+    assert clock.window(at(0.0, 1.0), "auto") == least
+    assert clock.window(at(0.0, long), "auto") == pytest.approx(10.0 * least)
+    assert clock.window(at(0.0, long), 7) == 7.0
+    assert clock.window(at(0.0, long), None) == 0.0
+
+
+@pytest.mark.parametrize("every", ["auto", 7, 1000])
+@pytest.mark.parametrize("total", [50.0, 5e3, 1e6])
+def test_is_due_when_a_window_has_passed(every: Any, total: float) -> None:
+    window = clock.window(at(0.0, total), every)
+    assert not clock.is_due(at(window - 0.5, total), every)
+    assert clock.is_due(at(window, total), every)
+    assert clock.is_due(at(window + 1.0, total), every)
+    assert not clock.is_due(at(total, total), None)
+
+
+def test_shares_are_a_mean_over_windows() -> None:
+    """Full windows: weights are geometric, as in a mean of all that was gathered."""
+    retention, weight = 0.9, 0.0
+    weights: list[float] = []
+    for _ in range(6):
+        new, old, weight = clock.shares(15.0, 15.0, weight, retention)
+        assert new + old == pytest.approx(1.0)
+        weights = [old * w for w in weights] + [new]
+    wanted = [retention**age for age in reversed(range(6))]
+    assert weights == pytest.approx([w / sum(wanted) for w in wanted])
+    assert weight == pytest.approx(sum(wanted))
+
+
+def test_shares_of_windows_that_are_not_full() -> None:
+    first = clock.shares(5.0, 15.0, 0.0, 0.5)
+    assert first == pytest.approx((1.0, 0.0, 1 / 3))
+    # A third of a window keeps the cube root of what a whole one keeps, and weighs a third.
+    new, old, weight = clock.shares(5.0, 15.0, 2.0, 0.5)
+    assert weight == pytest.approx(2.0 * 0.5 ** (1 / 3) + 1 / 3)
+    assert (new, old) == pytest.approx((1 / 3 / weight, 1.0 - 1 / 3 / weight))
+    # Three thirds keep as much as one whole.
+    kept = 2.0
+    for _ in range(3):
+        kept *= 0.5 ** (1 / 3)
+    assert kept == pytest.approx(2.0 * 0.5)
+    assert clock.shares(90.0, 15.0, 2.0, 0.5) == clock.shares(15.0, 15.0, 2.0, 0.5)
+    assert clock.shares(3.0, 0.0, 2.0, 0.5) == clock.shares(15.0, 15.0, 2.0, 0.5)
+    assert clock.shares(15.0, 15.0, 2.0, 0.0)[:2] == (1.0, 0.0)
+
+
+# ---------------------------------------------------------------- in an optimizer
+
+
+@pytest.mark.parametrize("every", [1, 7, 40])
+def test_a_number_of_steps(row: Row, mode: Mode, every: int) -> None:
+    params = make_params()
+    optimizer = row(params, consolidate_every=every, **mode)
+    found = drive(optimizer, params, stream(params, profile(100)))
+    due = range(every - 1, 100, every)
+    # Where nothing was gathered since the last one, there is nothing to consolidate.
+    gathered = [i for i in due if any(s % clock.INTERVAL == 0 for s in range(i - every, i))]
+    assert found == (gathered if every > 1 else list(range(1, 100, clock.INTERVAL)))
+    assert optimizer.stability(params[0]).max() > 0
+
+
+def test_the_automatic_clock(class_row: Row, mode: Mode) -> None:
+    params = make_params([(4, 3)])
+    optimizer = class_row(params, **mode)
+    steps = int(3 * clock.LEAST / clock.SHARE)
+    found = drive(optimizer, params, stream(params, profile(steps)))
+    wanted, since = [], 0
+    for step in range(steps):
+        since += 1
+        if since >= max(clock.LEAST, clock.SHARE * (step + 1)):
+            wanted.append(step)
+            since = 0
+    assert found == wanted
+    assert found[0] == clock.LEAST - 1
+    assert found[-1] - found[-2] > clock.LEAST
+
+
+def test_the_clock_begins_anew_at_a_change(row: Row, mode: Mode) -> None:
+    params = make_params()
+    optimizer = row(params, consolidate_every=80, **mode)
+    found = drive(optimizer, params, stream(params, profile(200, (60,))))
+    assert len(found) == 2
+    assert 60 <= found[0] < 65
+    assert found[1] == found[0] + 80
+
+
+@pytest.mark.parametrize("clip", ["norm", "value"])
+def test_clipped_gradients_are_consolidated_by_the_clock(class_row: Row, clip: str) -> None:
+    """No change is heard where all norms are one; the clock needs none."""
+    torch.manual_seed(0)
+    model = nn.Linear(6, 3)
+    optimizer = class_row(model.parameters())
+    found = []
+    for step in range(2 * clock.LEAST + 5):
+        rule = torch.ones(6, 3) * (1.0 if step < clock.LEAST else -1.0)
+        inputs = torch.randn(16, 6)
+        optimizer.zero_grad()
+        (model(inputs) - inputs @ rule).square().mean().backward()
+        if clip == "norm":
+            nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        else:
+            nn.utils.clip_grad_value_(model.parameters(), 1e-3)
+        count = consolidations(optimizer)
+        optimizer.step()
+        found += [step] if consolidations(optimizer) > count else []
+    assert found == [clock.LEAST - 1, 2 * clock.LEAST - 1]
+    assert optimizer.diagnostics()["changes"] == 0.0
+    assert float(optimizer.stability(model.weight).max()) > 0
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+# ---------------------------------------------------------------- the unit of the penalty
+
+
+def unit(optimizer: Any) -> float:
+    return float(optimizer.param_groups[0]["threshold"]["unit"])
+
+
+def test_the_unit_is_the_largest_lasting_norm(class_row: Row) -> None:
+    params = make_params([(4, 3)])
+    optimizer = class_row(params, consolidate_every=None, alpha=1e3)
+    grad = torch.ones(4, 3)
+    size = float(grad.norm())
+
+    def steps(count: int, scale: float) -> None:
+        drive(optimizer, params, [[grad * scale]] * count)
+
+    steps(20, 1.0)
+    assert unit(optimizer) == 0.0
+    optimizer.consolidate()
+    assert unit(optimizer) == pytest.approx(size)
+    steps(1, 50.0)
+    assert unit(optimizer) == pytest.approx(size), "an outlier is none"
+    steps(1, 1.0)
+    assert unit(optimizer) == pytest.approx(size)
+    steps(2, 3.0)
+    assert unit(optimizer) == pytest.approx(3.0 * size), "what lasts for two steps is"
+    steps(20, 0.1)
+    assert unit(optimizer) == pytest.approx(3.0 * size)
+
+
+def test_the_unit_decays_with_each_consolidation(class_row: Row) -> None:
+    params = make_params([(4, 3)])
+    optimizer = class_row(params, consolidate_every=None)
+    grad = torch.ones(4, 3)
+    drive(optimizer, params, [[grad]] * 20)
+    optimizer.consolidate()
+    largest = unit(optimizer)
+    for count in range(1, 4):
+        drive(optimizer, params, [[0.01 * grad]] * 8)
+        optimizer.consolidate()
+        assert unit(optimizer) == pytest.approx(largest * clock.UNIT_RETENTION**count)
+        # Nothing is new, so that nothing changes.
+        optimizer.consolidate()
+        assert unit(optimizer) == pytest.approx(largest * clock.UNIT_RETENTION**count)
+    drive(optimizer, params, [[grad]] * 20)
+    optimizer.consolidate()
+    assert unit(optimizer) == pytest.approx(float(grad.norm()))
