@@ -4,6 +4,7 @@ They are ``g_norm`` and ``delta_w`` of the published stability ``s = 1 / (1 + de
 (Self-Alignment Learning), which reports show as published.
 """
 
+import math
 from collections.abc import Sequence
 
 from sal_optim.importance import State
@@ -25,6 +26,8 @@ def track(
         ("delta_w_mean", "delta_w_var") if update else ("grad_norm_mean", "grad_norm_var")
     )
     for block, value in zip(blocks, values, strict=True):
+        if not math.isfinite(value):
+            continue  # a weight that is not finite would be in the mean for ever
         state = block.state
         if update:
             state["delta_w"] = value
