@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sal_optim.config import check_protection, kind_of_granularity
+from sal_optim.checkpoint.upgrading import upgraded_group, upgraded_state
+from sal_optim.config import check_protection
 from sal_optim.detection.change_detector import new_detector
 from sal_optim.protection.block import NUMBERS, Group, shapes
 from sal_optim.sharding.dtensor import is_distributed
@@ -57,10 +58,11 @@ def fitted(optimizer: "SALOptimizer", state_dict: StateDict) -> StateDict:
         )
     ]
     frame = {**state_dict, "param_groups": groups}
+    detector = groups[0]["threshold"]
     owners = [group for group in groups for _ in group["params"]]
     ids = list(chain.from_iterable(group["params"] for group in groups))
     state = {
-        ids[index]: _fitted_state(optimizer, index, owners[index], param, saved)
+        ids[index]: _fitted_state(optimizer, index, owners[index], param, saved, detector)
         for index, param, saved in paired(optimizer, frame)
     }
     return {**frame, "state": state}
@@ -107,7 +109,7 @@ def _fitted_group(
 
 
 def _fitted_state(
-    optimizer: "SALOptimizer", index: int, group: dict[str, Any], param: Tensor, saved: Any
+    optimizer: "SALOptimizer", index: int, group: Group, param: Tensor, saved: Any, detector: Any
 ) -> dict[str, Any]:
     where = f"the state of parameter {index}"
     if not isinstance(saved, dict):
@@ -133,46 +135,12 @@ def _fitted_state(
         raise KeyError(f"{where} has {present[0]!r} but no 'step'")
     if moments and not present:
         state.pop("step", None)  # it counted another optimizer's steps
-    state = upgraded_state(param, group, state)
+    state = upgraded_state(param, state, detector)
     check_statistics(where, param, group, state)
     for name in (*optimizer._moments, "max_exp_avg_sq", "momentum_buffer", "anchor"):
         if name in state:
             check_tensor(f"{where}, {name!r},", name, state[name], tuple(param.shape), param)
     return state
-
-
-def upgraded_group(saved: dict[str, Any]) -> dict[str, Any]:
-    """A saved group with today's names of its settings."""
-    if "importance" in saved or "granularity" not in saved:
-        return saved
-    found = {name: value for name, value in saved.items() if name != "granularity"}
-    return {**found, "importance": kind_of_granularity(saved["granularity"])}
-
-
-def upgraded_state(param: Tensor, group: Group, state: dict[str, Any]) -> dict[str, Any]:
-    """A parameter's saved state as it is kept today: 0.1 kept sums where means are kept now."""
-    if "evidence_weight" not in state or "pending_steps" in state:
-        return state
-    weight = state["evidence_weight"]
-    found = dict(state)
-    for name, value in state.items():
-        if isinstance(value, Tensor) and (name.startswith("evidence") or name.endswith("_values")):
-            # Row and column means multiply; rows are then divided by the mean of the columns.
-            found[name] = value / weight if weight else value
-    if "left_values" in found:
-        sums = found.pop("pending_row", None)
-        if sums is not None:
-            found["pending_total"] = sums.mean() * param.numel()
-        for name in ("pending_column", "evidence_row", "evidence_column"):
-            found.pop(name, None)
-    for name in ("pending", "evidence"):
-        value = found.get(name)
-        if isinstance(value, Tensor) and value.shape != param.shape and value.numel() == 1:
-            found[name] = value.reshape(()).expand(param.shape).clone()  # a number a tensor
-    for name in ("update_norm", "gradient_norm", "previous"):
-        found.pop(name, None)
-    steps = 1.0 if any(name.endswith("pending") for name in found) else 0.0
-    return {**dict.fromkeys(NUMBERS, 0.0), **found, "pending_steps": found.get("steps", steps)}
 
 
 def fitted_around(optimizer: Optimizer, groups: list[Group], state_dict: StateDict) -> StateDict:
@@ -193,7 +161,7 @@ def fitted_around(optimizer: Optimizer, groups: list[Group], state_dict: StateDi
     keys = list(chain.from_iterable(group["params"] for group in fitted_groups))
     for index, param, state in paired(optimizer, state_dict):
         if isinstance(state, dict):
-            upgraded = upgraded_state(param, owners[index], state)
+            upgraded = upgraded_state(param, state, fitted_groups[0].get("threshold"))
             check_statistics(f"the state of parameter {index}", param, owners[index], upgraded)
             states[keys[index]] = upgraded
     return {**state_dict, "state": states}
@@ -277,10 +245,11 @@ def check_statistics(where: str, param: Tensor, group: dict[str, Any], state: St
         ValueError: a value or a shape does not fit.
     """
     if "evidence_weight" not in state:
+        if "pending_steps" in state:
+            raise KeyError(f"{where} has 'pending_steps' but no 'evidence_weight'")
         return
-    state["evidence_weight"] = checks.number(
-        f"'evidence_weight' in {where}", state["evidence_weight"]
-    )
+    for name in NUMBERS:
+        state[name] = checks.number(f"{name!r} in {where}", state.get(name, 0.0))
     names = shapes(param, group)
     for name in names:
         if name not in state:
