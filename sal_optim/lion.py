@@ -13,6 +13,7 @@ from torch.optim.optimizer import ParamsT
 
 from sal_optim import config
 from sal_optim.optimizer import SALOptimizer
+from sal_optim.sharding.dtensor import aligned, plain
 
 
 class Lion(Optimizer):
@@ -27,9 +28,13 @@ class Lion(Optimizer):
         *,
         foreach: bool | None = None,
         maximize: bool = False,
+        differentiable: bool = False,
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "foreach": foreach}
-        super().__init__(params, {**defaults, "maximize": maximize})
+        # torch adds the last to the defaults of whatever is loaded.
+        super().__init__(
+            params, {**defaults, "maximize": maximize, "differentiable": differentiable}
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -49,19 +54,19 @@ class Lion(Optimizer):
         return loss
 
     def _advance(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        grads = [cast(Tensor, param.grad) for param in params]
+        grads = [aligned(cast(Tensor, param.grad), param) for param in params]
         for param in params:
             state = self.state[param]
             if "exp_avg" not in state:
                 state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
         exp_avgs = [self.state[param]["exp_avg"] for param in params]
         lr, (beta1, beta2) = group["lr"], group["betas"]
+        # Lists of tensors hold no DTensor beside others, nor of two meshes.
+        params, grads, exp_avgs = (
+            [plain(t) for t in tensors] for tensors in (params, grads, exp_avgs)
+        )
         if group["weight_decay"]:
             torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-        params, grads, exp_avgs = (
-            [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
-            for tensors in (params, grads, exp_avgs)
-        )
         sign = -1.0 if group["maximize"] else 1.0
         updates = torch._foreach_mul(exp_avgs, beta1)
         torch._foreach_add_(updates, grads, alpha=sign * (1 - beta1))
@@ -86,7 +91,6 @@ class SALLion(SALOptimizer, Lion):  # type: ignore[misc]
     }"""
 
     _moments = ("exp_avg",)
-    _knows_differentiable = False
 
     def __init__(
         self,

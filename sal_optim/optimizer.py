@@ -37,15 +37,11 @@ class SALOptimizer(Optimizer):
 
     # The base optimizer's state tensors, without which it can't go on from a checkpoint.
     _moments: tuple[str, ...] = ()
-    # Whether the base optimizer's constructor has this argument.
-    _knows_differentiable = True
 
     def __init__(self, params: Any, settings: dict[str, Any]) -> None:
         protection = check_protection({n: settings[n] for n in PROTECTION_SETTINGS})
         base = {n: v for n, v in settings.items() if n not in PROTECTION_SETTINGS}
         self._refuse_differentiable(base)
-        if not self._knows_differentiable:
-            base.pop("differentiable", None)
         self._protection_defaults = protection
         super().__init__(params, **self._checked_base(base))
         self.defaults.update(protection)
