@@ -166,7 +166,7 @@ def snapshot(optimizer: Optimizer) -> dict[str, Any]:
 
 def assert_same_state(one: dict[str, Any], other: dict[str, Any]) -> None:
     """Two snapshots agree bit for bit, dtypes included."""
-    assert one.keys() == other.keys()
+    assert one.keys() == other.keys(), one.keys() ^ other.keys()
     for path, value in one.items():
         if isinstance(value, Tensor):
             assert value.dtype == other[path].dtype, path
