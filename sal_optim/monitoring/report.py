@@ -14,6 +14,17 @@ from sal_optim.protection.diagnostics import count, drift, total_drift
 from sal_optim.protection.statistics import published_stability
 from sal_optim.utils import checks
 
+# Of the table's columns of numbers, narrow enough for names in a terminal of 80 columns.
+TITLES = (
+    "scalars",
+    "pro-\ntected",
+    "neutral",
+    "vola-\ntile",
+    "mean\ngate",
+    "impor-\ntance",
+    "drift",
+    "published\nstability",
+)
 # Weights that are further than this from the anchor, relative to its size, are drifting.
 DRIFTING = 0.1
 
@@ -62,9 +73,9 @@ def report(optimizer: object, model: nn.Module) -> None:
         ) from error
     found = rows(optimizer, model)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("parameter", overflow="fold")
-    for title in ("scalars", *Row._fields[2:]):
-        table.add_column(title.replace("_", " "), justify="right", no_wrap=True)
+    table.add_column("parameter", overflow="fold", min_width=9)
+    for title in TITLES:
+        table.add_column(title, justify="right", no_wrap=True)
     for row in found:
         shares = (f"{share:.1%}" for share in (row.protected, row.neutral, row.volatile))
         numbers = (
@@ -73,7 +84,7 @@ def report(optimizer: object, model: nn.Module) -> None:
             f"{row.drift:.3f}",
             f"{row.published:.3f}",
         )
-        table.add_row(Text(row.name), str(row.size), *shares, *numbers, f"{row.published:.3f}")
+        table.add_row(Text(row.name), str(row.size), *shares, *numbers)
     console = Console()
     console.print(table)
     console.print(summary(optimizer, found), markup=False, highlight=False)

@@ -12,9 +12,10 @@ from torch import nn
 
 import sal_optim
 from sal_optim import CommunicationLayer, SALAdam
+from sal_optim.layer import layer_of
 from sal_optim.monitoring.report import Row, rows, state_in_words, summary
 from tests.testing.drive import drive, profile, snapshot, stream
-from tests.testing.rows import GRANULARITIES
+from tests.testing.rows import KINDS
 
 
 def network() -> nn.Sequential:
@@ -36,10 +37,10 @@ def trained(layered: bool, steps: int = 80, **settings: Any) -> tuple[Any, nn.Se
 
 
 @pytest.mark.parametrize("layered", [False, True])
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_rows_add_up_to_the_diagnostics(layered: bool, granularity: str) -> None:
-    optimizer, model = trained(layered, granularity=granularity)
-    protection = sal_optim.communication.layer_of(optimizer) if layered else optimizer
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_add_up_to_the_diagnostics(layered: bool, kind: str) -> None:
+    optimizer, model = trained(layered, importance=kind)
+    protection = layer_of(optimizer) if layered else optimizer
     before = snapshot(optimizer).keys()
     found = rows(optimizer, model)
     assert snapshot(optimizer).keys() == before
@@ -50,14 +51,18 @@ def test_rows_add_up_to_the_diagnostics(layered: bool, granularity: str) -> None
         mean = sum(getattr(row, name) * row.size for row in found) / total
         assert mean == pytest.approx(diagnostics[name], abs=1e-6), name
     assert diagnostics["mean_gate"] < 0.99
-    assert all(row.evidence > 0.0 and row.drift > 0.0 for row in found)
+    assert all(row.importance > 0.0 and row.drift > 0.0 for row in found)
+    published = sum(row.published for row in found) / len(found)
+    assert published == pytest.approx(diagnostics["published_stability"])
+    assert 0.0 < published < 1.0
 
 
-def test_evidence_and_drift_of_one_tensor() -> None:
+def test_importance_drift_and_published_stability_of_one_tensor() -> None:
     optimizer, model = trained(False)
-    weight, row = model[0].weight.detach(), rows(optimizer, model)[0]
-    state = optimizer.state[model[0].weight]
-    assert row.evidence == pytest.approx(float(state["evidence"].mean()))
+    weight, row = model[0].bias.detach(), rows(optimizer, model)[1]
+    state = optimizer.state[model[0].bias]
+    assert row.importance == pytest.approx(float(state["evidence"].mean()))
+    assert row.published == 1.0 / (1.0 + state["delta_w"] * state["grad_norm_mean"])
     anchor = state["anchor"]
     assert row.drift == pytest.approx(float((weight - anchor).norm() / anchor.norm()))
 
@@ -66,13 +71,13 @@ def test_only_what_the_optimizer_has_is_shown() -> None:
     model = network()
     found = rows(SALAdam(model[2].parameters()), model)
     assert [row.name for row in found] == ["2.weight", "2.bias"]
-    assert found[0] == Row("2.weight", 15, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0)
+    assert found[0] == Row("2.weight", 15, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0)
 
 
 def test_an_empty_parameter() -> None:
     model = nn.ParameterDict({"none": nn.Parameter(torch.ones(0)), "one": torch.ones(1)})
     found = rows(SALAdam(model.parameters()), model)
-    assert found[0] == Row("none", 0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0)
+    assert found[0] == Row("none", 0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0)
 
 
 def test_the_states() -> None:
@@ -121,10 +126,13 @@ def test_it_is_printed(
     lines = shown.splitlines()
     for row in rows(optimizer, model):
         line = next(line for line in lines if line.split()[:1] == [row.name])
-        assert line.split()[1:6] == [
+        assert line.split()[1:] == [
             str(row.size),
             *(f"{share:.1%}" for share in (row.protected, row.neutral, row.volatile)),
             f"{row.mean_gate:.3f}",
+            f"{row.importance:.3g}",
+            f"{row.drift:.3f}",
+            f"{row.published:.3f}",
         ]
     assert " ".join(shown.split()).endswith(summary(optimizer, rows(optimizer, model)))
 
