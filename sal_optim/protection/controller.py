@@ -264,8 +264,8 @@ class ProtectionController:
         held: dict[Any, list[Block]] = {}
         for block in decision.blocks:
             if block.state["evidence_weight"] > 0.0:
-                place = (id(block.group["params"]), id(block.kind), block.grad.dtype,
-                         block.grad.device)  # fmt: skip
+                place = (id(block.group["params"]), id(block.kind), "anchor" in block.local,
+                         block.grad.dtype, block.grad.device)  # fmt: skip
                 held.setdefault(place, []).append(block)
         protected = [b for blocks in held.values() for b in blocks]
         grads = [grad for blocks in held.values() for grad in self._protected(blocks, decision)]
