@@ -108,8 +108,11 @@ class SALOptimizer(Optimizer):
     def _set_early_aside(self) -> None:
         """State of the protection alone would keep the base optimizer from making its own."""
         for param, state in list(self.state.items()):
-            if state and self._moments and all(name in OWN for name in state):
+            if self._is_early(state):
                 self._own_controller.early[param] = self.state.pop(param)
+
+    def _is_early(self, state: dict[str, Any]) -> bool:
+        return bool(state and self._moments) and all(name in OWN for name in state)
 
     def __getstate__(self) -> dict[str, Any]:
         controller = self._controller
@@ -120,8 +123,11 @@ class SALOptimizer(Optimizer):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.state = _as_default(self.state)
+        # torch.optim expects its own state wherever there is any.
+        early = {param: own for param, own in state["state"].items() if self._is_early(own)}
+        others = {param: own for param, own in state["state"].items() if param not in early}
+        super().__setstate__({**state, "state": others})
+        self.state = _as_default({**self.state, **early})
         vars(self).pop("_own_controller", None)
         self._protection_defaults = {n: self.defaults[n] for n in PROTECTION_SETTINGS}
         for group in self.param_groups:
