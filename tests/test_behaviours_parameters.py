@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sal_optim import SALOptimizer
 from tests.testing.drive import (
+    CLOCK,
     assert_equal,
     assert_near,
     clone_params,
@@ -24,7 +25,7 @@ from tests.testing.drive import (
     step_with,
     stream,
 )
-from tests.testing.rows import GRANULARITIES, Row
+from tests.testing.rows import KINDS, Row
 
 Mode = dict[str, Any]
 
@@ -47,7 +48,7 @@ def test_named_parameters(row: Row, mode: Mode) -> None:
     one = row(plain, **mode)
     other = row([(f"w{index}", param) for index, param in enumerate(named)], **mode)
     grads = stream(plain, profile(80, (60,)))
-    assert drive(one, plain, grads) == drive(other, named, grads) == [61]
+    assert drive(one, plain, grads) == drive(other, named, grads) == [CLOCK]
     assert_equal(plain, named)
     names = [f"w{index}" for index in range(len(named))]
     assert other.state_dict()["param_groups"][0]["param_names"] == names
@@ -62,25 +63,25 @@ def _strided(kind: str) -> Tensor:
     return value.to(memory_format=torch.channels_last).requires_grad_()
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("importance", KINDS)
 @pytest.mark.parametrize("kind", ["transposed", "strided", "channels_last"])
-def test_layouts(class_row: Row, mode: Mode, kind: str, granularity: str) -> None:
+def test_layouts(class_row: Row, mode: Mode, kind: str, importance: str) -> None:
     odd = _strided(kind)
     assert not odd.is_contiguous()
     usual = odd.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
     grads = stream([usual], profile(80, (60,)))
-    one = class_row([odd], granularity=granularity, **mode)
-    other = class_row([usual], granularity=granularity, **mode)
-    assert drive(one, [odd], grads) == drive(other, [usual], grads) == [61]
+    one = class_row([odd], importance=importance, **mode)
+    other = class_row([usual], importance=importance, **mode)
+    assert drive(one, [odd], grads) == drive(other, [usual], grads) == [CLOCK]
     assert_near([odd], [usual])
     assert not odd.is_contiguous()
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_non_contiguous_gradients(class_row: Row, mode: Mode, granularity: str) -> None:
+@pytest.mark.parametrize("importance", KINDS)
+def test_non_contiguous_gradients(class_row: Row, mode: Mode, importance: str) -> None:
     odd, usual = make_params([(4, 5)]), make_params([(4, 5)])
     grads = stream(usual, profile(80, (60,)))
-    one, other = (class_row(p, granularity=granularity, **mode) for p in (odd, usual))
+    one, other = (class_row(p, importance=importance, **mode) for p in (odd, usual))
     for (grad,) in grads:
         odd[0].grad = grad.t().clone(memory_format=torch.contiguous_format).t()
         assert not odd[0].grad.is_contiguous()
@@ -90,14 +91,14 @@ def test_non_contiguous_gradients(class_row: Row, mode: Mode, granularity: str) 
     assert_near(odd, usual)
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_empty_and_scalar_tensors(class_row: Row, mode: Mode, granularity: str) -> None:
+@pytest.mark.parametrize("importance", KINDS)
+def test_empty_and_scalar_tensors(class_row: Row, mode: Mode, importance: str) -> None:
     shapes = [(0,), (3, 0), (0, 3), (), (4, 3)]
     params = make_params(shapes)
     kept = [params[3], params[4]]
     twin = clone_params(kept)
-    one = class_row(params, granularity=granularity, **mode)
-    other = class_row(twin, granularity=granularity, **mode)
+    one = class_row(params, importance=importance, **mode)
+    other = class_row(twin, importance=importance, **mode)
     grads = stream(params, profile(80, (60,)))
     one_found = drive(one, params, grads)
     assert one_found == drive(other, twin, [[now[3], now[4]] for now in grads])
@@ -107,10 +108,10 @@ def test_empty_and_scalar_tensors(class_row: Row, mode: Mode, granularity: str) 
     copy.deepcopy(one).load_state_dict(one.state_dict())
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_only_empty_tensors(class_row: Row, mode: Mode, granularity: str) -> None:
+@pytest.mark.parametrize("importance", KINDS)
+def test_only_empty_tensors(class_row: Row, mode: Mode, importance: str) -> None:
     params = make_params([(0,), (2, 0)])
-    optimizer = class_row(params, granularity=granularity, **mode)
+    optimizer = class_row(params, importance=importance, **mode)
     assert drive(optimizer, params, stream(params, profile(5))) == []
     optimizer.consolidate()
     step_with(optimizer, params, stream(params, [1.0])[0])
@@ -144,8 +145,9 @@ def test_frozen_midway(row: Row, mode: Mode) -> None:
     for now in stream(params, profile(5)):
         step_with(optimizer, params, now)
     assert not torch.equal(params[0], still[0])
-    assert optimizer.state[params[0]]["step"].item() == 85
-    assert optimizer.state[params[1]]["step"].item() == 90
+    if "step" in optimizer.state[params[0]]:  # of the bases, Adam alone counts
+        assert optimizer.state[params[0]]["step"].item() == 85
+        assert optimizer.state[params[1]]["step"].item() == 90
 
 
 def test_add_param_group(row: Row, mode: Mode) -> None:
@@ -167,18 +169,18 @@ def test_add_param_group(row: Row, mode: Mode) -> None:
     assert not torch.equal(params[0], before[0])
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("importance", KINDS)
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
 def test_complex_equals_its_real_view(
-    class_row: Row, mode: Mode, dtype: torch.dtype, granularity: str
+    class_row: Row, mode: Mode, dtype: torch.dtype, importance: str
 ) -> None:
     shapes = [(3, 2), (4,), ()]
     params = make_params(shapes, dtype)
     real = [torch.view_as_real(p.detach().clone()).requires_grad_() for p in params]
-    one, other = (class_row(p, granularity=granularity, **mode) for p in (params, real))
+    one, other = (class_row(p, importance=importance, **mode) for p in (params, real))
     grads = stream(params, profile(90, (60,)))
     views = [[torch.view_as_real(grad) for grad in now] for now in grads]
-    assert drive(one, params, grads) == drive(other, real, views) == [61]
+    assert drive(one, params, grads) == drive(other, real, views) == [CLOCK]
     # A gated last stretch is part of the comparison: evidence is in use.
     assert one.stability(params[0]).max() > 0
     assert_near([torch.view_as_real(p.detach()) for p in params], real)
@@ -233,9 +235,12 @@ def test_no_state_on_the_instance(row: Row, mode: Mode) -> None:
     optimizer.diagnostics()
     optimizer.load_state_dict(optimizer.state_dict())
     # Kept by neither, and made anew when asked for; False is what the class says.
-    passing = {"_spectrum", "_observing"}
+    passing = {"_own_controller", "_protection_defaults"}
     assert vars(optimizer).keys() - vars(row.base(make_params())).keys() <= passing
-    assert not optimizer._observing
+    assert not optimizer._controller.observing
+    copied = copy.deepcopy(optimizer)
+    assert "_own_controller" not in vars(copied)
+    assert copied.diagnostics() == optimizer.diagnostics()
 
 
 def test_no_warning(row: Row, mode: Mode) -> None:
