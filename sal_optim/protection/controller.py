@@ -68,8 +68,8 @@ class ProtectionController:
     def __init__(self, optimizer: Optimizer, settings: Group | None = None) -> None:
         self.optimizer, self.settings = optimizer, settings
         self.observing = False
-        # The step of plain gradient descent shortens with its gradient, others' hardly do.
-        self._keeps_norm = isinstance(optimizer, torch.optim.SGD)
+        # The step of gradient descent is as long as its gradient, others' hardly depend on it.
+        self._descends = isinstance(optimizer, torch.optim.SGD)
         # State gathered before the optimizer's first step: many initialise their own state where
         # they find none, so nothing may be there before.
         self.early: dict[Tensor, State] = {}
@@ -269,7 +269,7 @@ class ProtectionController:
                 held.setdefault(place, []).append(block)
         protected = [b for blocks in held.values() for b in blocks]
         grads = [grad for blocks in held.values() for grad in self._protected(blocks, decision)]
-        if self._keeps_norm and protected:
+        if self._descends and protected:
             _regain_norm(protected, grads, decision)
         for block, grad in zip(protected, grads, strict=True):
             decision.replaced.append(_replace(block, grad))
@@ -282,7 +282,8 @@ class ProtectionController:
             anchors = [block.local["anchor"].to(block.values.dtype) for block in blocks]
             moved = list(torch._foreach_sub([block.values for block in blocks], anchors))
             stiffness = INTERVAL * damping * group["pull"] * decision.unit
-            stiffness = min(stiffness, _largest_stiffness(self._lr_of(blocks[0]), damping))
+            if self._descends:
+                stiffness = min(stiffness, _largest_stiffness(self._lr_of(blocks[0]), damping))
             stiffness *= -decision.loss_scale if group.get("maximize") else decision.loss_scale
         states, grads = [b.local for b in blocks], [b.grad for b in blocks]
         return blocks[0].kind.protect(states, grads, moved, damping=damping, stiffness=stiffness)

@@ -299,7 +299,8 @@ class Reference:
             param = pairs[i][0]
             damping, lr = param.settings["protection"], param.settings["lr"]
             stiffness = clock.INTERVAL * damping * param.settings["pull"] * unit
-            stiffness = min(stiffness, damping / lr) if lr else stiffness
+            if self.base == "sgd" and lr:
+                stiffness = min(stiffness, damping / lr)
             updates[i] = param.protected(updates[i], damping, stiffness)
         if self.base == "sgd" and held:
             # The step of gradient descent is as long as its gradient.
