@@ -1,4 +1,4 @@
-"""When SAL consolidates: at a lasting change, at once and once; never at noise or outliers.
+"""When a change is heard: at a lasting one, at once and once; never at noise or outliers.
 
 What training on real data does to the threshold is in ``test_training.py``.
 """
@@ -12,7 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from sal_optim.threshold import new_threshold, observe_norm, restart
+from sal_optim.detection.change_detector import (
+    SETTLE,
+    begin_segment,
+    is_ready,
+    limit,
+    new_detector,
+    observe_norm,
+    record_norm,
+)
 from tests.testing.drive import (
     assert_near,
     consolidations,
@@ -31,13 +39,13 @@ SHAPES = [(8, 6), (8,)]
 
 
 def found_in(norms: list[float], **settings: float) -> list[int]:
-    """The steps at which the bare threshold sees a change in a series of norms."""
-    state, found = new_threshold(), []
+    """The steps at which the bare detector hears a change in a series of norms."""
+    state, found = new_detector(), []
     settings = {"tau0": 1.0, "alpha": 4.0, "beta": 0.98, **settings}
     for index, norm in enumerate(norms):
-        if observe_norm(state, norm, **settings).change is not None:
+        if observe_norm(state, norm, **settings).change:
             found.append(index)
-            restart(state)
+            begin_segment(state)
             observe_norm(state, norm, **settings)
     return found
 
@@ -56,7 +64,7 @@ def noise(steps: int, seed: int, spread: float, kind: str = "lognormal") -> list
 def test_one_change_is_found_within_ten_steps(row: Row, mode: Mode, shape: str) -> None:
     for seed in range(3):
         params = make_params(SHAPES, seed=seed)
-        optimizer = row(params, **mode)
+        optimizer = row(params, consolidate_every=None, **mode)
         grads = stream(params, profile(75, (45,), shape=shape), seed=seed + 1)
         found = drive(optimizer, params, grads)
         assert len(found) == 1, (seed, found)
@@ -82,27 +90,60 @@ def test_every_change_is_found(regime: int, shape: str, spread: float) -> None:
 
 
 @pytest.mark.parametrize("height", [5.0, 8.0, 30.0, 1000.0])
-def test_the_height_of_a_change_is_its_weight(height: float) -> None:
-    state = new_threshold()
+def test_no_single_step_confirms(height: float) -> None:
+    """However high it is; a lasting rise is confirmed by its second or third step."""
+    state = new_detector()
     for norm in noise(100, 0, 0.05):
         observe_norm(state, norm, tau0=1.0, alpha=4.0, beta=0.98)
-    changes = [
-        observe_norm(state, fall(step, 0, height), tau0=1.0, alpha=4.0, beta=0.98).change
-        for step in range(10)
+    verdicts = [
+        observe_norm(state, fall(step, 0, height), tau0=1.0, alpha=4.0, beta=0.98)
+        for step in range(5)
     ]
-    weights = [change for change in changes if change is not None]
-    assert weights
-    assert 0.5 * height < weights[0] <= 1.1 * height
+    assert verdicts[0].surprising
+    assert not verdicts[0].change
+    assert any(verdict.change for verdict in verdicts[1:3])
 
 
-# ---------------------------------------------------------------- what is no change of regime
+def test_the_limit_is_what_the_next_norm_is_held_to() -> None:
+    """So that an accelerator may compare without waiting for the norm."""
+    state, settings = new_detector(), {"tau0": 1.0, "alpha": 1.5}
+    surprising = 0
+    for norm in noise(300, 0, 0.3):
+        most = limit(state, **settings)
+        assert (most == math.inf) == (not is_ready(state))
+        verdict = observe_norm(state, norm, beta=0.9, **settings)
+        assert verdict.surprising == (norm > most)
+        surprising += verdict.surprising
+        if verdict.change:
+            begin_segment(state)
+    assert surprising > 3
+
+
+@pytest.mark.parametrize("beta", [0.9, 0.98])
+def test_statistics_against_a_plain_loop(beta: float) -> None:
+    """A mean of all steps but the first few, and then of the last ``1 / (1 - beta)``."""
+    state, norms = new_detector(), noise(80, 0, 0.3)
+    mean = variance = 0.0
+    for count, norm in enumerate(norms, 1):
+        record_norm(state, norm, beta=beta)
+        weight = max(1.0 - beta, 1.0 / max(1, count - SETTLE))
+        delta = norm - mean
+        mean += weight * delta
+        variance = (1.0 - weight) * (variance + weight * delta**2)
+    assert state["steps"] == 80
+    assert (state["mean"], state["variance"]) == pytest.approx((mean, variance))
+    begin_segment(state)
+    assert (state["steps"], state["mean"], state["variance"]) == (0.0, 0.0, 0.0)
+
+
+# ---------------------------------------------------------------- what is no change
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "lognormal"])
 def test_stationary_noise(class_row: Row, kind: str) -> None:
     """2,000 steps of gradients of which the norm varies by itself."""
     params = make_params([(6, 4)])
-    optimizer = class_row(params)
+    optimizer = class_row(params, consolidate_every=None)
     scales = noise(2000, 3, 0.5, "lognormal") if kind == "lognormal" else [1.0] * 2000
     assert drive(optimizer, params, stream(params, scales)) == []
     assert optimizer.param_groups[0]["threshold"]["steps"] == 2000
@@ -112,7 +153,7 @@ def test_stationary_noise(class_row: Row, kind: str) -> None:
 def test_heavy_tailed_gradients(class_row: Row, shape: tuple[int, ...]) -> None:
     """Student t with 3 degrees of freedom, element by element."""
     params = make_params([shape])
-    optimizer = class_row(params)
+    optimizer = class_row(params, consolidate_every=None)
     grads = stream(params, [1.0] * 2000, noise="student")
     norms = torch.tensor([float(now[0].norm()) for now in grads])
     assert norms.max() > 2.0 * norms.median(), "the tail is heavy"
@@ -142,9 +183,9 @@ def test_an_outlying_batch(row: Row, factor: float, seed: int) -> None:
     params = make_params(SHAPES)
     scales = profile(80)
     scales[40 + 7 * seed] = factor
-    optimizer = row(params)
+    optimizer = row(params, consolidate_every=None)
     assert drive(optimizer, params, stream(params, scales, seed=seed)) == []
-    # And it did not deafen the threshold to a change a little later.
+    # And it did not deafen the detector to a change a little later.
     later = drive(optimizer, params, stream(params, profile(40, (20,)), seed=seed))
     assert len(later) == 1
 
@@ -184,6 +225,7 @@ def test_slow_changes_of_the_norm(norm: Any, spread: float) -> None:
 
 def test_groups_change_nothing(row: Row, mode: Mode) -> None:
     whole, split = make_params(), make_params()
+    mode = {"consolidate_every": None, **mode}
     one = row(whole, **mode)
     other = row([{"params": split[:2]}, {"params": split[2:3]}, {"params": split[3:]}], **mode)
     grads = stream(whole, profile(90, (60,)))
@@ -197,6 +239,7 @@ def test_the_scale_of_the_loss_changes_nothing(row: Row, mode: Mode, factor: flo
     if not row.scale_free:
         pytest.skip("SGD's own step follows the scale of the loss")
     # Adam's eps is an absolute size, and the one thing that is not free of scale.
+    mode = {"consolidate_every": None, **mode}
     mode = {**mode, "eps": 0.0} if "exp_avg_sq" in row.moments else mode
     dtype = torch.float64
     plain, scaled = make_params(dtype=dtype), make_params(dtype=dtype)
@@ -212,13 +255,15 @@ def test_the_scale_of_the_loss_changes_nothing(row: Row, mode: Mode, factor: flo
 
 
 @pytest.mark.parametrize("factor", [1000.0, 1e-3])
-def test_the_scale_of_the_loss_is_not_seen_by_evidence(row: Row, mode: Mode, factor: float) -> None:
+def test_the_scale_of_the_loss_is_not_seen_by_importance(
+    row: Row, mode: Mode, factor: float
+) -> None:
     """For SGD too, with the learning rate scaled the other way."""
     dtype = torch.float64
     plain, scaled = make_params(dtype=dtype), make_params(dtype=dtype)
     if row.scale_free:
         pytest.skip("covered by the test above")
-    kwargs: Mode = {"weight_decay": 0.0, **mode}
+    kwargs: Mode = {"weight_decay": 0.0, "consolidate_every": None, **mode}
     one, other = row(plain, lr=0.01, **kwargs), row(scaled, lr=0.01 / factor, **kwargs)
     grads = stream(plain, profile(120, (60,)))
     found = drive(one, plain, grads)
@@ -235,7 +280,8 @@ def test_non_finite_gradients(class_row: Row, mode: Mode, value: float) -> None:
     """At any moment: before the first step, in a regime, in a detection, after a consolidation."""
     for at in (0, 61, 66):
         params, twin = make_params(), make_params()
-        optimizer, other = class_row(params, **mode), class_row(twin, **mode)
+        options: Mode = {"importance": "diagonal", "consolidate_every": None, **mode}
+        optimizer, other = class_row(params, **options), class_row(twin, **options)
         grads = stream(params, profile(75, (60,)))
         for now in grads[:at]:
             step_with(optimizer, params, now)

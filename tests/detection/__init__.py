@@ -1,0 +1,1 @@
+"""The tests of ``sal_optim.detection``."""
