@@ -7,7 +7,7 @@ import copy
 import math
 from collections.abc import Hashable, Iterator
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +20,8 @@ from sal_optim.protection.block import NUMBERS, Group, shapes
 from sal_optim.sharding.dtensor import is_distributed
 from sal_optim.utils import checks
 
-if TYPE_CHECKING:
-    from sal_optim.optimizer import SALOptimizer
-
 StateDict = dict[str, Any]
+Family = Any  # an instance of SALOptimizer, which imports this file
 
 # State that is real and keeps its own precision.
 IMPORTANCE_STATE = ("pending", "evidence", "left_", "right_")
@@ -40,7 +38,7 @@ OWN = frozenset(
 DEPTH = 16
 
 
-def fitted(optimizer: "SALOptimizer", state_dict: StateDict) -> StateDict:
+def fitted(optimizer: Family, state_dict: StateDict) -> StateDict:
     """The state dict in the form of this optimizer; nothing is changed, neither of the two.
 
     Settings that it lacks are those of the optimizer's own group; unknown ones are kept.
@@ -81,7 +79,7 @@ def _check_copyable(where: str, saved: dict[str, Any]) -> None:
 
 
 def _fitted_group(
-    optimizer: "SALOptimizer", index: int, own: dict[str, Any], saved: dict[str, Any]
+    optimizer: Family, index: int, own: dict[str, Any], saved: dict[str, Any]
 ) -> dict[str, Any]:
     where = f"state_dict['param_groups'][{index}]"
     _check_copyable(where, saved)
@@ -109,7 +107,7 @@ def _fitted_group(
 
 
 def _fitted_state(
-    optimizer: "SALOptimizer", index: int, group: Group, param: Tensor, saved: Any, detector: Any
+    optimizer: Family, index: int, group: Group, param: Tensor, saved: Any, detector: Any
 ) -> dict[str, Any]:
     where = f"the state of parameter {index}"
     if not isinstance(saved, dict):
