@@ -73,9 +73,9 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] 
         ("protection", "-1", "[0, inf)"),
     ),
     "not one of the names": (
-        lambda: SALAdam(params(), granularity="layer"),
+        lambda: SALAdam(params(), importance="layer"),  # type: ignore[arg-type]
         ValueError,
-        ("granularity", "'layer'", "'element', 'factored', 'tensor', 'kronecker'"),
+        ("importance", "'layer'", "'kronecker', 'diagonal', 'factored'"),
     ),
     "an argument that is not there": (
         lambda: SALAdam(params(), protect=1),  # type: ignore[call-arg]

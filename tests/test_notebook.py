@@ -42,7 +42,9 @@ def test_its_cells_run_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
             if cell["cell_type"] == "code":
                 exec(compile("".join(cell["source"]), f"cell {index}", "exec"), namespace)
     namespace["plt"].close("all")
-    assert namespace["optimizer"].diagnostics()["consolidations"] == 2.0
+    found = namespace["optimizer"].diagnostics()
+    assert found["changes"] == 2.0
+    assert found["consolidations"] > 5.0
     average = {name: sum(namespace[f"{name}_looks"][-1]) / 3 for name in ("adam", "sal")}
     assert average["sal"] > average["adam"]
     assert namespace["sal_looks"][-1][-1] > 75.0  # it learns the last task
