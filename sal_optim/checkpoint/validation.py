@@ -132,7 +132,10 @@ def _fitted_state(
     if "exp_avg_sq" in present and "step" not in state:
         raise KeyError(f"{where} has {present[0]!r} but no 'step'")
     if moments and not present:
-        state.pop("step", None)  # it counted another optimizer's steps
+        # Another optimizer's, its count of steps too: the base makes its own where it finds none.
+        state = {name: value for name, value in state.items() if name in OWN}
+    if present and group.get("amsgrad") and "max_exp_avg_sq" not in state:
+        raise KeyError(f"{where} has no 'max_exp_avg_sq', which amsgrad needs")
     state = upgraded_state(param, state, detector)
     check_statistics(where, param, group, state)
     for name in (*optimizer._moments, "max_exp_avg_sq", "momentum_buffer", "anchor"):
