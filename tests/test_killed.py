@@ -47,7 +47,7 @@ class Mortal(io.FileIO):
 def train(folder: Path, row: Row, deaths: int = -1) -> tuple[list[Tensor], SALOptimizer]:
     """Train from the newest checkpoint to the end; save every 10 steps, by a rename."""
     params = make_params()
-    optimizer = row(params)
+    optimizer = row(params, consolidate_every=None)
     grads = stream(params, profile(STEPS, (CHANGE,)))
     start, file = 0, folder / "checkpoint.pt"
     if file.exists():
