@@ -1,7 +1,8 @@
-"""What a step on a CPU reads of its tensors; on an accelerator nothing is read, see test_lag.py.
+"""What a step reads of its tensors, which on an accelerator would be a wait.
 
-Counted by a dispatch mode. Step counts live on the CPU whatever the parameters' device, as torch's
-do, and are left out.
+On a CPU: the norms of its gradients. Where a CPU is told to be an accelerator: nothing of the step
+itself, and what it sees of the step before. Step counts live on the CPU whatever the parameters'
+device, as torch's do, and are left out.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sal_optim import SALOptimizer
-from tests.testing.drive import consolidations, make_params, profile, step_with, stream
-from tests.testing.rows import CLASSES, Row
+from sal_optim.protection import controller
+from sal_optim.protection.clock import INTERVAL
+from tests.testing.drive import assert_near, consolidations, make_params, profile, step_with, stream
+from tests.testing.rows import CLASSES, KINDS, Row
+
+CHANGE = 40
 
 
 class Reads(TorchDispatchMode):
@@ -39,22 +44,110 @@ class Reads(TorchDispatchMode):
 
     def _is_step(self, tensor: Tensor) -> bool:
         states = self.optimizer.state.values()
-        return any(tensor.data_ptr() == state["step"].data_ptr() for state in states)
+        return any(tensor.data_ptr() == s["step"].data_ptr() for s in states if "step" in s)
 
 
-@pytest.mark.parametrize("row", CLASSES, ids=str)
-@pytest.mark.parametrize("tensors", [2, 20])
-def test_the_norms_of_gradients_are_all_that_is_read(row: Row, tensors: int) -> None:
-    """By which a change is noticed; before and after a consolidation."""
-    params = make_params([(3, 4)] * tensors)
-    optimizer = row(params)
-    grads = list(stream(params, profile(60, (40,))))
+@pytest.fixture
+def accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are decided as on an accelerator, whose norms are not the host's."""
+    kind = controller.ProtectionController
+    monkeypatch.setattr(kind, "_decide_now", kind._decide_ahead)
+
+
+def reads_of(optimizer: SALOptimizer, params: list[Tensor]) -> list[int]:
+    """Scalars that each step reads; steps that consolidate are left out."""
     counts = []
-    for now in grads:
+    for now in stream(params, profile(CHANGE + 20, (CHANGE,))):
         before = consolidations(optimizer)
         with Reads(optimizer) as reads:
             step_with(optimizer, params, now)
         if consolidations(optimizer) == before:
             counts.append(reads.count)
+    return counts
+
+
+@pytest.mark.parametrize("row", CLASSES, ids=str)
+@pytest.mark.parametrize("tensors", [2, 20])
+def test_norms_are_all_that_a_cpu_reads(row: Row, tensors: int) -> None:
+    """Of gradients, by which a change is noticed; of gradient descent one of protected ones."""
+    params = make_params([(3, 4)] * tensors)
+    optimizer = row(params, consolidate_every=None)
+    counts = reads_of(optimizer, params)
     assert consolidations(optimizer) == 1
-    assert set(counts) == {tensors}
+    assert max(counts) <= tensors + 1
+    assert set(counts[:CHANGE]) == {tensors}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("row", CLASSES, ids=str)
+def test_an_accelerator_reads_nothing(
+    row: Row, kind: str, accelerator: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for what has arrived of the step before, which is on the host."""
+    params = make_params([(3, 4), (4,)])
+    optimizer = row(params, importance=kind, consolidate_every=None)
+    # Lengths of updates and factors of norms are the host's where their tensors are.
+    monkeypatch.setattr(controller.ProtectionController, "_take_lengths", lambda self: None)
+    monkeypatch.setattr(controller, "_regain_norm", lambda *_: None)
+    counts = reads_of(optimizer, params)
+    assert consolidations(optimizer) == 1
+    assert set(counts) == {0}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("row", CLASSES, ids=str)
+def test_norms_are_judged_a_step_later(row: Row, kind: str, accelerator: None) -> None:
+    """With the same end: the change is found, and what was gathered is the same until then."""
+    options: dict[str, Any] = {"importance": kind, "consolidate_every": None}
+    params = make_params([(3, 4), (4,)])
+    optimizer = row(params, **options)
+    total = found = 0
+    for step, now in enumerate(stream(params, profile(CHANGE + 20, (CHANGE,)))):
+        step_with(optimizer, params, now)
+        detector = optimizer.param_groups[0]["threshold"]
+        total = detector["total"]
+        assert total == step, "the last step is not judged"
+        found = found or (step if consolidations(optimizer) else 0)
+        gathered = optimizer.state[params[0]]["pending_steps"]
+        if step < CHANGE:
+            assert gathered == step // INTERVAL + 1
+    assert CHANGE < found < CHANGE + 5
+    optimizer.diagnostics()
+    assert optimizer.param_groups[0]["threshold"]["total"] == total + 1
+    assert optimizer.stability(params[0]).max() > 0
+
+
+@pytest.mark.parametrize("row", CLASSES, ids=str)
+def test_an_accelerator_ends_as_a_cpu_does(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until a change: only when that is heard do they differ, by a step."""
+    one, other = make_params(), make_params()
+    ahead, now_ = row(one, consolidate_every=None), row(other, consolidate_every=None)
+    grads = stream(one, profile(60), seed=1)
+    kind = controller.ProtectionController
+    for step, now in enumerate(grads):
+        if step == 30:
+            ahead.consolidate()
+            now_.consolidate()
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, "_decide_now", kind._decide_ahead)
+            step_with(ahead, one, now)
+        step_with(now_, other, now)
+    assert_near(one, other, rtol=1e-4, atol=1e-5)
+    assert ahead.diagnostics() == pytest.approx(now_.diagnostics(), rel=1e-3, abs=1e-5)
+
+
+def test_an_outlier_gathers_nothing_on_an_accelerator(class_row: Row, accelerator: None) -> None:
+    """Nor does a gradient that is not finite: the device compares, and multiplies by 0."""
+    params = make_params([(3, 4), (4,)])
+    optimizer = class_row(params, lr=1e-30, importance="diagonal", consolidate_every=None)
+    outliers = {9 * INTERVAL: 1e4, 10 * INTERVAL: float("nan"), 11 * INTERVAL: float("inf")}
+    grads = stream(params, profile(12 * INTERVAL))
+    for step, now in enumerate(grads):
+        pending = [optimizer.state[p]["pending"].clone() for p in params if step]
+        step_with(optimizer, params, [grad * outliers.get(step, 1.0) for grad in now])
+        if step in outliers:
+            assert all(
+                torch.equal(optimizer.state[p]["pending"], kept)
+                for p, kept in zip(params, pending, strict=True)
+            )
+    assert consolidations(optimizer) == 0
