@@ -1,7 +1,7 @@
 """What tuning may choose, method by method: ranges on a log scale, and where it starts.
 
-Every method has its learning rate; beyond it one or two options, those that its authors tune. The
-start is the default that is used without tuning: it is every method's first trial.
+Every method has its learning rate; beyond it one or two options, those that its authors tune. SAL
+has its learning rate alone: what else it has is to be right as it comes. The start is the default that is used without tuning: it is every method's first trial.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from benchmarks.methods import Row
 from benchmarks.methods.bases import BASES
-from sal_optim.config import PROTECTION, PULL
 
 RATE = "lr"
 # How far from a base optimizer's default its learning rate is searched, either way.
@@ -33,10 +32,6 @@ PATH_STRENGTH = Range(0.1, 1e5, 1.0)
 STEPS = Range(20, 2000, 200, whole=True)
 NOISE, UTILITY_DECAY = Range(1e-4, 1.0, 1e-3), Range(0.9, 0.9999, 0.999)
 DEVIATION = Range(0.005, 0.2, 0.05)
-SAL_OPTIONS = {
-    "protection": Range(0.3, 300.0, PROTECTION),
-    "pull": Range(0.3, 300.0, PULL),
-}
 
 OPTIONS: dict[str, Mapping[str, Range]] = {
     "ewc": {"strength": FISHER_STRENGTH},
@@ -61,7 +56,4 @@ def space(row: Row) -> dict[str, Range]:
     """The ranges of a method, its learning rate first."""
     rate = BASES[row.base].lr
     found = {RATE: Range(rate / RATE_FACTOR, rate * RATE_FACTOR, rate)}
-    if row.uses_sal:
-        # A row may have fixed some of them.
-        return {**found, **{k: v for k, v in SAL_OPTIONS.items() if k in row.allowed()}}
     return {**found, **OPTIONS.get(row.name, {})}
