@@ -61,6 +61,8 @@ class Lion(Optimizer):
                 state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
         exp_avgs = [self.state[param]["exp_avg"] for param in params]
         lr, (beta1, beta2) = group["lr"], group["betas"]
+        if isinstance(lr, Tensor):
+            lr = lr.reshape(())  # as torch takes one of one element
         # Lists of tensors hold no DTensor beside others, nor of two meshes.
         params, grads, exp_avgs = (
             [plain(t) for t in tensors] for tensors in (params, grads, exp_avgs)
