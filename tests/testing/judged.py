@@ -34,7 +34,6 @@ NOT_APPLICABLE: dict[str, str] = {
     "several GPUs, moves between CPU and GPU, peak memory on CUDA, CUDA graphs": "no GPU here",
     "foreach by default": "torch's own choice; Lion works by lists of tensors unless told not to",
     "LBFGS, Muon and Adafactor": "checks of those classes alone",
-    "steps in float64": "torch's, under that default dtype; here they are float32 under each",
     "betas as tensors": "0-dim tensors are converted to floats, alone, in pairs and with foreach",
 }
 # Error inputs of torch that are no errors here, by their description.
@@ -79,8 +78,14 @@ def _lion_inputs(device: str, dtype: torch.dtype | None = None) -> list[Optimize
 
 
 def _lion_errors(device: str, dtype: torch.dtype) -> list[ErrorOptimizerInput]:
+    """Adam's, but for its flags, and for a tensor as lr in lists, which is no error of Lion's."""
     adam = torchs.optim_error_inputs_func_adam(device, dtype)
-    return [case for case in adam if "amsgrad" not in case.optimizer_error_input.kwargs]
+    given = [case.optimizer_error_input.kwargs for case in adam]
+    return [
+        case
+        for case, kwargs in zip(adam, given, strict=True)
+        if "amsgrad" not in kwargs and not isinstance(kwargs.get("lr"), Tensor)
+    ]
 
 
 _torch_rows = {info.optim_cls: info for info in optim_db}
