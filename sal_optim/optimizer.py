@@ -189,6 +189,7 @@ class SALOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         _refuse_capture(self)
+        self._refuse_cast()
         controller = self._controller
         blocks = controller.collect()
         moves = any(float(group["lr"]) != 0.0 for group in self.param_groups)
@@ -207,6 +208,19 @@ class SALOptimizer(Optimizer):
 
     # Its decisions are the host's: under torch.compile it runs as it is.
     step._torchdynamo_disable = True  # type: ignore[attr-defined]
+
+    def _refuse_cast(self) -> None:
+        """Raise ValueError where a parameter was cast and the base optimizer's state was not."""
+        name = (*self._moments, "momentum_buffer")[0]
+        for group in self.param_groups:
+            for param in group["params"]:
+                moment = self.state[param].get(name) if param in self.state else None
+                if moment is not None and moment.dtype != param.dtype:
+                    raise ValueError(
+                        f"Invalid params value: the state {name!r} is of {moment.dtype}, its "
+                        f"parameter of {param.dtype}; when a parameter is cast, delete its entry "
+                        "of optimizer.state"
+                    )
 
     def _base_step(self) -> None:
         """The base optimizer's own step, without hooks, which belong to this one."""
