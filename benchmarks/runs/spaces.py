@@ -1,7 +1,8 @@
 """What tuning may choose, method by method: ranges on a log scale, and where it starts.
 
 Every method has its learning rate; beyond it one or two options, those that its authors tune. SAL
-has its learning rate alone: what else it has is to be right as it comes. The start is the default that is used without tuning: it is every method's first trial.
+has its learning rate alone: what else it has is to be right as it comes. The start is the default
+that is used without tuning: it is every method's first trial.
 """
 
 from __future__ import annotations
