@@ -46,16 +46,15 @@ class TestSALOptim(TestCase):
                 params, closure = linear(device, dtype)
                 kwargs = {**kwargs, "protection": protection, "lr": 1e-2}
                 optimizer = optim_info.optim_cls(params, **kwargs)
-                run(optimizer, closure, 10)
+                # Lion's sign hides what acts on gradients until some of them are near 0.
+                run(optimizer, closure, 200 if optim_info.name == "SALLion" else 10)
                 # protection=0 keeps no importance, so that there is none to consolidate.
                 if protection:
                     self.assertGreater(consolidations(optimizer), 2)
                 else:
                     self.assertEqual(consolidations(optimizer), 0)
                 ends.append(params)
-            # In so short a run Lion's sign hides a damping without a penalty.
-            if optim_info.name != "SALLion" or kwargs.get("pull") != 0.0:
-                self.assertNotEqual(ends[0][0].detach(), ends[1][0].detach())
+            self.assertNotEqual(ends[0][0].detach(), ends[1][0].detach())
 
     @optims(optim_db)
     def test_errors(self, device: str, dtype: Any, optim_info: Any) -> None:
