@@ -73,7 +73,7 @@ def _train(
     steps: int,
     held_out: Callable[[], Tensor],
 ) -> tuple[float, float]:
-    """Final loss on held-out data, and consolidations."""
+    """Final loss on held-out data, and detected changes."""
     torch.set_num_threads(1)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -82,7 +82,7 @@ def _train(
     sal = isinstance(optimizer, sal_optim.SALOptimizer)
     with torch.no_grad():
         final = held_out().item()
-    return final, optimizer.diagnostics()["consolidations"] if sal else 0.0
+    return final, optimizer.diagnostics()["changes"] if sal else 0.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for task, name, which, seed in runs
     )
     found = dict(zip(runs, results, strict=True))
-    table = Table("data", "base", "base loss", "SAL loss", "consolidations", "same to the last bit")
+    table = Table("data", "base", "base loss", "SAL loss", "changes detected", "SAL less base")
     for task in (digits_loss, gpt_loss):
         for name in PAIRS:
             base, sal = (
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 name,
                 *(f"{fmean(x):.4f} ± {stdev(x) if len(x) > 1 else 0:.4f}" for x in losses),
                 f"{sum(count for _, count in sal):.0f}",
-                f"{sum(a == b for a, b in zip(*losses, strict=True))} of {args.seeds} seeds",
+                f"{fmean(b - a for a, b in zip(*losses, strict=True)):+.4f}",
             )
     Console().print(table)
     return 0
