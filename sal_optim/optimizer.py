@@ -177,6 +177,8 @@ class SALOptimizer(Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
+    # Its decisions are the host's: torch.compile runs it as it is.
+    @torch._disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Perform one step, or in :meth:`observe`, gather importance from one.
@@ -205,9 +207,6 @@ class SALOptimizer(Optimizer):
         finally:
             controller.finish(decision)
         return loss
-
-    # Its decisions are the host's: under torch.compile it runs as it is.
-    step._torchdynamo_disable = True  # type: ignore[attr-defined]
 
     def _refuse_cast(self) -> None:
         """Raise ValueError where a parameter was cast and the base optimizer's state was not."""
