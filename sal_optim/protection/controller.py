@@ -355,7 +355,7 @@ class ProtectionController:
             warnings.warn(
                 "observe() saw no step(), so nothing was gathered; call step() after each backward",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
 
     def count_observed(self) -> None:
