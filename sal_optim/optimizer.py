@@ -178,7 +178,7 @@ class SALOptimizer(Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
 
     # Its decisions are the host's: torch.compile runs it as it is.
-    @torch._disable_dynamo
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Perform one step, or in :meth:`observe`, gather importance from one.

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from sal_optim import SALOptimizer, config
 from sal_optim.checkpoint.validation import IMPORTANCE_STATE, STATISTICS
+from sal_optim.protection.block import NUMBERS
 from tests.testing.drive import (
     CLOCK,
     assert_equal,
+    assert_near,
     assert_same_state,
     clone_params,
     consolidations,
@@ -194,6 +196,56 @@ def test_an_older_pickle_lacks_newer_group_keys(row: Row, mode: Mode) -> None:
     revived.__setstate__(state)
     assert revived.param_groups[0]["retention"] == config.RETENTION
     drive(revived, params, stream(params, profile(3)))
+
+
+def as_of_0_1(saved: dict[str, Any], kind: str) -> dict[str, Any]:
+    """A state dict as 0.1 wrote it: sums of importance over a weight, and steps counted for all."""
+    older, weight = copy.deepcopy(saved), 8.5
+    group = older["param_groups"][0]
+    group["granularity"] = {"diagonal": "element"}.get(kind, kind)
+    pending = next(iter(older["state"].values()))["pending_steps"]
+    for name in ("total", "since", "last", "changes"):
+        del group["threshold"][name]
+    group["threshold"] |= {"pending_steps": pending, "initial": 4.0, "suspected": 0.0, "room": 1.0}
+    del group["importance"]
+    for state in older["state"].values():
+        for name in [*state]:
+            if name in NUMBERS:
+                del state[name]
+            elif name.startswith("evidence") or name.endswith("_values"):
+                state[name] = state[name] * weight
+            if name.endswith(("_row", "_column")):
+                state[name] = state[name].flatten()
+        state["evidence_weight"] = weight
+        if "pending_total" in state:
+            rows, columns = len(state["left_basis"]), len(state["right_basis"])
+            mean = state.pop("pending_total") / rows / columns
+            for when in ("pending", "evidence"):
+                state |= {f"{when}_row": mean.expand(rows), f"{when}_column": mean.expand(columns)}
+    return older
+
+
+@pytest.mark.parametrize("importance", KINDS)
+def test_a_checkpoint_of_0_1(class_row: Row, importance: str) -> None:
+    params, optimizer = seasoned(class_row, importance=importance)
+    new = clone_params(params)
+    resumed = class_row(new, consolidate_every=None)
+    resumed.load_state_dict(reload(as_of_0_1(optimizer.state_dict(), importance)))
+    assert resumed.param_groups[0]["importance"] == importance
+    assert "granularity" not in resumed.param_groups[0]
+    for param, other in zip(params, new, strict=True):
+        torch.testing.assert_close(resumed.stability(other), optimizer.stability(param))
+        one, two = optimizer.state[param], resumed.state[other]
+        assert two["pending_steps"] == one["pending_steps"] > 0
+        assert two["evidence_weight"] == 8.5
+        kept = {name for name in one if name.startswith(STATISTICS)}
+        assert kept == {name for name in two if name.startswith(STATISTICS)}
+    grads = stream(params, profile(2))
+    drive(resumed, new, grads)
+    drive(optimizer, params, grads)
+    assert_near(params, new, rtol=1e-4, atol=1e-5)
+    resumed.consolidate()
+    assert consolidations(resumed) == 2
 
 
 @pytest.mark.parametrize("when", ["first regime", "after a change"])
