@@ -156,9 +156,7 @@ def mutate(state: dict[str, Any], path: tuple[Any, ...], action: str, value: Any
 
 
 def usable(params: list[Tensor], optimizer: SALOptimizer) -> None:
-    """What was accepted can be worked with; compiling a step takes seconds."""
-    for group in optimizer.param_groups:
-        group["compile"] = False
+    """What was accepted can be worked with."""
     for now in stream(params, profile(2)):
         step_with(optimizer, params, now)
     optimizer.consolidate()
