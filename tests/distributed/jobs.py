@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -101,17 +102,20 @@ def trained(way: str, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def collectives(way: str) -> list[int]:
-    """How many a step takes, a first one, one later, one that consolidates; and one by hand."""
+    """How many a step takes: a first one, one that is measured, one later, one that consolidates.
+
+    And how many a look and a consolidation by hand take.
+    """
     model = placed(Parameters(), way)
     params = list(model.parameters())
     optimizer = make("SALAdam", params)
     counts = []
-    for index, grads in enumerate(gradients(64, (60,))):
+    for index, grads in enumerate(gradients(60, ())):
         give(params, grads)
         before = consolidations(optimizer)
         with CommDebugMode() as mode:
             optimizer.step()
-        if index in (0, 30) or consolidations(optimizer) > before:
+        if index in (0, 1, 30) or consolidations(optimizer) > before:
             counts.append(mode.get_total_counts())
     with CommDebugMode() as mode:
         optimizer.diagnostics()
@@ -148,12 +152,15 @@ def bad_gradient(value: float) -> list[dict[str, Any]]:
     return [before, outcome(optimizer, [])]
 
 
-def replicated_factored(granularity: str) -> dict[str, Any]:
-    """Replicated parameters may have any granularity."""
-    model = placed(Parameters(), "ddp")
+def warnings_of(way: str, kind: str) -> list[str]:
+    """Of two optimizers' first steps."""
+    model = placed(Parameters(), way)
     params = list(model.parameters())
-    optimizer = make("SALAdam", params, granularity=granularity)
-    return outcome(optimizer, follow(optimizer, params, (0, 80)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            follow(make("SALAdam", params, importance=kind), params, (0, 3))
+    return [f"{one.category.__name__}: {one.message}" for one in caught]
 
 
 def partial_gradients() -> tuple[list[Tensor], list[Tensor]]:
