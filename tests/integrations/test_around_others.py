@@ -43,8 +43,6 @@ TORCH_OPTIMIZER: dict[str, dict[str, Any]] = {
     "Shampoo": {},
     "Yogi": {},
 }
-# AccSGD keeps a mean of the weights under the name of a momentum.
-LAYER: dict[str, dict[str, Any]] = {"AccSGD": {"momenta": ()}}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -54,7 +52,6 @@ def test_torch_optimizer(name: str) -> None:
     cls, kwargs = getattr(package, name), TORCH_OPTIMIZER[name]
     check_layer(
         lambda params: cls(params, **kwargs),
-        layer=LAYER.get(name),
         create_graph=name == "Adahessian",
     )
 
@@ -80,7 +77,7 @@ def test_an_optimizer_without_hooks_is_refused() -> None:
 
 def test_lion_of_pytorch_optimizer() -> None:
     package = pytest.importorskip("pytorch_optimizer")
-    check_layer(lambda params: package.Lion(params, lr=1e-3), layer={"unit_update": True})
+    check_layer(lambda params: package.Lion(params, lr=1e-3))
 
 
 def test_8_bit_of_torchao() -> None:
