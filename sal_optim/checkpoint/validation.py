@@ -234,6 +234,8 @@ def fitted_threshold(where: str, saved: Any) -> dict[str, Any]:
     known = {
         name: checks.number(f"{where}[{name!r}]", saved[name]) for name in fresh if name in saved
     }
+    if "firm" not in saved and saved.get("consolidations", 0.0):
+        fresh["firm"] = 1.0  # before 0.2 every consolidation was a change, or declared
     return {**fresh, **saved, **known}
 
 

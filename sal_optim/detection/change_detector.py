@@ -47,6 +47,7 @@ def new_detector() -> DetectorState:
         "surprise": 1.0,
         "threshold": 1.0,
         "consolidations": 0.0,
+        "firm": 0.0,  # 1 once a change was detected or a task's end declared
         "changes": 0.0,  # consolidations at a detected change
         "unheard": 0.0,  # the norm of a step that has not been judged yet; 0: there is none
     }

@@ -16,6 +16,10 @@ SHARE, LEAST = 0.1, 60
 # the same the penalty then weakens with the gradients, and a change of the data raises it at once.
 UNIT_RETENTION = 0.8
 
+# Consolidations of the clock until protection has its whole strength, where nothing has yet said
+# that the data changes: a network that only begins to learn is not to be held.
+RAMP = 8
+
 # Importance is gathered, and the penalty applied, on every fourth step: a segment is many steps
 # long, and what these read and write in memory costs a quarter.
 INTERVAL = 4
@@ -36,6 +40,16 @@ def window(state: DetectorState, every: Any) -> float:
 def is_due(state: DetectorState, every: Any) -> bool:
     """Whether the clock asks for a consolidation; arguments as of :func:`window`."""
     return every is not None and state["since"] >= window(state, every)
+
+
+def strength(state: DetectorState) -> float:
+    """The share of the protection that is in force, in [0, 1]: how often the clock has ticked.
+
+    It is whole once a change was detected or a task's end was declared.
+    """
+    if state["firm"] > 0.0:
+        return 1.0
+    return min(1.0, (state["consolidations"] / RAMP) ** 2)
 
 
 def shares(

@@ -26,7 +26,7 @@ from sal_optim.detection.change_detector import (
 from sal_optim.detection.grad_norm import arrived, joined, norms, to_host
 from sal_optim.importance import State
 from sal_optim.protection.block import Block, Group, block_of, check_ready, warn_of_diagonal
-from sal_optim.protection.clock import INTERVAL, UNIT_RETENTION, is_due, window
+from sal_optim.protection.clock import INTERVAL, UNIT_RETENTION, is_due, strength, window
 from sal_optim.protection.consolidation import consolidate_param, draw_back, importance_of
 from sal_optim.protection.diagnostics import Spectrum, diagnose
 from sal_optim.protection.statistics import track
@@ -229,6 +229,7 @@ class ProtectionController:
         settings = {"tau0": first["tau0"], "alpha": first["alpha"], "beta": beta}
         verdict = observe_norm(detector, norm, **settings)
         if verdict.change:
+            detector["firm"] = 1.0
             if self._consolidate():
                 detector["changes"] += 1.0
             begin_segment(detector)
@@ -276,7 +277,7 @@ class ProtectionController:
 
     def _protected(self, blocks: Sequence[Block], decision: Decision) -> list[Tensor]:
         group, moved = blocks[0].group, None
-        damping = group["protection"]
+        damping = group["protection"] * strength(self.detector)
         stiffness = 0.0
         if decision.penalizes and group["pull"] > 0.0 and "anchor" in blocks[0].local:
             anchors = [block.local["anchor"].to(block.values.dtype) for block in blocks]
@@ -322,7 +323,8 @@ class ProtectionController:
     def consolidate(self) -> None:
         """Declare that a task ends here."""
         self._judge_underway()
-        self._consolidate()
+        if self._consolidate():
+            self.detector["firm"] = 1.0
         begin_segment(self.detector)
 
     def _consolidate(self) -> bool:
@@ -403,7 +405,7 @@ class ProtectionController:
     def stability(self, param: Tensor) -> Tensor:
         """The stability of each element of a parameter, in [0, 1); see ``SALOptimizer``."""
         importance, group = self.importance(param)
-        weighted = importance * float(group["protection"])
+        weighted = importance * (float(group["protection"]) * strength(self.detector))
         return weighted / (weighted + 1.0)
 
     @torch.no_grad()
@@ -421,7 +423,7 @@ class ProtectionController:
         for group in self.groups:
             key += [group["protection"], len(group["params"])]
             key += [self.state_of(p).get("evidence_weight", 0.0) for p in group["params"]]
-        return (self.detector["consolidations"], *key)
+        return (self.detector["consolidations"], strength(self.detector), *key)
 
     def forget(self) -> None:
         """Drop what an instance keeps beside its state."""

@@ -192,6 +192,7 @@ class Reference:
         self.consolidations, self.changes = 0, 0
         self.total, self.since = 0, 0
         self.unit, self.last = 0.0, 0.0
+        self.firm = False
         self.begin_segment()
 
     # ------------------------------------------------------------------ the change detector
@@ -229,6 +230,7 @@ class Reference:
         self.since += 1
         surprising, change = self.judge(norm)
         if change:
+            self.firm = True
             self.changes += self.merge()
             self.begin_segment()
             surprising, _ = self.judge(norm)
@@ -240,8 +242,12 @@ class Reference:
     # ------------------------------------------------------------------ consolidation
 
     def consolidate(self) -> None:
-        self.merge()
+        self.firm = self.merge() or self.firm
         self.begin_segment()
+
+    def strength(self) -> float:
+        """The share of the protection that is in force."""
+        return 1.0 if self.firm else min(1.0, (self.consolidations / clock.RAMP) ** 2)
 
     def interval(self) -> float:
         """Steps of a window of the clock; 0 without one."""
@@ -297,7 +303,8 @@ class Reference:
         before = math.sqrt(sum(float((updates[i] ** 2).sum()) for i in held))
         for i in held:
             param = pairs[i][0]
-            damping, lr = param.settings["protection"], param.settings["lr"]
+            damping = param.settings["protection"] * self.strength()
+            lr = param.settings["lr"]
             stiffness = clock.INTERVAL * damping * param.settings["pull"] * unit
             if self.base == "sgd" and lr:
                 stiffness = min(stiffness, damping / lr)
