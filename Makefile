@@ -40,8 +40,7 @@ test-trainers: $(VENV)/.installed
 
 # Where there is a card (with a CUDA build of torch in .venv): its checks, then its timings.
 gpu: $(VENV)/.installed
-	$(BIN)/python -m pytest tests/test_devices.py tests/test_waits.py tests/test_lag.py \
-		tests/test_captured.py $(ARGS)
+	$(BIN)/python -m pytest tests/test_devices.py tests/test_waits.py $(ARGS)
 	$(BIN)/python -m benchmarks speed --device cuda --sizes 1e5,1e6,1e7,1e8
 
 lint: $(VENV)/.installed
