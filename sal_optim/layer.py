@@ -102,6 +102,8 @@ class CommunicationLayer:
 
     # ---------------------------------------------------------------- around a step
 
+    # Decisions are the host's: torch.compile runs both hooks as they are.
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     def _before(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Begin; a class whose step calls its parent's has this called twice a step."""
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -153,8 +155,7 @@ class CommunicationLayer:
             controller.protect(known)
         self._left = self._gradients()
 
-    _before._torchdynamo_disable = True  # type: ignore[attr-defined]
-
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
     def _after(self, *_: Any) -> None:
         known, self._decision = self._decision, None
@@ -167,8 +168,6 @@ class CommunicationLayer:
                 param.grad = grad
         else:
             self._controller.finish(known)
-
-    _after._torchdynamo_disable = True  # type: ignore[attr-defined]
 
     # ---------------------------------------------------------------- the published two lines
 
