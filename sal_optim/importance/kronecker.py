@@ -187,7 +187,9 @@ def table_of(factors: Tensor) -> Table:
     """Factors of all pairs of directions, taken apart as :func:`along` needs them."""
     outside = factors[-1, -1]
     rows, columns = factors[:-1, -1:] - outside, factors[-1:, :-1] - outside
-    return Table(outside, rows, columns, factors[:-1, :-1] - rows - columns - outside)
+    both = factors[:-1, :-1] - rows - columns - outside
+    # Reading a number would be a wait for an accelerator.
+    return Table(float(outside) if outside.is_cpu else outside, rows, columns, both)
 
 
 def along(table: Table, move: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -195,8 +197,11 @@ def along(table: Table, move: Tensor, left: Tensor, right: Tensor) -> Tensor:
     within = left.T @ move
     beside = move @ right
     inner = torch.addmm(table.rows * within, table.both * (left.T @ beside), right.T)
-    result = torch.mul(move, table.outside)
-    return result.addmm_(left, inner).addmm_(table.columns * beside, right.T)
+    # Both sides in one product, so that the matrix is read and written once.
+    tall, broad = torch.cat([left, table.columns * beside], 1), torch.cat([inner, right.T], 0)
+    if isinstance(table.outside, Tensor):
+        return torch.mul(move, table.outside).addmm_(tall, broad)
+    return torch.addmm(move, tall, broad, beta=table.outside)
 
 
 @lru_cache(maxsize=64)
