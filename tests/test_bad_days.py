@@ -247,6 +247,7 @@ def test_a_cleared_state_is_a_new_beginning(class_row: Row) -> None:
     (param,) = make_params([(100,)])
     optimizer = class_row([param])
     _noise(optimizer, 200, param)
+    optimizer.consolidate()
     assert optimizer.diagnostics()["mean_gate"] < 0.5
     optimizer.state.clear()
     assert optimizer.diagnostics()["mean_gate"] == 1.0
