@@ -97,7 +97,7 @@ class SALOptimizer(Optimizer):
     # ---------------------------------------------------------------- checkpoints
 
     @property
-    def _controller(self) -> ProtectionController:
+    def controller(self) -> ProtectionController:
         """Made anew where it is missing: a copy has state, groups and defaults alone."""
         found: ProtectionController | None = vars(self).get("_own_controller")
         if found is None:
@@ -115,7 +115,7 @@ class SALOptimizer(Optimizer):
         return bool(state and self._moments) and all(name in OWN for name in state)
 
     def __getstate__(self) -> dict[str, Any]:
-        controller = self._controller
+        controller = self.controller
         controller.diagnostics()  # what is underway arrives
         state: dict[str, Any] = super().__getstate__()
         early = {param: own for param, own in controller.early.items() if own}
@@ -137,8 +137,8 @@ class SALOptimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As in ``torch.optim``; the change detector's state is in the param groups."""
-        controller = self._controller
-        controller._judge_underway()
+        controller = self.controller
+        controller.settle()
         _ = controller.detector
         for param, early in controller.early.items():
             self.state[param] = early
@@ -192,7 +192,7 @@ class SALOptimizer(Optimizer):
                 loss = closure()
         _refuse_capture(self)
         self._refuse_cast()
-        controller = self._controller
+        controller = self.controller
         blocks = controller.collect()
         moves = any(float(group["lr"]) != 0.0 for group in self.param_groups)
         decision = controller.decide(blocks, moves=moves, loss_scale=_loss_scale(self))
@@ -239,7 +239,7 @@ class SALOptimizer(Optimizer):
         Harmless before any step, and when there is nothing new to consolidate. Where parameters
         are sharded (DTensor), every process must call it.
         """
-        self._controller.consolidate()
+        self.controller.consolidate()
 
     def observe(self) -> contextlib.AbstractContextManager[None]:
         """A context in which ``step()`` gathers importance and changes no parameter.
@@ -247,7 +247,7 @@ class SALOptimizer(Optimizer):
         For a model that arrives trained: run a few batches of what it should keep, with backward
         and ``step()``, then call :meth:`consolidate`. One warning where no step was taken.
         """
-        return self._controller.observe()
+        return self.controller.observe()
 
     def restore(self, strength: float) -> None:
         """Draw all weights back to their anchors, each as far as its importance asks for.
@@ -262,7 +262,7 @@ class SALOptimizer(Optimizer):
         Raises:
             ValueError: ``strength`` is out of its range, or a group keeps no anchor (``pull=0``).
         """
-        self._controller.restore(strength)
+        self.controller.restore(strength)
 
     def stability(self, param: Tensor) -> Tensor:
         """The stability s of each element of a parameter, in [0, 1).
@@ -273,11 +273,11 @@ class SALOptimizer(Optimizer):
         Returns:
             A new tensor of the shape of ``param``; 0 is free to move, near 1 is held.
         """
-        return self._controller.stability(param)
+        return self.controller.stability(param)
 
     def diagnostics(self) -> dict[str, float]:
         """What SAL does, as finite floats for any logger; keys: ``protection/diagnostics.py``."""
-        return self._controller.diagnostics()
+        return self.controller.diagnostics()
 
 
 def _as_default(state: Any) -> Any:

@@ -237,7 +237,7 @@ def test_no_state_on_the_instance(row: Row, mode: Mode) -> None:
     # Kept by neither, and made anew when asked for; False is what the class says.
     passing = {"_own_controller", "_protection_defaults"}
     assert vars(optimizer).keys() - vars(row.base(make_params())).keys() <= passing
-    assert not optimizer._controller.observing
+    assert not optimizer.controller.observing
     copied = copy.deepcopy(optimizer)
     assert "_own_controller" not in vars(copied)
     assert copied.diagnostics() == optimizer.diagnostics()

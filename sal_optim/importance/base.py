@@ -21,11 +21,11 @@ State = dict[str, Any]
 class Importance(Protocol):
     """How the importance of one tensor is stored. Tensors are real and local to the process."""
 
-    def shapes(self, param: Tensor, rank: int) -> dict[str, tuple[int, ...]]:
+    def shapes(self, shape: tuple[int, ...], rank: int) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the state tensors of one parameter.
 
         Args:
-            param: the parameter.
+            shape: of the parameter, real.
             rank: how many directions of each side a factored kind keeps.
         """
 
