@@ -92,6 +92,7 @@ class SALLion(SALOptimizer, Lion):  # type: ignore[misc]
         config.SHARED
     }"""
 
+    _has_fused = False
     _moments = ("exp_avg",)
 
     def __init__(

@@ -7,7 +7,7 @@ gradient that the update is given. See ``CONTRIBUTING.md`` for how a base optimi
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, overload
 
 import torch
@@ -18,8 +18,11 @@ from sal_optim.checkpoint.loading import Checkpoint
 from sal_optim.checkpoint.validation import OWN, fitted
 from sal_optim.config import SHARED_BY_ALL, check_alike, check_protection
 from sal_optim.protection.controller import ProtectionController
+from sal_optim.sharding.dtensor import PLAIN
 from sal_optim.utils import checks
 
+# What torch's fused kernels for CPUs take.
+FUSED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # Settings of the protection, which the base optimizer's constructor does not know.
 PROTECTION_SETTINGS = (
     "protection", "pull", "importance", "rank", "consolidate_every", "retention", "tau0", "alpha",
@@ -35,6 +38,8 @@ class SALOptimizer(Optimizer):
         settings: all arguments of the subclass's constructor, by name.
     """
 
+    # Whether the base has a fused kernel for CPUs.
+    _has_fused = True
     # The base optimizer's state tensors, without which it can't go on from a checkpoint.
     _moments: tuple[str, ...] = ()
 
@@ -203,10 +208,42 @@ class SALOptimizer(Optimizer):
         controller.measure_before(decision)
         controller.protect(decision)
         try:
-            self._base_step()
+            with self._fused() if decision.replaced else contextlib.nullcontext():
+                self._base_step()
         finally:
             controller.finish(decision)
         return loss
+
+    @contextlib.contextmanager
+    def _fused(self) -> Iterator[None]:
+        """Have a protected step taken by torch's fused kernel, where the choice is open.
+
+        On a CPU that is one pass over memory where torch's default takes ten, and pays for the
+        protection. Without protection the default stays, so that the step is the base's bit for
+        bit. On an accelerator a fused step keeps its counts elsewhere.
+        """
+        chosen = [group for group in self.param_groups if self._may_fuse(group)]
+        for group in chosen:
+            group["fused"] = True
+        try:
+            yield
+        finally:
+            for group in chosen:
+                group["fused"] = None
+
+    def _may_fuse(self, group: dict[str, Any]) -> bool:
+        if not self._has_fused or group["fused"] is not None or group["foreach"] is not None:
+            return False
+        params = [param for param in group["params"] if param.grad is not None]
+        states = [self.state.get(param, {}) for param in params]
+        # torch's fused SGD takes no parameter that comes later than the others.
+        buffers = {state.get("momentum_buffer") is None for state in states}
+        counts = [state["step"].dtype for state in states if "step" in state]
+        return (
+            len(buffers) == 1
+            and all(dtype == torch.float32 for dtype in counts)
+            and all(type(p) in PLAIN and p.is_cpu and p.dtype in FUSED for p in params)
+        )
 
     def _refuse_cast(self) -> None:
         """Raise ValueError where a parameter was cast and the base optimizer's state was not."""

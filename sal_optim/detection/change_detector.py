@@ -65,7 +65,7 @@ def new_detector() -> DetectorState:
         "surprise": 1.0,
         "threshold": 1.0,
         "consolidations": 0.0,
-        "firm": 0.0,  # 1 once the data was seen to change, or a task's end was declared
+        "firm": 0.0,  # 1 once gradients left what is known, or a task's end was declared
         "changes": 0.0,  # consolidations at a detected change
         "unheard": 0.0,  # the norm of a step that has not been judged yet; 0: there is none
     }

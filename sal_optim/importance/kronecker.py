@@ -56,8 +56,13 @@ class Kronecker:
         for state, grad in zip(states, grads, strict=True):
             if not grad.numel():
                 continue
-            matrix = scaled(grad, self.dtype(state), scale).flatten(1)
-            total = torch.linalg.vector_norm(matrix).square()
+            factor = 1.0
+            if isinstance(scale, Tensor) or grad.dtype != self.dtype(state):
+                matrix = scaled(grad, self.dtype(state), scale).flatten(1)
+            else:
+                # Scaled on the way, once on either side: a copy would be read and written.
+                matrix, factor = grad.flatten(1), scale
+            total = (torch.linalg.vector_norm(matrix) * factor).square()
             add(state["pending_total"], total, at)
             for side, one in zip(SIDES, (matrix, matrix.T), strict=True):
                 pending = state[f"{side}_pending"]
@@ -65,8 +70,9 @@ class Kronecker:
                 seen = one.T
                 if width < size:
                     seen = seen @ _projection(size, width, one.dtype, one.device)
+                seen = seen * factor
                 if pending.dtype == one.dtype:
-                    pending.addmm_(one, seen)
+                    pending.addmm_(one, seen, alpha=factor)
                 else:
                     add(pending, one @ seen, at)
 

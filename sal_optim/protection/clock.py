@@ -23,6 +23,8 @@ RAMP = 32
 # Importance is gathered, and the penalty applied, on every fourth step: a segment is many steps
 # long, and what these read and write in memory costs a quarter.
 INTERVAL = 4
+# How far a step moves each tensor is measured less often still: it is for reports.
+MEASURED = 16
 
 
 def window(state: DetectorState, every: Any) -> float:
@@ -45,8 +47,9 @@ def is_due(state: DetectorState, every: Any) -> bool:
 def strength(state: DetectorState) -> float:
     """The share of the protection that is in force, in [0, 1].
 
-    It is whole once the data was seen to change or a task's end was declared, and while a change is
-    suspected, since the first steps on other data do the harm. Until then it rises with the clock.
+    It is whole once gradients were seen to leave what is known or a task's end was declared, and
+    while a change is suspected, since the first steps on other data do the harm. Until then it
+    rises with the clock.
     """
     if state["consolidations"] > 0.0 and (state["firm"] > 0.0 or is_suspicious(state)):
         return 1.0

@@ -12,10 +12,17 @@ import torch
 from torch import Tensor
 
 from sal_optim.detection import novelty
-from sal_optim.detection.change_detector import begin_segment, limit, observe, record
+from sal_optim.detection.change_detector import (
+    NOVELTY,
+    begin_segment,
+    is_ready,
+    limit,
+    observe,
+    record,
+)
 from sal_optim.detection.grad_norm import arrived, joined, norms, to_host
 from sal_optim.protection.block import Block
-from sal_optim.protection.clock import INTERVAL, UNIT_RETENTION, is_due, window
+from sal_optim.protection.clock import INTERVAL, MEASURED, UNIT_RETENTION, is_due, window
 from sal_optim.protection.consolidation import consolidate_param
 from sal_optim.protection.holder import Holder
 from sal_optim.protection.statistics import track
@@ -74,7 +81,7 @@ class Judge:
             return
         ordinary = self._hear(total, settings)
         track([b.state for b in decision.blocks], values, settings["stats_beta"])
-        self._schedule(decision, self.holder.detector["total"] % INTERVAL, ordinary)
+        self._schedule(decision, self.holder.detector["total"], ordinary)
         decision.gathers = decision.gathers or (self.observing and ordinary)
         decision.scale = math.sqrt(size) / (total * decision.loss_scale)
 
@@ -97,14 +104,15 @@ class Judge:
 
         self.send(torch.where(known, vector / decision.loss_scale, 0.0), hear)
         # The step that is judged later is the detector's next.
-        self._schedule(decision, (detector["total"] + 1.0) % INTERVAL, True)
+        self._schedule(decision, detector["total"] + 1.0, True)
         most = limit(detector, tau0=settings["tau0"], alpha=settings["alpha"])
         ordinary = known & (total <= most * decision.loss_scale)
         decision.scale = torch.where(ordinary, math.sqrt(size) / total, 0.0)
 
-    def _schedule(self, decision: Decision, phase: float, ordinary: bool) -> None:
+    def _schedule(self, decision: Decision, step: float, ordinary: bool) -> None:
+        phase = step % INTERVAL
         decision.gathers = ordinary and phase == 1.0
-        decision.penalizes, decision.measures = phase == 0.0, phase == 2.0
+        decision.penalizes, decision.measures = phase == 0.0, step % MEASURED == 2.0
         decision.listens = phase == 1.0 and novelty.listens(self.holder.detector)
 
     def _hear(self, norm: float, settings: Any) -> bool:
@@ -119,7 +127,9 @@ class Judge:
         threshold = {"tau0": settings["tau0"], "alpha": settings["alpha"], "beta": beta}
         verdict = observe(detector, norm, **threshold)
         if verdict.change:
-            detector["firm"] = 1.0
+            if not is_ready(detector, NOVELTY):
+                # Later this is for the novelty to say: norms leap for many reasons.
+                detector["firm"] = 1.0
             if self.consolidate():
                 detector["changes"] += 1.0
             begin_segment(detector)

@@ -43,7 +43,7 @@ def test_published_stability_of_one_tensor() -> None:
 def test_the_length_of_the_last_measured_update(
     class_row: Row, mode: Mode, ahead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once in every ``INTERVAL`` steps; of a parameter that comes late, too."""
+    """Once in every ``MEASURED`` steps; of a parameter that comes late, too."""
     if ahead:
         monkeypatch.setattr(judge, "on_host", lambda _: False)
     params = make_params()
@@ -59,7 +59,7 @@ def test_the_length_of_the_last_measured_update(
             if grad is not None:
                 norm = float(grad.norm())
                 norms[index] = beta * norms[index] + (1.0 - beta) * norm if norms[index] else norm
-                if step % clock.INTERVAL == 1:
+                if step % clock.MEASURED == 1:
                     lengths[index] = float((param - old).detach().norm())
         if step % 25 == 0:
             optimizer.diagnostics()  # what is underway arrives

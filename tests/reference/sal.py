@@ -244,7 +244,7 @@ class Reference:
         self.since += 1
         surprising, change = self.norms.judge(norm)
         if change:
-            self.firm = True
+            self.firm = self.firm or self.novelty.steps < 8
             self.changes += self.merge()
             self.norms.begin_segment()
             surprising, _ = self.norms.judge(norm)
@@ -314,7 +314,11 @@ class Reference:
         if listens:
             self.listen([(p, g) for p, g in watched if p.weight > 0])
         if not observing:
-            self.move(pairs, unit if phase == 0 else 0.0, measures=phase == 2)
+            self.move(
+                pairs,
+                unit if phase == 0 else 0.0,
+                measures=told and self.total % clock.MEASURED == 2,
+            )
 
     def listen(self, pairs: list[tuple[Parameter, Tensor]]) -> None:
         """How much of the gradient is where earlier data said nothing?"""
