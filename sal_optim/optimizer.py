@@ -46,6 +46,10 @@ class SALOptimizer(Optimizer):
         super().__init__(params, **self._checked_base(base))
         self.defaults.update(protection)
 
+    def _moments_of(self, param: Tensor, group: dict[str, Any]) -> tuple[str, ...]:
+        """Those of one parameter, where a base does not treat all alike."""
+        return self._moments
+
     # ---------------------------------------------------------------- settings
 
     def _refuse_differentiable(self, settings: dict[str, Any]) -> None:
@@ -210,9 +214,9 @@ class SALOptimizer(Optimizer):
 
     def _refuse_cast(self) -> None:
         """Raise ValueError where a parameter was cast and the base optimizer's state was not."""
-        name = (*self._moments, "momentum_buffer")[0]
         for group in self.param_groups:
             for param in group["params"]:
+                name = (*self._moments_of(param, group), "momentum_buffer")[0]
                 moment = self.state[param].get(name) if param in self.state else None
                 if moment is not None and moment.dtype != param.dtype:
                     raise ValueError(

@@ -122,7 +122,7 @@ def _fitted_state(
         number = checks.number(f"'step' in {where}", state["step"])
         if not isinstance(state["step"], Tensor):
             state["step"] = number
-    moments = optimizer._moments
+    moments = optimizer._moments_of(param, group)
     present = [name for name in moments if name in state]
     if present and len(present) < len(moments):
         missing = next(name for name in moments if name not in state)
@@ -138,7 +138,7 @@ def _fitted_state(
         raise KeyError(f"{where} has no 'max_exp_avg_sq', which amsgrad needs")
     state = upgraded_state(param, state, detector)
     check_statistics(where, param, group, state)
-    for name in (*optimizer._moments, "max_exp_avg_sq", "momentum_buffer", "anchor"):
+    for name in (*moments, "max_exp_avg_sq", "momentum_buffer", "anchor"):
         if name in state:
             check_tensor(f"{where}, {name!r},", name, state[name], tuple(param.shape), param)
     return state
