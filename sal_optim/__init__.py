@@ -11,6 +11,7 @@ from sal_optim._version import __version__
 from sal_optim.adam import SALAdam, SALAdamW
 from sal_optim.layer import CommunicationLayer
 from sal_optim.lion import SALLion
+from sal_optim.muon import SALMuon
 from sal_optim.optimizer import SALOptimizer
 from sal_optim.sgd import SALSGD
 from sal_optim.utils.lazy_import import lazy_names
@@ -22,6 +23,7 @@ __all__ = [
     "SALAdam",
     "SALAdamW",
     "SALLion",
+    "SALMuon",
     "SALOptimizer",
     "__version__",
     "plot",
