@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sal_optim.checkpoint.loading import Checkpoint
-from sal_optim.checkpoint.validation import OWN, fitted
+from sal_optim.checkpoint.validation import fitted, is_own
 from sal_optim.config import SHARED_BY_ALL, check_alike, check_protection
 from sal_optim.protection.controller import ProtectionController
 from sal_optim.utils import checks
@@ -116,7 +116,7 @@ class SALOptimizer(Optimizer):
                 self._own_controller.early[param] = self.state.pop(param)
 
     def _is_early(self, state: dict[str, Any]) -> bool:
-        return bool(state and self._moments) and all(name in OWN for name in state)
+        return bool(state and self._moments) and all(is_own(name) for name in state)
 
     def __getstate__(self) -> dict[str, Any]:
         controller = self._controller
