@@ -1,7 +1,7 @@
 """sal_optim: PyTorch optimizers that forget less.
 
-Drop-in replacements for Adam, AdamW, SGD and Lion that keep evidence of what was learned, notice by
-themselves when the data changes, and protect what the old data rests on.
+Drop-in replacements for Adam, AdamW, SGD, Lion and Muon that keep evidence of what was learned,
+notice by themselves when the data changes, and protect what the old data rests on.
 """
 
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from sal_optim._version import __version__
 from sal_optim.adam import SALAdam, SALAdamW
 from sal_optim.layer import CommunicationLayer
 from sal_optim.lion import SALLion
+from sal_optim.muon import SALMuon
 from sal_optim.optimizer import SALOptimizer
 from sal_optim.sgd import SALSGD
 from sal_optim.utils.lazy_import import lazy_names
@@ -22,6 +23,7 @@ __all__ = [
     "SALAdam",
     "SALAdamW",
     "SALLion",
+    "SALMuon",
     "SALOptimizer",
     "__version__",
     "plot",

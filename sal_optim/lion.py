@@ -92,7 +92,6 @@ class SALLion(SALOptimizer, Lion):  # type: ignore[misc]
         config.SHARED
     }"""
 
-    _has_fused = False
     _moments = ("exp_avg",)
 
     def __init__(

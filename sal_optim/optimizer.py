@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sal_optim.checkpoint.loading import Checkpoint
-from sal_optim.checkpoint.validation import OWN, fitted
+from sal_optim.checkpoint.validation import fitted, is_own
 from sal_optim.config import SHARED_BY_ALL, check_alike, check_protection
 from sal_optim.protection.controller import ProtectionController
 from sal_optim.sharding.dtensor import PLAIN
@@ -38,8 +38,6 @@ class SALOptimizer(Optimizer):
         settings: all arguments of the subclass's constructor, by name.
     """
 
-    # Whether the base has a fused kernel for CPUs.
-    _has_fused = True
     # The base optimizer's state tensors, without which it can't go on from a checkpoint.
     _moments: tuple[str, ...] = ()
 
@@ -50,6 +48,10 @@ class SALOptimizer(Optimizer):
         self._protection_defaults = protection
         super().__init__(params, **self._checked_base(base))
         self.defaults.update(protection)
+
+    def _moments_of(self, param: Tensor, group: dict[str, Any]) -> tuple[str, ...]:
+        """Those of one parameter, where a base does not treat all alike."""
+        return self._moments
 
     # ---------------------------------------------------------------- settings
 
@@ -117,7 +119,7 @@ class SALOptimizer(Optimizer):
                 self._own_controller.early[param] = self.state.pop(param)
 
     def _is_early(self, state: dict[str, Any]) -> bool:
-        return bool(state and self._moments) and all(name in OWN for name in state)
+        return bool(state and self._moments) and all(is_own(name) for name in state)
 
     def __getstate__(self) -> dict[str, Any]:
         controller = self.controller
@@ -232,7 +234,7 @@ class SALOptimizer(Optimizer):
                 group["fused"] = None
 
     def _may_fuse(self, group: dict[str, Any]) -> bool:
-        if not self._has_fused or group["fused"] is not None or group["foreach"] is not None:
+        if group.get("fused", False) is not None or group.get("foreach") is not None:
             return False
         params = [param for param in group["params"] if param.grad is not None]
         states = [self.state.get(param, {}) for param in params]
@@ -247,9 +249,9 @@ class SALOptimizer(Optimizer):
 
     def _refuse_cast(self) -> None:
         """Raise ValueError where a parameter was cast and the base optimizer's state was not."""
-        name = (*self._moments, "momentum_buffer")[0]
         for group in self.param_groups:
             for param in group["params"]:
+                name = (*self._moments_of(param, group), "momentum_buffer")[0]
                 moment = self.state[param].get(name) if param in self.state else None
                 if moment is not None and moment.dtype != param.dtype:
                     raise ValueError(

@@ -177,6 +177,7 @@ def test_complex_equals_its_real_view(
     shapes = [(3, 2), (4,), ()]
     params = make_params(shapes, dtype)
     real = [torch.view_as_real(p.detach().clone()).requires_grad_() for p in params]
+    mode = {**mode, **class_row.by_element}  # a real view is of more dimensions
     one, other = (class_row(p, importance=importance, **mode) for p in (params, real))
     grads = stream(params, profile(90, (60,)))
     views = [[torch.view_as_real(grad) for grad in now] for now in grads]

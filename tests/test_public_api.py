@@ -38,6 +38,7 @@ NAMES = {
     "SALAdam",
     "SALAdamW",
     "SALLion",
+    "SALMuon",
     "SALOptimizer",
     "SALSGD",
     "__version__",
@@ -61,6 +62,12 @@ CONSTRUCTORS = {
     "SALLion": (
         "params, lr=0.0001, betas=(0.9, 0.99), weight_decay=0.0, *, "
         f"{LION}, differentiable=False, {OLD}"
+    ),
+    "SALMuon": (
+        "params, lr=0.001, weight_decay=0.1, momentum=0.95, nesterov=True, "
+        "ns_coefficients=(3.4445, -4.775, 2.0315), eps=1e-07, ns_steps=5, adjust_lr_fn=None, *, "
+        f"use_muon=True, betas=(0.9, 0.95), adamw_lr_ratio=1.0, {SHARED}, differentiable=False, "
+        f"{OLD}"
     ),
 }
 LAYER = (

@@ -238,7 +238,8 @@ def test_the_scale_of_the_loss_changes_nothing(row: Row, mode: Mode, factor: flo
     if not row.scale_free:
         pytest.skip("SGD's own step follows the scale of the loss")
     # Adam's eps is an absolute size, and the one thing that is not free of scale.
-    mode = {"consolidate_every": None, **mode}
+    # Muon rounds what it orthogonalizes to bfloat16 before it scales it.
+    mode = {"consolidate_every": None, **mode, **row.by_element}
     mode = {**mode, "eps": 0.0} if "exp_avg_sq" in row.moments else mode
     dtype = torch.float64
     plain, scaled = make_params(dtype=dtype), make_params(dtype=dtype)

@@ -38,10 +38,10 @@ def test_what_a_consolidation_does(row: Row, mode: Mode, retention: float) -> No
     assert optimizer.diagnostics()["drift"] == 0
     still = clone_params(params)
     kept = [optimizer.state[p]["pending"].clone() for p in params]
-    moments = [optimizer.state[p][name].clone() for p in params for name in row.moments]
+    moments = [optimizer.state[p][name].clone() for p in params for name in row.moments_of(p)]
     optimizer.consolidate()
     assert_equal(params, still, "consolidating moves nothing:")
-    now = [optimizer.state[p][name] for p in params for name in row.moments]
+    now = [optimizer.state[p][name] for p in params for name in row.moments_of(p)]
     assert_equal(moments, now, "moments are the base optimizer's:")
     first = [optimizer.state[p]["evidence"].clone() for p in params]
     assert_near(first, [pending / (40 / INTERVAL) for pending in kept])
