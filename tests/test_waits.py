@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sal_optim import SALOptimizer
+from sal_optim import SALMuon, SALOptimizer
 from sal_optim.importance import kronecker
 from sal_optim.protection import gradients, judge
 from sal_optim.protection.clock import INTERVAL
@@ -128,7 +128,9 @@ def test_an_accelerator_ends_as_a_cpu_does(row: Row, monkeypatch: pytest.MonkeyP
             patch.setattr(judge, "on_host", lambda _: False)
             step_with(ahead, one, now)
         step_with(now_, other, now)
-    assert_near(one, other, rtol=1e-4, atol=1e-5)
+    # Muon rounds to bfloat16 before it orthogonalizes.
+    loose = 30.0 if row.cls is SALMuon else 1.0
+    assert_near(one, other, rtol=loose * 1e-4, atol=loose * 1e-5)
     assert ahead.diagnostics() == pytest.approx(now_.diagnostics(), rel=1e-3, abs=1e-5)
 
 
