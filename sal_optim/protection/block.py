@@ -5,7 +5,7 @@ What a parameter's state starts as is here; what a consolidation makes of it is 
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,10 +45,7 @@ class Block:
 
 
 def blocks_of(
-    groups: Sequence[Group],
-    state_of: Callable[[Tensor], State],
-    owned_state: Callable[[Tensor], State],
-    owner: type,
+    groups: Sequence[Group], state: Mapping[Tensor, State], early: dict[Tensor, State], owner: type
 ) -> list[Block]:
     """Protected parameters that have a gradient, as a step sees them.
 
@@ -56,8 +53,8 @@ def blocks_of(
 
     Args:
         groups: with the settings of the protection.
-        state_of: looks up what is kept for a parameter.
-        owned_state: the same, to be written to.
+        state: of the optimizer, by parameter.
+        early: where state is kept that the optimizer does not have yet.
         owner: the optimizer's class, for messages.
     """
     found = [
@@ -68,8 +65,11 @@ def blocks_of(
         if param.grad is not None
     ]
     for param, group in found:
-        check_ready(param, state_of(param), group, owner.__name__)
-    return [block_of(param, owned_state(param), group) for param, group in found]
+        check_ready(param, state.get(param) or early.get(param, {}), group, owner.__name__)
+    return [
+        block_of(param, state.get(param) or early.setdefault(param, {}), group)
+        for param, group in found
+    ]
 
 
 def block_of(param: Tensor, state: State, group: Group) -> Block:

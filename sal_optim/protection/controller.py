@@ -64,7 +64,7 @@ class ProtectionController(Holder):
 
     def collect(self) -> list[Block]:
         """Protected parameters that have a gradient. All is checked before anything changes."""
-        blocks = blocks_of(self.groups, self.state_of, self.owned_state, type(self.optimizer))
+        blocks = blocks_of(self.groups, self.optimizer.state, self.early, type(self.optimizer))
         if not self._stepped:
             self._stepped = True
             warn_of_diagonal(blocks)
@@ -104,8 +104,8 @@ class ProtectionController(Holder):
         held = batches(decision.blocks)
         if decision.listens and held:
             self._listen(held, decision)
-        share = strength(self.detector)
-        if share == 0.0 or not held:
+        share = strength(decision.detector) if held else 0.0
+        if share == 0.0:
             return
         grads = [grad for blocks in held for grad in self.protected(blocks, decision, share)]
         blocks = [block for batch in held for block in batch]
@@ -142,8 +142,7 @@ class ProtectionController(Holder):
                 # What was early is now the optimizer's, and what is measured goes there.
                 block.state = self.state_of(block.param)
         if decision.before:
-            beta = self.groups[0]["stats_beta"]
-            self.judge.measure(decision.blocks, decision.before, beta)
+            self.judge.measure(decision)
 
     # ---------------------------------------------------------------- what users call
 

@@ -56,11 +56,6 @@ class Holder:
         state: State | None = self.optimizer.state.get(param)
         return state if state else self.early.get(param, {})
 
-    def owned_state(self, param: Tensor) -> State:
-        """The state of a parameter, to be written to."""
-        state: State = self.optimizer.state.get(param) or self.early.setdefault(param, {})
-        return state
-
     def settle_early(self) -> None:
         """Put state that was gathered before the optimizer's first step where it belongs."""
         for param, early in self.early.items():

@@ -14,6 +14,7 @@ from torch import Tensor
 from sal_optim.detection import novelty
 from sal_optim.detection.change_detector import (
     NOVELTY,
+    DetectorState,
     begin_segment,
     is_ready,
     limit,
@@ -21,7 +22,7 @@ from sal_optim.detection.change_detector import (
     record,
 )
 from sal_optim.detection.grad_norm import arrived, joined, norms, to_host
-from sal_optim.protection.block import Block
+from sal_optim.protection.block import Block, Group
 from sal_optim.protection.clock import INTERVAL, MEASURED, UNIT_RETENTION, is_due, window
 from sal_optim.protection.consolidation import consolidate_param
 from sal_optim.protection.holder import Holder
@@ -33,7 +34,9 @@ from sal_optim.utils.rounding import Number, on_host
 class Decision:
     """What a step does beside the base optimizer's update."""
 
-    blocks: list[Block] = field(default_factory=list)
+    blocks: list[Block]
+    settings: Group  # that hold for all groups
+    detector: DetectorState
     gathers: bool = False
     penalizes: bool = False
     listens: bool = False  # to the novelty of its gradients
@@ -57,36 +60,36 @@ class Judge:
 
     def decide(self, blocks: list[Block], *, moves: bool, loss_scale: float) -> Decision:
         """Judge this step's gradients; consolidate where that is due."""
-        decision = Decision(blocks, loss_scale=loss_scale)
+        settings, detector = self.holder.groups[0], self.holder.detector
+        decision = Decision(blocks, settings, detector, loss_scale=loss_scale)
         self.settle()
         if not blocks:
             return decision
-        detector, settings = self.holder.detector, self.holder.groups[0]
         decision.norms = norms([b.grad for b in blocks], [b.sharding for b in blocks])
         size = sum(block.size for block in blocks)
         if self.observing or all(on_host(norm) for norm in decision.norms):
-            self._decide_now(decision, size, moves, settings)
+            self._decide_now(decision, size, moves)
         else:
-            self._decide_ahead(decision, size, moves, settings)
+            self._decide_ahead(decision, size, moves)
         decision.unit = detector["unit"] / math.sqrt(max(1, size))
         if is_due(detector, settings["consolidate_every"]) and not self.observing:
             self.consolidate()
         return decision
 
-    def _decide_now(self, decision: Decision, size: int, moves: bool, settings: Any) -> None:
+    def _decide_now(self, decision: Decision, size: int, moves: bool) -> None:
         values = [float(norm) / decision.loss_scale for norm in decision.norms]
         total = math.sqrt(sum(value * value for value in values))
         # A zero gradient, a non-finite one or a zero learning rate tells nothing about the data.
         if not (0.0 < total < math.inf and (moves or self.observing)):
             return
-        ordinary = self._hear(total, settings)
-        track([b.state for b in decision.blocks], values, settings["stats_beta"])
-        self._schedule(decision, self.holder.detector["total"], ordinary)
+        ordinary = self._hear(total, decision.settings, decision.detector)
+        track([b.state for b in decision.blocks], values, decision.settings["stats_beta"])
+        self._schedule(decision, decision.detector["total"], ordinary)
         decision.gathers = decision.gathers or (self.observing and ordinary)
         decision.scale = math.sqrt(size) / (total * decision.loss_scale)
 
-    def _decide_ahead(self, decision: Decision, size: int, moves: bool, settings: Any) -> None:
-        detector = self.holder.detector
+    def _decide_ahead(self, decision: Decision, size: int, moves: bool) -> None:
+        settings, detector = decision.settings, decision.detector
         vector = joined(decision.norms)
         total = vector.square().sum().sqrt()
         known = (total > 0.0) & total.isfinite()
@@ -99,7 +102,7 @@ class Judge:
         def hear(values: list[float]) -> None:
             total = math.sqrt(sum(value * value for value in values))
             if total > 0.0:
-                self._hear(total, settings)
+                self._hear(total, settings, detector)
                 self._track(params, values, settings["stats_beta"])
 
         self.send(torch.where(known, vector / decision.loss_scale, 0.0), hear)
@@ -113,11 +116,10 @@ class Judge:
         phase = step % INTERVAL
         decision.gathers = ordinary and phase == 1.0
         decision.penalizes, decision.measures = phase == 0.0, step % MEASURED == 2.0
-        decision.listens = phase == 1.0 and novelty.listens(self.holder.detector)
+        decision.listens = phase == 1.0 and novelty.listens(decision.detector)
 
-    def _hear(self, norm: float, settings: Any) -> bool:
+    def _hear(self, norm: float, settings: Group, detector: DetectorState) -> bool:
         """Pass the norm to the detector, consolidate at a change; is the step ordinary?"""
-        detector = self.holder.detector
         beta = settings["stats_beta"]
         if self.observing:
             record(detector, norm, beta=beta)
@@ -150,9 +152,10 @@ class Judge:
 
         self.send(torch.stack([joined(damped).norm(), joined(whole).norm()]), hear)
 
-    def measure(self, blocks: Sequence[Block], before: Sequence[Tensor], beta: float) -> None:
-        """Take the lengths of the steps that led here from the weights ``before``."""
-        steps = list(torch._foreach_sub([block.values for block in blocks], list(before)))
+    def measure(self, decision: Decision) -> None:
+        """Take the lengths of the steps that led here from the weights before."""
+        blocks, beta = decision.blocks, decision.settings["stats_beta"]
+        steps = list(torch._foreach_sub([block.values for block in blocks], decision.before))
         lengths = joined(norms(steps, [block.sharding for block in blocks]))
         params = [block.param for block in blocks]
         self.send(lengths, lambda values: self._track(params, values, beta, update=True))
