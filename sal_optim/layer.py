@@ -200,6 +200,10 @@ class CommunicationLayer:
         """A context that gathers and moves nothing; see :meth:`SALOptimizer.observe`."""
         return self.controller.observe()
 
+    def tell(self, **numbers: float | Tensor) -> None:
+        """Tell a change by what the training loop knows; see :meth:`SALOptimizer.tell`."""
+        self.controller.tell(numbers)
+
     def restore(self, strength: float) -> None:
         """Draw all weights back to their anchors; see :meth:`SALOptimizer.restore`."""
         self.controller.restore(strength)

@@ -7,7 +7,7 @@ gradient that the update is given. See ``CONTRIBUTING.md`` for how a base optimi
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, overload
 
 import torch
@@ -18,11 +18,9 @@ from sal_optim.checkpoint.loading import Checkpoint
 from sal_optim.checkpoint.validation import fitted, is_own
 from sal_optim.config import SHARED_BY_ALL, check_alike, check_protection
 from sal_optim.protection.controller import ProtectionController
-from sal_optim.sharding.dtensor import PLAIN
+from sal_optim.protection.fused import fused
 from sal_optim.utils import checks
 
-# What torch's fused kernels for CPUs take.
-FUSED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # Settings of the protection, which the base optimizer's constructor does not know.
 PROTECTION_SETTINGS = (
     "protection", "pull", "importance", "rank", "consolidate_every", "retention", "tau0", "alpha",
@@ -210,42 +208,11 @@ class SALOptimizer(Optimizer):
         controller.measure_before(decision)
         controller.protect(decision)
         try:
-            with self._fused() if decision.replaced else contextlib.nullcontext():
+            with fused(self) if decision.replaced else contextlib.nullcontext():
                 self._base_step()
         finally:
             controller.finish(decision)
         return loss
-
-    @contextlib.contextmanager
-    def _fused(self) -> Iterator[None]:
-        """Have a protected step taken by torch's fused kernel, where the choice is open.
-
-        On a CPU that is one pass over memory where torch's default takes ten, and pays for the
-        protection. Without protection the default stays, so that the step is the base's bit for
-        bit. On an accelerator a fused step keeps its counts elsewhere.
-        """
-        chosen = [group for group in self.param_groups if self._may_fuse(group)]
-        for group in chosen:
-            group["fused"] = True
-        try:
-            yield
-        finally:
-            for group in chosen:
-                group["fused"] = None
-
-    def _may_fuse(self, group: dict[str, Any]) -> bool:
-        if group.get("fused", False) is not None or group.get("foreach") is not None:
-            return False
-        params = [param for param in group["params"] if param.grad is not None]
-        states = [self.state.get(param, {}) for param in params]
-        # torch's fused SGD takes no parameter that comes later than the others.
-        buffers = {state.get("momentum_buffer") is None for state in states}
-        counts = [state["step"].dtype for state in states if "step" in state]
-        return (
-            len(buffers) == 1
-            and all(dtype == torch.float32 for dtype in counts)
-            and all(type(p) in PLAIN and p.is_cpu and p.dtype in FUSED for p in params)
-        )
 
     def _refuse_cast(self) -> None:
         """Raise ValueError where a parameter was cast and the base optimizer's state was not."""
@@ -287,6 +254,20 @@ class SALOptimizer(Optimizer):
         and ``step()``, then call :meth:`consolidate`. One warning where no step was taken.
         """
         return self.controller.observe()
+
+    def tell(self, **numbers: float | Tensor) -> None:
+        """Tell a change of the data by what the training loop knows; to be called before a step.
+
+        Optional: a change is noticed without it, also where gradients are clipped.
+
+        Args:
+            numbers: ``loss``, the training loss, or ``norm``, the gradient's norm before it was
+                clipped; floats, or tensors of one element, for which nothing waits.
+
+        Raises:
+            ValueError: another name, a negative number, or more than one.
+        """
+        self.controller.tell(numbers)
 
     def restore(self, strength: float) -> None:
         """Draw all weights back to their anchors, each as far as its importance asks for.

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from sal_optim.detection.change_detector import begin_segment
 from sal_optim.detection.grad_norm import norms
+from sal_optim.detection.told import TOLD
 from sal_optim.protection.block import Block, Group, blocks_of, warn_of_diagonal
 from sal_optim.protection.clock import strength
 from sal_optim.protection.consolidation import draw_back, importance_of
@@ -153,6 +154,21 @@ class ProtectionController(Holder):
         if self.judge.consolidate():
             self.detector["firm"] = 1.0
         begin_segment(self.detector)
+
+    @torch.no_grad()
+    def tell(self, numbers: dict[str, Any]) -> None:
+        """Hear what the training loop knows; see ``SALOptimizer.tell``."""
+        for name, number in numbers.items():
+            checks.choice("signal", name, list(TOLD))
+            if not isinstance(number, Tensor):
+                number = torch.tensor(checks.number(name, number, high_open=False), device="cpu")
+            elif number.numel() != 1:
+                raise ValueError(
+                    f"Invalid {name} value: a tensor of shape {tuple(number.shape)}; {name} must "
+                    "be one number"
+                )
+            if not self.observing:
+                self.judge.hear_told(name, number.detach())
 
     def settle(self) -> None:
         """Take what the last step has left underway to the host."""
