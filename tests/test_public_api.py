@@ -83,6 +83,7 @@ LAYER_METHODS = {
     "remove": "self",
     "restore": "self, strength",
     "stability": "self, param",
+    "tell": "self, **numbers",
 }
 METHODS = {
     "add_param_group": "self, param_group",
@@ -94,6 +95,7 @@ METHODS = {
     "stability": "self, param",
     "state_dict": "self",
     "step": "self, closure=None",
+    "tell": "self, **numbers",
 }
 COMPANIONS = {
     "Drift": "self, model, probe, layer=None",
