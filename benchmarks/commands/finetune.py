@@ -225,7 +225,7 @@ def _arguments(argv: Sequence[str] | None) -> Namespace:
     require_range("--width", args.width, 4)
     if args.width % 4:
         raise UserError(
-            f"--width: {args.width} is not allowed; allowed: a multiple of 4, the number of heads"
+            f"--width: {args.width} is not a multiple of 4, the number of heads; allowed: 4, 8 …"
         )
     check_folder(args.out)
     check_data_dir(args.data_dir)

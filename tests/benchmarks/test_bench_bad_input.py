@@ -150,7 +150,7 @@ def test_a_grid_of_what_every_method_may_vary_is_run(tmp_path: Path) -> None:
         (["finetune", "--old", "nix"], ["--old", "'nix'", "prose"]),
         (["finetune", "--tuned", "/no/such"], ["--tuned", "/no/such", "none"]),
         (["finetune", "--data-dir", "/no/such"], ["--data-dir", "/no/such"]),
-        (["finetune", "--width", "10"], ["--width", "10", "multiple of 4"]),
+        (["finetune", "--width", "10"], ["--width", "10", "multiple of 4", "allowed"]),
         (["finetune", "--methods", "nix"], ["--methods", "'nix'", "adamw"]),
         (["finetune", "--out", "{file}"], ["--out", "taken", "a folder"]),
         (["finetune", "--model", "nix"], ["--model", "'nix'", "small"]),

@@ -347,3 +347,9 @@ def test_wrong_arguments_are_named(
 ) -> None:
     assert main(["finetune", *wrong]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_every_method_has_a_line_of_its_own() -> None:
+    looks = report._looks(list(METHODS))
+    lines = {(look["color"], look["linestyle"]) for look in looks.values()}
+    assert len(lines) == len(METHODS)
