@@ -15,7 +15,7 @@ from benchmarks.__main__ import main
 from benchmarks.data.characters import VOCABULARY, windows
 from benchmarks.data.characters import next_loss as loss
 from benchmarks.data.errors import UserError
-from benchmarks.finetune import texts
+from benchmarks.finetune import report, texts
 from benchmarks.finetune.analysis import best, forgetting, front, matched_lr, ratio, target
 from benchmarks.finetune.choices import choose, read
 from benchmarks.finetune.methods import METHODS
