@@ -55,7 +55,7 @@ def test_mypy_finds_them(tmp_path: Path) -> None:
 def test_pyright_finds_them(tmp_path: Path) -> None:
     if importlib.util.find_spec("pyright") is None:
         pytest.skip("pyright is not installed")
-    done = checked(["pyright", "--outputjson", "user.py"], tmp_path)
+    done = checked(["pyright", "--outputjson", "--pythonpath", sys.executable, "user.py"], tmp_path)
     try:
         found = json.loads(done.stdout)["generalDiagnostics"]
     except ValueError:  # its package fetches the checker when it first runs
