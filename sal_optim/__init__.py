@@ -26,15 +26,18 @@ __all__ = [
     "SALMuon",
     "SALOptimizer",
     "__version__",
+    "monitors",
     "plot",
     "report",
+    "writers",
 ]
 
 install()
 if TYPE_CHECKING:
     from sal_optim import companions as companions
+    from sal_optim import companions as monitors
     from sal_optim import monitoring as monitoring
-    from sal_optim.monitoring import plot
+    from sal_optim.monitoring import plot, writers
     from sal_optim.monitoring.live_view import LiveView
     from sal_optim.monitoring.report import report
 else:
@@ -45,11 +48,10 @@ else:
             "LiveView": "monitoring.live_view",
             "companions": "companions",
             "monitoring": "monitoring",
-            "plot": "monitoring",
             "report": "monitoring.report",
         },
         globals(),
     )
 
     def __getattr__(name: str) -> object:
-        return old_module(name) if name in MOVED and name not in __all__ else _lazy(name)
+        return old_module(name) if name in MOVED else _lazy(name)

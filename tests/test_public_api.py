@@ -42,8 +42,10 @@ NAMES = {
     "SALOptimizer",
     "SALSGD",
     "__version__",
+    "monitors",
     "plot",
     "report",
+    "writers",
 }
 CONSTRUCTORS = {
     "SALAdam": (
