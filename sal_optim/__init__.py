@@ -24,8 +24,10 @@ __all__ = [
     "SALLion",
     "SALOptimizer",
     "__version__",
+    "load_importance",
     "plot",
     "report",
+    "save_importance",
 ]
 
 install()
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from sal_optim.monitoring import plot
     from sal_optim.monitoring.live_view import LiveView
     from sal_optim.monitoring.report import report
+    from sal_optim.transfer import load_importance, save_importance
 else:
     # What is used beside an optimizer.
     _lazy, __dir__ = lazy_names(
@@ -42,9 +45,11 @@ else:
         {
             "LiveView": "monitoring.live_view",
             "companions": "companions",
+            "load_importance": "transfer",
             "monitoring": "monitoring",
             "plot": "monitoring",
             "report": "monitoring.report",
+            "save_importance": "transfer",
         },
         globals(),
     )

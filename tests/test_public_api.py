@@ -41,8 +41,10 @@ NAMES = {
     "SALOptimizer",
     "SALSGD",
     "__version__",
+    "load_importance",
     "plot",
     "report",
+    "save_importance",
 }
 CONSTRUCTORS = {
     "SALAdam": (
