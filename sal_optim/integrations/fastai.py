@@ -39,14 +39,14 @@ class SALCallback(Callback):
         self.run = not hasattr(learn, "lr_finder") and not hasattr(learn, "gather_preds")
         if not self.run:
             return
-        self._step = 0
+        self._steps = 0
 
         def batches(data: Any) -> Iterable[Any]:
             for batch in data:
-                yield to_device(tuple(batch), learn.dls.device)
+                yield to_device(tuple(batch), next(learn.model.parameters()).device)
 
         def loss(batch: Any) -> Tensor:
-            cut = learn.dls.n_inp
+            cut = getattr(learn.dls, "n_inp", len(batch) - 1)
             found: Tensor = learn.loss_func(learn.model(*batch[:cut]), *batch[cut:])
             return found
 
@@ -61,8 +61,8 @@ class SALCallback(Callback):
     def after_batch(self) -> None:
         """Measure."""
         if self.training:
-            self._step += 1
-            self._continual.stepped(self._step)
+            self._steps += 1
+            self._continual.stepped(self._steps)
 
     def after_fit(self) -> None:
         """Restore, consolidate, save."""

@@ -65,7 +65,7 @@ class SALCallback(Diagnostics):
     so that TensorBoard and others log what it measures.
 
     Args:
-        loss: ``loss(model, batch)``; by default ``model(**batch).loss``.
+        loss: ``loss(model, batch)``; by default the ``loss`` of ``model(**batch)``.
         settings: those of :class:`sal_optim.integrations.continual.Continual`.
     """
 
@@ -73,7 +73,7 @@ class SALCallback(Diagnostics):
         self, *, loss: Callable[[Any, Any], Tensor] | None = None, **settings: Any
     ) -> None:
         self._continual = Continual(**settings)
-        self._loss = loss or (lambda model, batch: model(**batch).loss)
+        self._loss = loss or _own_loss
         self._ended = False
         log_first()
 
@@ -148,6 +148,12 @@ def _build(cls: type, context: Any) -> tuple[type, dict[str, Any]]:
         if name != IMPORTANCE_FROM:
             kwargs[name] = _value(text)
     return cls, kwargs
+
+
+def _own_loss(model: Any, batch: Any) -> Tensor:
+    output = model(**batch)
+    found: Tensor = output["loss"] if isinstance(output, dict) else output[0]
+    return found
 
 
 def _optim_args(args: Any) -> dict[str, str]:
