@@ -25,6 +25,7 @@ OPTIMIZERS = {"saladam": SALAdam, "saladamw": SALAdamW, "salsgd": SALSGD, "salli
 
 # The module that holds a package's registry, and the file here that fills it.
 _REGISTRIES = {
+    "transformers.training_args": "transformers_names",
     "transformers.trainer": "transformers",
     "timm.optim": "timm",
     "pytorch_optimizer": "pytorch_optimizer",

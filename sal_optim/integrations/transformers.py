@@ -17,7 +17,13 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, trainer
 
 from sal_optim.checkpoint.naming import names_of
-from sal_optim.integrations import OPTIMIZERS, logged, protection_of, required_protection
+from sal_optim.integrations import (
+    OPTIMIZERS,
+    logged,
+    protection_of,
+    required_protection,
+    transformers_names,
+)
 from sal_optim.integrations.continual import Continual, announce
 from sal_optim.monitoring.lookup import Protection
 from sal_optim.transfer import load_importance
@@ -128,13 +134,8 @@ def register() -> None:
     from transformers import trainer_optimizer
     from transformers.training_args import OptimizerNames
 
+    transformers_names.register()
     for name, cls in OPTIMIZERS.items():
-        if name not in OptimizerNames._value2member_map_:
-            member = str.__new__(OptimizerNames, name)
-            member._name_, member._value_ = name.upper(), name
-            OptimizerNames._member_names_.append(name.upper())
-            OptimizerNames._member_map_[name.upper()] = member
-            OptimizerNames._value2member_map_[name] = member
         trainer_optimizer._OPTIMIZER_HANDLERS[OptimizerNames(name)] = functools.partial(_build, cls)
     log_first()
 
