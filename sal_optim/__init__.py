@@ -26,9 +26,11 @@ __all__ = [
     "SALMuon",
     "SALOptimizer",
     "__version__",
+    "load_importance",
     "monitors",
     "plot",
     "report",
+    "save_importance",
     "writers",
 ]
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from sal_optim.monitoring import plot, writers
     from sal_optim.monitoring.live_view import LiveView
     from sal_optim.monitoring.report import report
+    from sal_optim.transfer import load_importance, save_importance
 else:
     # What is used beside an optimizer.
     _lazy, __dir__ = lazy_names(
@@ -47,8 +50,10 @@ else:
         {
             "LiveView": "monitoring.live_view",
             "companions": "companions",
+            "load_importance": "transfer",
             "monitoring": "monitoring",
             "report": "monitoring.report",
+            "save_importance": "transfer",
         },
         globals(),
     )

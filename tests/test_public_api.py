@@ -42,9 +42,11 @@ NAMES = {
     "SALOptimizer",
     "SALSGD",
     "__version__",
+    "load_importance",
     "monitors",
     "plot",
     "report",
+    "save_importance",
     "writers",
 }
 CONSTRUCTORS = {

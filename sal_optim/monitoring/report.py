@@ -108,7 +108,7 @@ def rows(optimizer: object, model: nn.Module) -> list[Row]:
         importance, _ = controller.importance(param)
         size = max(1, counts.size)
         row = Row(
-            name=name,
+            name=readable(name),
             size=counts.size,
             protected=counts.protected / size,
             neutral=(counts.size - counts.protected - counts.volatile) / size,
@@ -120,6 +120,14 @@ def rows(optimizer: object, model: nn.Module) -> list[Row]:
         )
         found.append(row)
     return found
+
+
+def readable(name: str) -> str:
+    """A parameter's name without what PEFT puts around every one; others as they are."""
+    if not name.startswith("base_model.model."):
+        return name
+    short = name.removeprefix("base_model.model.").removesuffix(".weight")
+    return short.removesuffix(".default")
 
 
 def state_in_words(optimizer: object) -> str:
