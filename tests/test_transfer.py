@@ -180,7 +180,7 @@ def test_without_an_anchor(tmp_path: Path) -> None:
     optimizer = adamw(model.named_parameters())
     load_importance(optimizer, tmp_path / "a")
     weight = model[0].weight  # type: ignore[index]
-    anchor = required_protection(optimizer)._controller.state_of(weight)["anchor"]  # type: ignore[arg-type]
+    anchor = required_protection(optimizer).controller.state_of(weight)["anchor"]  # type: ignore[arg-type]
     assert torch.equal(anchor, weight.detach()), "the present weights"  # type: ignore[operator, arg-type]
 
 
