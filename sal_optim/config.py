@@ -27,8 +27,8 @@ PROTECTION_ARGUMENTS = """
         pull: strength of the penalty toward the anchor, relative to ``protection``; 0 keeps no
             anchor and saves its memory.
         importance: of a matrix: ``"kronecker"`` (factors of low rank), ``"diagonal"`` (a number an
-            element), or ``"factored"`` (row and column means). Vectors, and parameters that are
-            sharded over processes, are diagonal.
+            element), or ``"factored"`` (row and column means). Vectors are diagonal. A matrix
+            that is sharded over processes has the importance of each of its parts.
         rank: directions that ``"kronecker"`` keeps of each side of a matrix, at least 1; the others
             count by their mean. Fixed once there is importance.
         consolidate_every: ``"auto"``: whenever a tenth of the run has passed, 60 steps at least; a

@@ -15,18 +15,19 @@ from torch.optim import Optimizer
 
 from sal_optim.checkpoint.frame import check_frame
 from sal_optim.checkpoint.naming import regrouped
+from sal_optim.checkpoint.resharding import IMPORTANCE_STATE, of_own_layout
 from sal_optim.checkpoint.upgrading import upgraded_group, upgraded_state
 from sal_optim.config import check_protection
 from sal_optim.detection.change_detector import new_detector
 from sal_optim.protection.block import NUMBERS, Group, shapes
 from sal_optim.sharding.dtensor import is_distributed
+from sal_optim.sharding.stacked import layout_of, stacked_placements
 from sal_optim.utils import checks
 
 StateDict = dict[str, Any]
 Family = Any  # an instance of SALOptimizer, which imports this file
 
 # State that is real and keeps its own precision.
-IMPORTANCE_STATE = ("pending", "evidence", "left_", "right_")
 STATISTICS = (*IMPORTANCE_STATE, "anchor")
 # Containers nested deeper are no state of an optimizer.
 DEPTH = 16
@@ -137,6 +138,7 @@ def _fitted_state(
     if present and group.get("amsgrad") and "max_exp_avg_sq" not in state:
         raise KeyError(f"{where} has no 'max_exp_avg_sq', which amsgrad needs")
     state = upgraded_state(param, state, detector)
+    state = of_own_layout(where, param, group, state)
     check_statistics(where, param, group, state)
     for name in (*moments, "max_exp_avg_sq", "momentum_buffer", "anchor"):
         if name in state:
@@ -163,8 +165,10 @@ def fitted_around(optimizer: Optimizer, groups: list[Group], state_dict: StateDi
     keys = list(chain.from_iterable(group["params"] for group in fitted_groups))
     for index, param, state in paired(optimizer, state_dict):
         if isinstance(state, dict):
+            where = f"the state of parameter {index}"
             upgraded = upgraded_state(param, state, fitted_groups[0].get("threshold"))
-            check_statistics(f"the state of parameter {index}", param, owners[index], upgraded)
+            upgraded = of_own_layout(where, param, owners[index], upgraded)
+            check_statistics(where, param, owners[index], upgraded)
             states[keys[index]] = upgraded
     return {**state_dict, "state": states}
 
@@ -211,10 +215,9 @@ def check_statistics(where: str, param: Tensor, group: dict[str, Any], state: St
     names = shapes(param, group)
     for name in names:
         if name not in state:
-            kind = "diagonal" if is_distributed(param) else group["importance"]
             raise KeyError(
-                f"{where} has no {name!r}, which {kind} importance has; a state for sharded and "
-                "for whole parameters is made with importance='diagonal' alone"
+                f"{where} has no {name!r}, which {group['importance']} importance has; a state for "
+                "sharded and for whole parameters is made with importance='diagonal' alone"
             )
     for name, shape in {"anchor": tuple(param.shape), **names}.items():
         if name in state:
@@ -255,10 +258,18 @@ def check_tensor(where: str, name: str, value: Any, shape: tuple[int, ...], para
         right = value.is_floating_point() and value.dtype.itemsize >= 2
     if not right:
         raise ValueError(f"{where} is of {value.dtype}, which does not fit {param.dtype}")
-    if is_distributed(value) != is_distributed(param) or (
-        is_distributed(param) and value.placements != param.placements  # type: ignore[attr-defined]
-    ):
+    if is_distributed(value) != is_distributed(param) or not _is_cut_alike(name, value, param):
         raise ValueError(
             f"{where} is not cut over processes as its parameter is; load it by "
             "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict"
         )
+
+
+def _is_cut_alike(name: str, value: Tensor, param: Tensor) -> bool:
+    layout = layout_of(param)
+    if layout is None:
+        return True
+    placements = param.placements  # type: ignore[attr-defined]
+    if layout.lead and name.endswith(layout.suffix):
+        placements = stacked_placements(param)
+    return tuple(value.placements) == tuple(placements)  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
 """Diagonal importance: one number an element, as in elastic weight consolidation.
 
 Kirkpatrick et al. 2017 (arXiv 1612.00796), with the minibatch gradients that training makes anyway.
-It is the kind for vectors, and for what is sharded over processes, whatever the setting.
+It is the kind for vectors, whatever the setting.
 """
 
 import torch

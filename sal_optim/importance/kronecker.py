@@ -158,11 +158,14 @@ class Kronecker:
     def _table(self, state: State, damping: float | None, dtype: torch.dtype) -> Table:
         """``1 / (1 + damping * Omega)`` by direction; Omega itself without a damping."""
         left, right = (state[f"{side}_values"] for side in SIDES)
-        version = (left._version, id(right), right._version, dtype)
-        known = self._tables.get(left)
-        if known is None or known[0] != version:
-            known = self._tables[left] = version, {}
-        tables: dict[float | None, Table] = known[1]
+        # Views of one tensor, as blocks of sharded state are, have their places in it.
+        whole = left if left._base is None else left._base
+        version = (left._version, right._version, right.data_ptr(), dtype)
+        known = self._tables.setdefault(whole, {})
+        place = left.storage_offset()
+        if place not in known or known[place][0] != version:
+            known[place] = version, {}
+        tables: dict[float | None, Table] = known[place][1]
         if damping not in tables:
             omega = self._omega(state, dtype)
             factors = omega if damping is None else 1.0 / (omega * damping + 1.0)

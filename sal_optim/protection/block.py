@@ -4,7 +4,6 @@ What a parameter's state starts as is here; what a consolidation makes of it is 
 ``consolidation.py``.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sal_optim.importance import IMPORTANCE, Importance, State, kind_of
-from sal_optim.sharding.dtensor import PLAIN, Sharding, aligned, is_distributed, plain, sharding
+from sal_optim.importance import IMPORTANCE, Importance, State, code_of, kind_of
+from sal_optim.sharding.dtensor import PLAIN, Sharding, aligned, plain, sharding
+from sal_optim.sharding.stacked import layout_of, stacked_zeros
 
 Group = dict[str, Any]
 
@@ -21,6 +21,7 @@ Group = dict[str, Any]
 NUMBERS = (
     "evidence_weight",  # the sum of the weights of all consolidations
     "pending_steps",  # gathered since the last one
+    "layout",  # of the blocks that they are of: a number for each way to cut a matrix; 0: whole
     "grad_norm_mean",  # exponential statistics of the norm of the tensor's gradient
     "grad_norm_var",
     "delta_w",  # the norm of the tensor's last measured update
@@ -93,23 +94,10 @@ def block_of(param: Tensor, state: State, group: Group) -> Block:
 
 def kind_of_param(param: Tensor, group: Group) -> Importance:
     """The kind of importance that a parameter has."""
+    name, rank = group["importance"], group["rank"]
     if type(param) in PLAIN and not param.is_complex():
-        return kind_of(group["importance"], param, sharded=False)
-    return kind_of(group["importance"], plain(param.detach()), sharded=is_distributed(param))
-
-
-def warn_of_diagonal(blocks: Sequence[Block]) -> None:
-    """Say once where matrices can't have the kind of importance that is set for them."""
-    for block in blocks:
-        name = block.group["importance"]
-        if name != "diagonal" and block.param.dim() > 1 and is_distributed(block.param):
-            warnings.warn(
-                f"importance={name!r} is diagonal for matrices that are DTensor, whose sides are "
-                "spread over processes; importance='diagonal' says so without this warning",
-                UserWarning,
-                stacklevel=6,
-            )
-            return
+        return kind_of(name, param, layout=None, rank=rank)
+    return kind_of(name, plain(param.detach()), layout=layout_of(param), rank=rank)
 
 
 def local_state(state: Mapping[str, Any]) -> State:
@@ -135,11 +123,13 @@ def prepare(param: Tensor, state: State, group: Group, kind: Importance) -> None
     real = torch.view_as_real(param) if param.is_complex() else param
     for name, shape in kind.shapes(_real_shape(param), group["rank"]).items():
         if name not in state:
-            state[name] = (
-                torch.zeros_like(real, dtype=dtype_of(param, group))
-                if shape == tuple(real.shape)
-                else real.new_zeros(shape, dtype=dtype_of(param, group))
-            )
+            dtype = dtype_of(param, group)
+            if code_of(kind):
+                state[name] = stacked_zeros(param, shape, dtype)
+            elif shape == tuple(real.shape):
+                state[name] = torch.zeros_like(real, dtype=dtype)
+            else:
+                state[name] = real.new_zeros(shape, dtype=dtype)
     # From the first step, though it is used only after a consolidation: a distributed checkpoint
     # loads into the state that a step makes, and no more than that.
     if group["pull"] > 0.0 and "anchor" not in state:

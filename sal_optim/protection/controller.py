@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from sal_optim.detection.change_detector import begin_segment
 from sal_optim.detection.grad_norm import norms
 from sal_optim.detection.told import TOLD
-from sal_optim.protection.block import Block, Group, blocks_of, warn_of_diagonal
+from sal_optim.importance import code_of
+from sal_optim.protection.block import Block, Group, blocks_of
 from sal_optim.protection.clock import strength
 from sal_optim.protection.consolidation import draw_back, importance_of
 from sal_optim.protection.diagnostics import Spectrum, diagnose
@@ -54,7 +55,6 @@ class ProtectionController(Holder):
         self._descends = isinstance(optimizer, torch.optim.SGD)
         self._spectrum: Spectrum | None = None
         self._observed = 0
-        self._stepped = False
 
     @property
     def observing(self) -> bool:
@@ -65,11 +65,7 @@ class ProtectionController(Holder):
 
     def collect(self) -> list[Block]:
         """Protected parameters that have a gradient. All is checked before anything changes."""
-        blocks = blocks_of(self.groups, self.optimizer.state, self.early, type(self.optimizer))
-        if not self._stepped:
-            self._stepped = True
-            warn_of_diagonal(blocks)
-        return blocks
+        return blocks_of(self.groups, self.optimizer.state, self.early, type(self.optimizer))
 
     def decide(self, blocks: list[Block], *, moves: bool, loss_scale: float = 1.0) -> Decision:
         """Judge this step's gradients; consolidate where that is due.
@@ -97,6 +93,8 @@ class ProtectionController(Holder):
             blocks[0].kind.accumulate(states, grads, scale, at)
         for block in decision.blocks:
             block.state["pending_steps"] += 1.0
+            if block.local is not block.state:  # distributed
+                block.state["layout"] = code_of(block.kind)
             if block.state["pending_steps"] >= PENDING_HORIZON:
                 _halve_pending(block)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint import DefaultLoadPlanner
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -21,16 +24,20 @@ from sal_optim import SALOptimizer
 from tests.distributed.jobs import STEPS, follow, make, outcome
 from tests.distributed.models import Parameters, mesh_of, placed
 
+FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
-def save(way: str, name: str, kind: str, folder: str, at: int) -> dict[str, Any]:
+
+def save(
+    way: str, name: str, kwargs: dict[str, Any], folder: str, at: int, flat: bool = False
+) -> dict[str, Any]:
     """A run that saves halfway; its end."""
     model = placed(Parameters(), way)
     params = list(model.parameters())
-    optimizer = make(name, params, importance=kind)
+    optimizer = make(name, params, **kwargs)
     found = follow(optimizer, params, (0, at))
     state = {
         "model": get_model_state_dict(model),
-        "optimizer": get_optimizer_state_dict(model, optimizer),
+        "optimizer": get_optimizer_state_dict(model, optimizer, options=FLAT if flat else None),
     }
     dcp.save(state, checkpoint_id=folder)
     halfway = outcome(optimizer, found)
@@ -38,24 +45,49 @@ def save(way: str, name: str, kind: str, folder: str, at: int) -> dict[str, Any]
     return {"halfway": halfway, "end": outcome(optimizer, found)}
 
 
-def resume(way: str, name: str, kind: str, folder: str, at: int) -> dict[str, Any]:
-    """The rest of that run, from its files."""
+def resume(
+    way: str,
+    name: str,
+    kwargs: dict[str, Any],
+    folder: str,
+    at: int,
+    flat: bool = False,
+    partial: bool = False,
+) -> dict[str, Any]:
+    """The rest of that run, from its files, and warnings of the load.
+
+    ``partial``: what the files lack is left as it is.
+    """
     model = placed(Parameters(), way)
     with torch.no_grad():
         for param in model.parameters():
             param.zero_()
     params = list(model.parameters())
-    optimizer = make(name, params, importance=kind)
+    optimizer = make(name, params, **kwargs)
+    options = FLAT if flat else None
     state = {
         "model": get_model_state_dict(model),
-        "optimizer": get_optimizer_state_dict(model, optimizer),
+        "optimizer": get_optimizer_state_dict(model, optimizer, options=options),
     }
-    dcp.load(state, checkpoint_id=folder, no_dist=way == "single")
+    planner = DefaultLoadPlanner(allow_partial_load=partial)
+    dcp.load(state, checkpoint_id=folder, no_dist=way == "single", planner=planner)
     set_model_state_dict(model, state["model"])
-    set_optimizer_state_dict(model, optimizer, state["optimizer"])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        set_optimizer_state_dict(model, optimizer, state["optimizer"], options=options)
+    told = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
     halfway = outcome(optimizer, [])
     found = follow(optimizer, params, (at, STEPS))
-    return {"halfway": halfway, "end": outcome(optimizer, found)}
+    return {"halfway": halfway, "end": outcome(optimizer, found), "told": told}
+
+
+def refused(*run: Any) -> str:
+    """What torch says of files that it does not load."""
+    try:
+        resume(*run)
+    except CheckpointException as error:
+        return str(error)
+    return "loaded"
 
 
 def full_state(name: str) -> dict[str, Any]:
@@ -85,7 +117,9 @@ def refusals() -> dict[str, str]:
         "plain state": lambda: _load_plain(sharded, "diagonal"),
         "factors of a plain state": lambda: _load_plain(sharded, "kronecker"),
         "sharded state": lambda: _load_sharded(sharded, "diagonal"),
-        "sharded state without factors": lambda: _load_sharded(sharded, "kronecker"),
+        "sharded state without factors": lambda: make(
+            "SALAdam", sharded.parameters()
+        ).load_state_dict(_stepped(sharded.parameters(), importance="diagonal").state_dict()),
         "sharded gradient": _step_by_sharded,
     }
     errors = {}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -81,6 +80,14 @@ def trained(way: str, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     """
     model = placed(Net(), way)
     optimizer = make(name, model.parameters(), **kwargs)
+    part = slice(None)
+    if way in ("ddp", "fsdp"):
+        part = slice(dist.get_rank(), None, dist.get_world_size())
+    return outcome(optimizer, train(optimizer, model, part))
+
+
+def train(optimizer: SALOptimizer, model: Callable[[Tensor], Tensor], part: slice) -> list[int]:
+    """Train on a part of each batch; the steps that consolidated."""
     generator = torch.Generator().manual_seed(1)
     targets = [
         scale * torch.randn(5, 3, generator=generator, dtype=torch.float64)
@@ -90,15 +97,12 @@ def trained(way: str, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     for step in range(STEPS):
         inputs = torch.randn(16, 5, generator=generator, dtype=torch.float64)
         wanted = inputs @ targets[sum(step >= change for change in CHANGES)]
-        if way in ("ddp", "fsdp"):
-            part = slice(dist.get_rank(), None, dist.get_world_size())
-            inputs, wanted = inputs[part], wanted[part]
         optimizer.zero_grad()
-        (model(inputs) - wanted).square().mean().backward()
+        (model(inputs[part]) - wanted[part]).square().mean().backward()
         count = consolidations(optimizer)
         optimizer.step()
         found += [step] if consolidations(optimizer) > count else []
-    return outcome(optimizer, found)
+    return found
 
 
 def collectives(way: str) -> list[int]:
@@ -150,17 +154,6 @@ def bad_gradient(value: float) -> list[dict[str, Any]]:
         grad.to_local().view(-1)[0] = value
     optimizer.step()
     return [before, outcome(optimizer, [])]
-
-
-def warnings_of(way: str, kind: str) -> list[str]:
-    """Of two optimizers' first steps."""
-    model = placed(Parameters(), way)
-    params = list(model.parameters())
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for _ in range(2):
-            follow(make("SALAdam", params, importance=kind), params, (0, 3))
-    return [f"{one.category.__name__}: {one.message}" for one in caught]
 
 
 def partial_gradients() -> tuple[list[Tensor], list[Tensor]]:

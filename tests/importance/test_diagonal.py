@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from sal_optim.importance import IMPORTANCE, kind_of
+from sal_optim.importance import IMPORTANCE, code_of, kind_of
+from sal_optim.sharding.stacked import Layout
 
 KINDS = ("diagonal", "factored")
 
@@ -57,12 +60,14 @@ def test_merge_and_protect(name: str, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("name", IMPORTANCE)
-def test_vectors_and_parts_are_diagonal(name: str) -> None:
+def test_vectors_are_diagonal_and_parts_are_blocks(name: str) -> None:
     matrix = torch.zeros(3, 2)
-    assert kind_of(name, matrix, sharded=False) is IMPORTANCE[name]
-    assert kind_of(name, matrix, sharded=True) is IMPORTANCE["diagonal"]
-    assert kind_of(name, matrix[0], sharded=False) is IMPORTANCE["diagonal"]
-    assert kind_of(name, matrix[0, 0], sharded=False) is IMPORTANCE["diagonal"]
+    whole: dict[str, Any] = {"layout": None, "rank": 4}
+    assert kind_of(name, matrix, **whole) is IMPORTANCE[name]
+    assert kind_of(name, matrix[0], **whole) is IMPORTANCE["diagonal"]
+    assert kind_of(name, matrix[0, 0], **whole) is IMPORTANCE["diagonal"]
+    part = kind_of(name, matrix, layout=Layout((2,), (2, 3)), rank=4)
+    assert code_of(part) == (0.0 if name == "diagonal" else 2.0)
 
 
 @pytest.mark.parametrize("name", IMPORTANCE)

@@ -1,0 +1,118 @@
+"""Importance of a sharded matrix: each process's blocks have importance of their own, of any kind.
+
+As blocked Shampoo does it (Anil et al. 2020, arXiv 2002.09018): no process needs another's part of
+a gradient. What two blocks of rows have in common is not seen. The state of all blocks is stacked,
+see ``sharding/stacked.py``; here each block is a view of it.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sal_optim.importance.base import Importance, State
+from sal_optim.sharding.stacked import Layout
+from sal_optim.utils.rounding import Number
+
+
+class Blocked:
+    """A kind of importance, by block.
+
+    Args:
+        kind: of each block.
+        layout: of the matrix.
+        rank: how many directions of each side a factored kind keeps.
+    """
+
+    def __init__(self, kind: Importance, layout: Layout, rank: int) -> None:
+        self.kind, self.layout, self.rank = kind, layout, rank
+
+    def shapes(self, shape: tuple[int, ...], rank: int) -> dict[str, tuple[int, ...]]:
+        lead, block = self.layout
+        found = self.kind.shapes(block, rank)
+        return {f"{name}{self.layout.suffix}": (*lead, *size) for name, size in found.items()}
+
+    def accumulate(
+        self, states: list[State], grads: list[Tensor], scale: Number, at: float
+    ) -> None:
+        blocks = [
+            (part, grad)
+            for state, whole in zip(states, grads, strict=True)
+            for part, grad in self._blocks(state, whole)
+        ]
+        if blocks:
+            self.kind.accumulate([part for part, _ in blocks], [g for _, g in blocks], scale, at)
+
+    def merge(
+        self, state: State, values: Tensor, *, new: float, old: float, memory: float, at: float
+    ) -> None:
+        for part, block in self._blocks(state, values):
+            self.kind.merge(part, block, new=new, old=old, memory=memory, at=at)
+
+    def protect(
+        self,
+        states: list[State],
+        grads: list[Tensor],
+        moved: list[Tensor] | None,
+        *,
+        damping: float,
+        stiffness: Number,
+    ) -> list[Tensor]:
+        parts: list[State] = []
+        forces: list[Tensor] = []
+        counts = []
+        for state, grad in zip(states, grads, strict=True):
+            found = list(self._blocks(state, grad))
+            parts += [part for part, _ in found]
+            forces += [block for _, block in found]
+            counts.append(len(found))
+        if not parts:
+            return grads
+        away = None if moved is None else [b for whole in moved for b in self._rows(whole)]
+        rest = iter(self.kind.protect(parts, forces, away, damping=damping, stiffness=stiffness))
+        return [
+            _joined([next(rest) for _ in range(count)], grad)
+            for count, grad in zip(counts, grads, strict=True)
+        ]
+
+    def draw(self, state: State, values: Tensor, strength: float) -> None:
+        for part, block in self._blocks(state, values):
+            self.kind.draw(part, block, strength)
+
+    def elements(self, state: State, values: Tensor) -> Tensor:
+        found = [self.kind.elements(part, block) for part, block in self._blocks(state, values)]
+        return _joined(found, values)
+
+    def dtype(self, state: State) -> torch.dtype:
+        suffix = self.layout.suffix
+        own = {n.removesuffix(suffix): v for n, v in state.items() if n.endswith(suffix)}
+        found: torch.dtype = self.kind.dtype(own)
+        return found
+
+    def _rows(self, values: Tensor) -> tuple[Tensor, ...]:
+        """The blocks of this process's part; none of an empty one."""
+        return torch.split(values, self.layout.block[0]) if values.numel() else ()
+
+    def _blocks(self, state: State, values: Tensor) -> Iterator[tuple[State, Tensor]]:
+        """The state of each block, as views, and its part of ``values``."""
+        depth, suffix = len(self.layout.lead), self.layout.suffix
+        names = self.kind.shapes(self.layout.block, self.rank)
+        stacked = {name: state[f"{name}{suffix}"] for name in names}
+        if depth:
+            stacked = {name: value.flatten(0, depth - 1) for name, value in stacked.items()}
+        anchors = self._rows(state["anchor"]) if "anchor" in state else None
+        for index, block in enumerate(self._rows(values)):
+            part: State = {}
+            for name, size in self.kind.shapes(tuple(block.shape), self.rank).items():
+                own = stacked[name][index] if depth else stacked[name]
+                # The last part may be smaller than the others, its state with it.
+                part[name] = own[tuple(slice(length) for length in size)]
+            if anchors is not None:
+                part["anchor"] = anchors[index]
+            yield part, block
+
+
+def _joined(blocks: list[Tensor], like: Tensor) -> Tensor:
+    if len(blocks) == 1:
+        return blocks[0]
+    return torch.cat(blocks) if blocks else like

@@ -1,0 +1,94 @@
+"""State of a sharded matrix that is no part of a whole: each process's own, stacked into a DTensor.
+
+The importance of a block of rows (or columns) is of that block alone. Its tensors are given leading
+dimensions that count blocks, and these are cut over processes. ``torch.distributed.checkpoint``
+then saves, gathers and loads them as it does any other DTensor.
+"""
+
+import math
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sal_optim.sharding.dtensor import is_distributed
+
+# Where each process's rows are whole multiples of this, blocks have as many, and results do not
+# depend on the number of processes. All other parts are one block a process.
+BLOCK_ROWS = 256
+
+
+class Layout(NamedTuple):
+    """How a sharded tensor is cut into blocks."""
+
+    lead: tuple[int, ...]  # blocks, for each dimension of the mesh that cuts the tensor
+    block: tuple[int, ...]  # the shape of the largest block
+
+    @property
+    def suffix(self) -> str:
+        """Of the names of stacked state: a checkpoint of another layout has none of these names."""
+        return f"_of_{'x'.join(map(str, self.lead))}" if self.lead else ""
+
+    @property
+    def code(self) -> float:
+        """One number for all of ``lead``; 0 for what is not cut."""
+        return float(sum(count << (20 * index) for index, count in enumerate(self.lead)))
+
+
+def layout_of(tensor: Tensor) -> Layout | None:
+    """The blocks of a DTensor, real; None of any other tensor."""
+    if not is_distributed(tensor):
+        return None
+    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+    dims = tuple(p.dim if hasattr(p, "dim") else None for p in placements)
+    shape = (*tensor.shape, 2) if tensor.is_complex() else tuple(tensor.shape)
+    return _layout(shape, tuple(mesh.shape), dims)
+
+
+@lru_cache(maxsize=1024)
+def _layout(shape: tuple[int, ...], sizes: tuple[int, ...], dims: tuple[int | None, ...]) -> Layout:
+    parts = [math.prod(s for s, d in zip(sizes, dims, strict=True) if d == i)
+             for i in range(len(shape))]  # fmt: skip
+    block = tuple(-(-size // count) for size, count in zip(shape, parts, strict=True))
+    lead = tuple(size for size, dim in zip(sizes, dims, strict=True) if dim is not None)
+    if [dim for dim in dims if dim is not None] == [0] and block[0] % BLOCK_ROWS == 0 < block[0]:
+        return Layout((-(-shape[0] // BLOCK_ROWS),), (BLOCK_ROWS, *block[1:]))
+    return Layout(lead, block)
+
+
+def stacked_placements(tensor: Tensor) -> tuple[Any, ...]:
+    """How stacked state of a DTensor is cut: by its leading dimensions, in the mesh's order."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    found: list[Any] = []
+    lead = 0
+    for placement in tensor.placements:  # type: ignore[attr-defined]
+        if hasattr(placement, "dim"):
+            found.append(Shard(lead))
+            lead += 1
+        else:
+            found.append(Replicate())
+    return tuple(found)
+
+
+def stacked_zeros(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A DTensor of zeros on the processes of another, cut by its leading dimensions.
+
+    On the device of that one's local part, which is the host where parameters are offloaded.
+    """
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+
+    mesh, placements = tensor.device_mesh, stacked_placements(tensor)  # type: ignore[attr-defined]
+    here = list(shape)
+    for index, placement in enumerate(placements):
+        if hasattr(placement, "dim"):
+            count, rank = mesh.size(index), mesh.get_local_rank(index)
+            each = -(-shape[placement.dim] // count)
+            here[placement.dim] = max(0, min(each, shape[placement.dim] - each * rank))
+    local = tensor.to_local().new_zeros(here, dtype=dtype)  # type: ignore[attr-defined]
+    stride = torch.empty(shape, device="meta").stride()
+    spec = DTensorSpec(mesh, placements, tensor_meta=TensorMeta(torch.Size(shape), stride, dtype))
+    found: Tensor = DTensor(local, spec, requires_grad=False)  # type: ignore[no-untyped-call]
+    return found
