@@ -1,7 +1,7 @@
 """sal_optim: PyTorch optimizers that forget less.
 
-Drop-in replacements for Adam, AdamW, SGD and Lion that keep evidence of what was learned, notice by
-themselves when the data changes, and protect what the old data rests on.
+Drop-in replacements for Adam, AdamW, SGD, Lion and Muon that keep evidence of what was learned,
+notice by themselves when the data changes, and protect what the old data rests on.
 """
 
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from sal_optim._version import __version__
 from sal_optim.adam import SALAdam, SALAdamW
 from sal_optim.layer import CommunicationLayer
 from sal_optim.lion import SALLion
+from sal_optim.muon import SALMuon
 from sal_optim.optimizer import SALOptimizer
 from sal_optim.sgd import SALSGD
 from sal_optim.utils.lazy_import import lazy_names
@@ -22,19 +23,23 @@ __all__ = [
     "SALAdam",
     "SALAdamW",
     "SALLion",
+    "SALMuon",
     "SALOptimizer",
     "__version__",
     "load_importance",
+    "monitors",
     "plot",
     "report",
     "save_importance",
+    "writers",
 ]
 
 install()
 if TYPE_CHECKING:
     from sal_optim import companions as companions
+    from sal_optim import companions as monitors
     from sal_optim import monitoring as monitoring
-    from sal_optim.monitoring import plot
+    from sal_optim.monitoring import plot, writers
     from sal_optim.monitoring.live_view import LiveView
     from sal_optim.monitoring.report import report
     from sal_optim.transfer import load_importance, save_importance
@@ -47,7 +52,6 @@ else:
             "companions": "companions",
             "load_importance": "transfer",
             "monitoring": "monitoring",
-            "plot": "monitoring",
             "report": "monitoring.report",
             "save_importance": "transfer",
         },
@@ -55,4 +59,4 @@ else:
     )
 
     def __getattr__(name: str) -> object:
-        return old_module(name) if name in MOVED and name not in __all__ else _lazy(name)
+        return old_module(name) if name in MOVED else _lazy(name)

@@ -18,7 +18,8 @@ from sal_optim.checkpoint.loading import Checkpoint
 from sal_optim.checkpoint.validation import StateDict, fitted_around
 from sal_optim.importance import State
 from sal_optim.optimizer import SALOptimizer, _loss_scale
-from sal_optim.protection.controller import Decision, ProtectionController
+from sal_optim.protection.controller import ProtectionController
+from sal_optim.protection.judge import Decision
 from sal_optim.utils import checks
 
 
@@ -70,7 +71,7 @@ class CommunicationLayer:
         self._settings = config.check_protection(found)
         _check_optimizer(optimizer)
         self.optimizer = optimizer
-        self._controller = ProtectionController(optimizer, self._settings)
+        self.controller = ProtectionController(optimizer, self._settings)
         self._decision: Decision | None = None
         self._left: list[Tensor | None] = []  # the gradients that the optimizer was given
         self._handles = [
@@ -84,15 +85,15 @@ class CommunicationLayer:
     def __deepcopy__(self, memo: dict[int, Any]) -> "CommunicationLayer":
         import copy
 
-        self._controller._judge_underway()
-        optimizer, early = copy.deepcopy((self.optimizer, self._controller.early), memo)
+        self.controller.settle()
+        optimizer, early = copy.deepcopy((self.optimizer, self.controller.early), memo)
         found = _rebuilt(optimizer, self._settings, early)
         memo[id(self)] = found
         return found
 
     def __reduce__(self) -> Any:
-        self._controller._judge_underway()
-        return _rebuilt, (self.optimizer, self._settings, self._controller.early)
+        self.controller.settle()
+        return _rebuilt, (self.optimizer, self._settings, self.controller.early)
 
     def remove(self) -> None:
         """Take the layer off; the optimizer then steps as if it had never been there."""
@@ -131,7 +132,7 @@ class CommunicationLayer:
     @torch.no_grad()
     def _begin(self) -> None:
         """Judge the gradients of this step, and have the optimizer see protected ones."""
-        controller = self._controller
+        controller = self.controller
         known = self._decision
         blocks = controller.collect()
         if known is None:
@@ -162,12 +163,12 @@ class CommunicationLayer:
         self._left.clear()
         if known is None:
             return
-        if self._controller.observing:
-            self._controller.count_observed()
+        if self.controller.observing:
+            self.controller.count_observed()
             for param, grad in known.replaced:
                 param.grad = grad
         else:
-            self._controller.finish(known)
+            self.controller.finish(known)
 
     # ---------------------------------------------------------------- the published two lines
 
@@ -193,35 +194,39 @@ class CommunicationLayer:
 
     def consolidate(self) -> None:
         """Declare that a task ends here; see :meth:`SALOptimizer.consolidate`."""
-        self._controller.consolidate()
+        self.controller.consolidate()
 
     def observe(self) -> Any:
         """A context that gathers and moves nothing; see :meth:`SALOptimizer.observe`."""
-        return self._controller.observe()
+        return self.controller.observe()
+
+    def tell(self, **numbers: float | Tensor) -> None:
+        """Tell a change by what the training loop knows; see :meth:`SALOptimizer.tell`."""
+        self.controller.tell(numbers)
 
     def restore(self, strength: float) -> None:
         """Draw all weights back to their anchors; see :meth:`SALOptimizer.restore`."""
-        self._controller.restore(strength)
+        self.controller.restore(strength)
 
     def stability(self, param: Tensor) -> Tensor:
         """The stability s of each element; see :meth:`SALOptimizer.stability`."""
-        return self._controller.stability(param)
+        return self.controller.stability(param)
 
     def diagnostics(self) -> dict[str, float]:
         """What SAL does, as finite floats; see :meth:`SALOptimizer.diagnostics`."""
-        return self._controller.diagnostics()
+        return self.controller.diagnostics()
 
     # ---------------------------------------------------------------- checkpoints
 
     def _fitted(self, state_dict: StateDict) -> StateDict:
-        return fitted_around(self.optimizer, self._controller.groups, state_dict)
+        return fitted_around(self.optimizer, self.controller.groups, state_dict)
 
     def _about_to_save(self, _: Any) -> None:
-        self._controller._judge_underway()
+        self.controller.settle()
 
     def _loaded(self, _: Any) -> None:
-        self._controller.early.clear()
-        self._controller.forget()
+        self.controller.early.clear()
+        self.controller.forget()
         self._decision = None
 
 
@@ -240,7 +245,7 @@ def _rebuilt(
 ) -> CommunicationLayer:
     """A copy of a layer, with what it gathered before the optimizer's first step."""
     found = CommunicationLayer(optimizer, **settings)
-    found._controller.early.update(early)
+    found.controller.early.update(early)
     return found
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sal_optim.checkpoint.loading import Checkpoint
-from sal_optim.checkpoint.validation import OWN, fitted
+from sal_optim.checkpoint.validation import fitted, is_own
 from sal_optim.config import SHARED_BY_ALL, check_alike, check_protection
 from sal_optim.protection.controller import ProtectionController
+from sal_optim.protection.fused import fused
 from sal_optim.utils import checks
 
 # Settings of the protection, which the base optimizer's constructor does not know.
@@ -45,6 +46,10 @@ class SALOptimizer(Optimizer):
         self._protection_defaults = protection
         super().__init__(params, **self._checked_base(base))
         self.defaults.update(protection)
+
+    def _moments_of(self, param: Tensor, group: dict[str, Any]) -> tuple[str, ...]:
+        """Those of one parameter, where a base does not treat all alike."""
+        return self._moments
 
     # ---------------------------------------------------------------- settings
 
@@ -97,7 +102,7 @@ class SALOptimizer(Optimizer):
     # ---------------------------------------------------------------- checkpoints
 
     @property
-    def _controller(self) -> ProtectionController:
+    def controller(self) -> ProtectionController:
         """Made anew where it is missing: a copy has state, groups and defaults alone."""
         found: ProtectionController | None = vars(self).get("_own_controller")
         if found is None:
@@ -112,10 +117,10 @@ class SALOptimizer(Optimizer):
                 self._own_controller.early[param] = self.state.pop(param)
 
     def _is_early(self, state: dict[str, Any]) -> bool:
-        return bool(state and self._moments) and all(name in OWN for name in state)
+        return bool(state and self._moments) and all(is_own(name) for name in state)
 
     def __getstate__(self) -> dict[str, Any]:
-        controller = self._controller
+        controller = self.controller
         controller.diagnostics()  # what is underway arrives
         state: dict[str, Any] = super().__getstate__()
         early = {param: own for param, own in controller.early.items() if own}
@@ -137,8 +142,8 @@ class SALOptimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As in ``torch.optim``; the change detector's state is in the param groups."""
-        controller = self._controller
-        controller._judge_underway()
+        controller = self.controller
+        controller.settle()
         _ = controller.detector
         for param, early in controller.early.items():
             self.state[param] = early
@@ -192,7 +197,7 @@ class SALOptimizer(Optimizer):
                 loss = closure()
         _refuse_capture(self)
         self._refuse_cast()
-        controller = self._controller
+        controller = self.controller
         blocks = controller.collect()
         moves = any(float(group["lr"]) != 0.0 for group in self.param_groups)
         decision = controller.decide(blocks, moves=moves, loss_scale=_loss_scale(self))
@@ -203,16 +208,17 @@ class SALOptimizer(Optimizer):
         controller.measure_before(decision)
         controller.protect(decision)
         try:
-            self._base_step()
+            with fused(self) if decision.replaced else contextlib.nullcontext():
+                self._base_step()
         finally:
             controller.finish(decision)
         return loss
 
     def _refuse_cast(self) -> None:
         """Raise ValueError where a parameter was cast and the base optimizer's state was not."""
-        name = (*self._moments, "momentum_buffer")[0]
         for group in self.param_groups:
             for param in group["params"]:
+                name = (*self._moments_of(param, group), "momentum_buffer")[0]
                 moment = self.state[param].get(name) if param in self.state else None
                 if moment is not None and moment.dtype != param.dtype:
                     raise ValueError(
@@ -239,7 +245,7 @@ class SALOptimizer(Optimizer):
         Harmless before any step, and when there is nothing new to consolidate. Where parameters
         are sharded (DTensor), every process must call it.
         """
-        self._controller.consolidate()
+        self.controller.consolidate()
 
     def observe(self) -> contextlib.AbstractContextManager[None]:
         """A context in which ``step()`` gathers importance and changes no parameter.
@@ -247,7 +253,21 @@ class SALOptimizer(Optimizer):
         For a model that arrives trained: run a few batches of what it should keep, with backward
         and ``step()``, then call :meth:`consolidate`. One warning where no step was taken.
         """
-        return self._controller.observe()
+        return self.controller.observe()
+
+    def tell(self, **numbers: float | Tensor) -> None:
+        """Tell a change of the data by what the training loop knows; to be called before a step.
+
+        Optional: a change is noticed without it, also where gradients are clipped.
+
+        Args:
+            numbers: ``loss``, the training loss, or ``norm``, the gradient's norm before it was
+                clipped; floats, or tensors of one element, for which nothing waits.
+
+        Raises:
+            ValueError: another name, a negative number, or more than one.
+        """
+        self.controller.tell(numbers)
 
     def restore(self, strength: float) -> None:
         """Draw all weights back to their anchors, each as far as its importance asks for.
@@ -262,7 +282,7 @@ class SALOptimizer(Optimizer):
         Raises:
             ValueError: ``strength`` is out of its range, or a group keeps no anchor (``pull=0``).
         """
-        self._controller.restore(strength)
+        self.controller.restore(strength)
 
     def stability(self, param: Tensor) -> Tensor:
         """The stability s of each element of a parameter, in [0, 1).
@@ -273,11 +293,11 @@ class SALOptimizer(Optimizer):
         Returns:
             A new tensor of the shape of ``param``; 0 is free to move, near 1 is held.
         """
-        return self._controller.stability(param)
+        return self.controller.stability(param)
 
     def diagnostics(self) -> dict[str, float]:
         """What SAL does, as finite floats for any logger; keys: ``protection/diagnostics.py``."""
-        return self._controller.diagnostics()
+        return self.controller.diagnostics()
 
 
 def _as_default(state: Any) -> Any:

@@ -208,7 +208,7 @@ def _noise(optimizer: Any, steps: int, *params: Tensor, step: Any = None, seed: 
 
 
 def _importance(optimizer: Any, param: Tensor) -> float:
-    return float(optimizer._controller.importance(param)[0].mean())
+    return float(optimizer.controller.importance(param)[0].mean())
 
 
 def test_a_removed_group_takes_nothing_with_it(class_row: Row) -> None:

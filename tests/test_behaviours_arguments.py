@@ -243,7 +243,7 @@ def test_state_dtype_of_each_kind(class_row: Row, importance: str) -> None:
 
 def test_tensor_lr(row: Row, mode: Mode) -> None:
     rate = torch.tensor(0.01)
-    if mode.get("foreach") and row.peer in (torch.optim.Adam, torch.optim.AdamW):
+    if mode.get("foreach") and "exp_avg_sq" in row.moments:
         with pytest.raises(ValueError, match="lr as a Tensor is not supported"):
             row(make_params(), **{**mode, "lr": rate})
         return

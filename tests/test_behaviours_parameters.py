@@ -177,6 +177,7 @@ def test_complex_equals_its_real_view(
     shapes = [(3, 2), (4,), ()]
     params = make_params(shapes, dtype)
     real = [torch.view_as_real(p.detach().clone()).requires_grad_() for p in params]
+    mode = {**mode, **class_row.by_element}  # a real view is of more dimensions
     one, other = (class_row(p, importance=importance, **mode) for p in (params, real))
     grads = stream(params, profile(90, (60,)))
     views = [[torch.view_as_real(grad) for grad in now] for now in grads]
@@ -237,7 +238,7 @@ def test_no_state_on_the_instance(row: Row, mode: Mode) -> None:
     # Kept by neither, and made anew when asked for; False is what the class says.
     passing = {"_own_controller", "_protection_defaults"}
     assert vars(optimizer).keys() - vars(row.base(make_params())).keys() <= passing
-    assert not optimizer._controller.observing
+    assert not optimizer.controller.observing
     copied = copy.deepcopy(optimizer)
     assert "_own_controller" not in vars(copied)
     assert copied.diagnostics() == optimizer.diagnostics()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sal_optim import CommunicationLayer, SALAdam
-from sal_optim.checkpoint.validation import OWN
+from sal_optim.checkpoint.validation import is_own
 from sal_optim.layer import layer_of
 from tests.testing.drive import (
     REGIME,
@@ -262,7 +262,7 @@ def test_a_non_finite_gradient_is_no_evidence() -> None:
     params = make_params()
     optimizer, layer = adam(params)
     drive(optimizer, params, stream(params, profile(4)))
-    own = [(s, n) for s in optimizer.state.values() for n in s if n in OWN]
+    own = [(s, n) for s in optimizer.state.values() for n in s if is_own(n)]
     kept = {index: torch.as_tensor(s[n]).clone() for index, (s, n) in enumerate(own)}
     # The fifth step would be gathered.
     step_with(optimizer, params, [torch.full_like(param, torch.inf) for param in params])

@@ -38,13 +38,16 @@ NAMES = {
     "SALAdam",
     "SALAdamW",
     "SALLion",
+    "SALMuon",
     "SALOptimizer",
     "SALSGD",
     "__version__",
     "load_importance",
+    "monitors",
     "plot",
     "report",
     "save_importance",
+    "writers",
 }
 CONSTRUCTORS = {
     "SALAdam": (
@@ -64,6 +67,12 @@ CONSTRUCTORS = {
         "params, lr=0.0001, betas=(0.9, 0.99), weight_decay=0.0, *, "
         f"{LION}, differentiable=False, {OLD}"
     ),
+    "SALMuon": (
+        "params, lr=0.001, weight_decay=0.1, momentum=0.95, nesterov=True, "
+        "ns_coefficients=(3.4445, -4.775, 2.0315), eps=1e-07, ns_steps=5, adjust_lr_fn=None, *, "
+        f"use_muon=True, betas=(0.9, 0.95), adamw_lr_ratio=1.0, {SHARED}, differentiable=False, "
+        f"{OLD}"
+    ),
 }
 LAYER = (
     f"optimizer, protection={config.PROTECTION}, *, {PROTECTION}, granularity=None, "
@@ -78,6 +87,7 @@ LAYER_METHODS = {
     "remove": "self",
     "restore": "self, strength",
     "stability": "self, param",
+    "tell": "self, **numbers",
 }
 METHODS = {
     "add_param_group": "self, param_group",
@@ -89,6 +99,7 @@ METHODS = {
     "stability": "self, param",
     "state_dict": "self",
     "step": "self, closure=None",
+    "tell": "self, **numbers",
 }
 COMPANIONS = {
     "Drift": "self, model, probe, layer=None",

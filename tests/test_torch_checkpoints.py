@@ -90,12 +90,16 @@ class TestSALCheckpoints(TestCase):
             run(optimizer, closure, 3)
             older = deepcopy(optimizer.state_dict())
             counted = [state for state in older["state"].values() if "step" in state]
-            self.assertEqual(len(counted), 3 if "exp_avg_sq" in optimizer._moments else 0)
+            group = optimizer.param_groups[0]
+            kept = [optimizer._moments_of(param, group) for param in params]
+            self.assertEqual(len(counted), sum("exp_avg_sq" in names for names in kept))
             for state in counted:
                 state["step"] = state["step"].item()
             optimizer.load_state_dict(older)
             run(optimizer, closure, 1)
-            for state in optimizer.state.values() if counted else ():
+            now = [state for state in optimizer.state.values() if "step" in state]
+            self.assertEqual(len(now), len(counted))
+            for state in now:
                 self.assertIsInstance(state["step"], Tensor)
                 self.assertEqual(state["step"].item(), 4.0)
 

@@ -21,7 +21,16 @@ from torch.testing._internal.common_utils import TestCase
 
 from tests import test_torch_checkpoints, test_torch_training
 from tests.testing.drive import consolidations
-from tests.testing.judged import NOT_APPLICABLE, PROTECTED, all_inputs, assert_same, linear, run
+from tests.testing.judged import (
+    NOT_APPLICABLE,
+    PROTECTED,
+    all_inputs,
+    assert_same,
+    by_element,
+    linear,
+    run,
+)
+from tests.testing.rows import CLASSES
 
 
 class TestSALOptim(TestCase):
@@ -104,8 +113,8 @@ class TestSALOptim(TestCase):
         for case in all_inputs(optim_info, device):
             params, closure = linear(device, dtype)
             real = [Parameter(torch.view_as_real(param.detach().clone())) for param in params]
-            one = optim_info.optim_cls(params, **deepcopy(case.kwargs))
-            other = optim_info.optim_cls(real, **deepcopy(case.kwargs))
+            one = optim_info.optim_cls(params, **by_element(optim_info, case))
+            other = optim_info.optim_cls(real, **by_element(optim_info, case))
             for _ in range(5):
                 closure()
                 for param, view in zip(params, real, strict=True):
@@ -124,9 +133,9 @@ class TestSALOptim(TestCase):
             whole, closure = linear(device, dtype)
             kinds = (torch.real, torch.imag)
             parts = [[Parameter(kind(p.detach()).clone()) for kind in kinds] for p in whole]
-            one = optim_info.optim_cls(whole, **deepcopy(case.kwargs))
+            one = optim_info.optim_cls(whole, **by_element(optim_info, case))
             other = optim_info.optim_cls(
-                [part for pair in parts for part in pair], **deepcopy(case.kwargs)
+                [part for pair in parts for part in pair], **by_element(optim_info, case)
             )
             for _ in range(10):
                 closure()
@@ -243,8 +252,8 @@ class TestSALOptim(TestCase):
 instantiate_device_type_tests(TestSALOptim, globals(), only_for="cpu")
 
 
-def test_all_four_classes_are_judged() -> None:
-    assert [info.name for info in optim_db] == ["SALAdam", "SALAdamW", "SALSGD", "SALLion"]
+def test_all_classes_are_judged() -> None:
+    assert [info.optim_cls for info in optim_db] == [row.cls for row in CLASSES]
     judges = (
         globals()["TestSALOptimCPU"],
         vars(test_torch_checkpoints)["TestSALCheckpointsCPU"],

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sal_optim import SALOptimizer
-from sal_optim.protection import controller
+from sal_optim import SALMuon, SALOptimizer
+from sal_optim.importance import kronecker
+from sal_optim.protection import gradients, judge
 from sal_optim.protection.clock import INTERVAL
 from tests.testing.drive import assert_near, consolidations, make_params, profile, step_with, stream
 from tests.testing.rows import CLASSES, KINDS, Row
@@ -50,18 +51,19 @@ class Reads(TorchDispatchMode):
 @pytest.fixture
 def accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are decided as on an accelerator, whose norms are not the host's."""
-    kind = controller.ProtectionController
-    monkeypatch.setattr(kind, "_decide_now", kind._decide_ahead)
+    for module in (judge, gradients, kronecker):
+        monkeypatch.setattr(module, "on_host", lambda _: False)
 
 
 def reads_of(optimizer: SALOptimizer, params: list[Tensor]) -> list[int]:
-    """Scalars that each step reads; steps that consolidate are left out."""
-    counts = []
+    """Scalars that each step reads, but for those soon after a consolidation, which reads."""
+    counts: list[int] = []
+    seen: list[float] = []
     for now in stream(params, profile(CHANGE + 20, (CHANGE,))):
-        before = consolidations(optimizer)
         with Reads(optimizer) as reads:
             step_with(optimizer, params, now)
-        if consolidations(optimizer) == before:
+        seen.append(consolidations(optimizer))
+        if seen[-1] == seen[max(0, len(seen) - INTERVAL - 2)]:
             counts.append(reads.count)
     return counts
 
@@ -80,15 +82,10 @@ def test_norms_are_all_that_a_cpu_reads(row: Row, tensors: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("row", CLASSES, ids=str)
-def test_an_accelerator_reads_nothing(
-    row: Row, kind: str, accelerator: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_accelerator_reads_nothing(row: Row, kind: str, accelerator: None) -> None:
     """But for what has arrived of the step before, which is on the host."""
     params = make_params([(3, 4), (4,)])
     optimizer = row(params, importance=kind, consolidate_every=None)
-    # Lengths of updates and factors of norms are the host's where their tensors are.
-    monkeypatch.setattr(controller.ProtectionController, "_take_lengths", lambda self: None)
-    monkeypatch.setattr(controller, "_regain_norm", lambda *_: None)
     counts = reads_of(optimizer, params)
     assert consolidations(optimizer) == 1
     assert set(counts) == {0}
@@ -123,16 +120,17 @@ def test_an_accelerator_ends_as_a_cpu_does(row: Row, monkeypatch: pytest.MonkeyP
     one, other = make_params(), make_params()
     ahead, now_ = row(one, consolidate_every=None), row(other, consolidate_every=None)
     grads = stream(one, profile(60), seed=1)
-    kind = controller.ProtectionController
     for step, now in enumerate(grads):
         if step == 30:
             ahead.consolidate()
             now_.consolidate()
         with monkeypatch.context() as patch:
-            patch.setattr(kind, "_decide_now", kind._decide_ahead)
+            patch.setattr(judge, "on_host", lambda _: False)
             step_with(ahead, one, now)
         step_with(now_, other, now)
-    assert_near(one, other, rtol=1e-4, atol=1e-5)
+    # Muon rounds to bfloat16 before it orthogonalizes.
+    loose = 30.0 if row.cls is SALMuon else 1.0
+    assert_near(one, other, rtol=loose * 1e-4, atol=loose * 1e-5)
     assert ahead.diagnostics() == pytest.approx(now_.diagnostics(), rel=1e-3, abs=1e-5)
 
 

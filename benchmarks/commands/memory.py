@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.commands.options import parser
+from benchmarks.commands.options import check_folder, parser
 from benchmarks.cost.contestants import CONTESTANTS, parameters
 from benchmarks.data.errors import UserError, require_range
 
@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--one", help="measure this one in this process, and print it as JSON")
     args = made.parse_args(argv)
     require_range("--size", args.size, 1e5, 1e10)
+    check_folder(args.out)
     if args.one:
         print(json.dumps(_measure(args.one, int(args.size))))
         return 0
@@ -59,7 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{row['peak']:.2f}",
         )
     console.print(table)
-    args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "memory.json").write_text(json.dumps(rows, indent=1))
     console.print(f"written: {args.out / 'memory.json'}")
     return 0
@@ -68,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _measure(name: str, size: int) -> dict[str, Any]:
     found = [c for c in CONTESTANTS if c.name == name]
     if not found:
-        raise UserError(f"--one: {name!r} is unknown")
+        raise UserError(
+            f"--one: {name!r} is unknown; allowed: {', '.join(c.name for c in CONTESTANTS)}"
+        )
     params = parameters(size, TENSORS)
     optimizer = found[0].make(params)
     for _ in range(8):

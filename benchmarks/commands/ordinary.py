@@ -7,7 +7,6 @@ should be consolidated, and both should end at the same loss.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 from typing import Any
@@ -20,7 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import sal_optim
+from benchmarks.commands.options import parser
 from benchmarks.data.characters import corpus, next_loss, windows
+from benchmarks.data.errors import require_range
 from benchmarks.data.sets import load
 from benchmarks.runs.gpt import GPT
 from benchmarks.runs.networks import mlp
@@ -31,6 +32,11 @@ PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]] 
     "SGD": (torch.optim.SGD, sal_optim.SALSGD, {"lr": 0.05, "momentum": 0.9}),
 }
 BATCH = 16
+EXAMPLES = """\
+examples:
+  python -m benchmarks ordinary
+  python -m benchmarks ordinary --seeds 4 --steps 900
+"""
 
 
 def gpt_loss(seed: int, make: Callable[..., Any], options: dict[str, Any], steps: int) -> Any:
@@ -86,11 +92,14 @@ def _train(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks ordinary", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=1500, help="digits; the GPT trains a third")
-    parser.add_argument("--jobs", type=int, default=2)
-    args = parser.parse_args(argv)
+    made = parser("python -m benchmarks ordinary", "SAL beside its base on one task.", EXAMPLES)
+    add = made.add_argument
+    add("--seeds", type=int, default=5, help="seeds 0 … N-1 are run (default: %(default)s)")
+    add("--steps", type=int, default=1500, help="digits; the GPT trains a third (%(default)s)")
+    add("--jobs", type=int, default=2, help="runs at a time (default: %(default)s)")
+    args = made.parse_args(argv)
+    for name, least in (("seeds", 1), ("steps", 3), ("jobs", 1)):
+        require_range(f"--{name}", getattr(args, name), least)
     runs = [
         (task, name, which, seed)
         for task in (digits_loss, gpt_loss)

@@ -19,7 +19,7 @@ from benchmarks.cost.timing import Paired, clock, turns
 from benchmarks.data.characters import CONTEXT, VOCABULARY
 from benchmarks.runs.gpt import GPT
 from benchmarks.runs.networks import mlp
-from sal_optim.detection.change_detector import new_detector, observe_norm
+from sal_optim.detection.change_detector import new_detector, observe
 from sal_optim.lion import Lion
 
 
@@ -128,7 +128,7 @@ def overhead(size: int, repeats: int, device: str) -> dict[str, float]:
     shown = min(clock(optimizer.diagnostics, 4) for _ in range(repeats))
     state = new_detector()
     judged = min(
-        clock(lambda: observe_norm(state, 1.0, tau0=1.0, alpha=4.0, beta=0.98), 100)
+        clock(lambda: observe(state, 1.0, tau0=1.0, alpha=4.0, beta=0.98), 100)
         for _ in range(repeats)
     )
     return {"elements": size, "detector": judged / step, "diagnostics": shown / step}

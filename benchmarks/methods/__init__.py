@@ -183,6 +183,7 @@ UNTOLD = (
 )
 FAMILY = (
     Row("sal-adamw", "adamw", "sal_optim.SALAdamW", sal.SAL),
+    Row("sal-muon", "muon", "sal_optim.SALMuon", sal.SAL),
     *(_of_kind(base, kind) for base in ("adam", "sgd", "lion") for kind in KINDS),
 )
 PLAIN = tuple(

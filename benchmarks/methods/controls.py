@@ -31,7 +31,8 @@ from benchmarks.methods.sal import SAL, build
 from benchmarks.streams import Batch, masked
 from sal_optim.importance import Importance
 from sal_optim.protection.block import Block, Group, kind_of_param, local_state
-from sal_optim.protection.controller import Decision, ProtectionController
+from sal_optim.protection.controller import ProtectionController
+from sal_optim.protection.judge import Decision
 
 State = dict[str, Any]
 
@@ -69,10 +70,11 @@ class Substituting(ProtectionController):
             self.drawn[param, name] = draw()
         return self.drawn[param, name]
 
-    def _protected(self, blocks: Sequence[Block], decision: Decision) -> list[Tensor]:
-        return super()._protected(
+    def protected(self, blocks: Sequence[Block], decision: Decision, share: float) -> list[Tensor]:
+        return super().protected(
             [replace(block, local=self.shown(block.param, block.local)) for block in blocks],
             decision,
+            share,
         )
 
     def importance(self, param: Tensor) -> tuple[Tensor, Group]:

@@ -13,8 +13,18 @@ from torch.optim import Optimizer
 from benchmarks.data.errors import UserError
 from benchmarks.methods.base import Method
 
-CLASSES = {"adam": "SALAdam", "adamw": "SALAdamW", "sgd": "SALSGD", "lion": "SALLion"}
-FIXED = {"sgd": {"momentum": 0.9}}
+CLASSES = {
+    "adam": "SALAdam",
+    "adamw": "SALAdamW",
+    "sgd": "SALSGD",
+    "lion": "SALLion",
+    "muon": "SALMuon",
+}
+# What a base has here that is not its class's default: the plain base has the same.
+FIXED: dict[str, dict[str, Any]] = {
+    "sgd": {"momentum": 0.9},
+    "muon": {"adjust_lr_fn": "match_rms_adamw", "weight_decay": 0.0, "betas": (0.9, 0.999)},
+}
 # Arguments that the package keeps for one minor release, and that are not offered here.
 DEPRECATED = ("granularity", "plasticity", "compile", "unit_update", "momenta")
 

@@ -30,7 +30,7 @@ from benchmarks.streams import STREAMS
 # streams, of which a run has one. The values of the settings are in the key.
 NOT_COUNTED = ("benchmarks.methods", "benchmarks.streams", "benchmarks.runs.settings")
 # What the benchmark uses of sal_optim.
-CLASSES = ("SALAdam", "SALAdamW", "SALSGD", "SALLion", "CommunicationLayer")
+CLASSES = ("SALAdam", "SALAdamW", "SALSGD", "SALLion", "SALMuon", "CommunicationLayer")
 
 
 class Store:

@@ -28,16 +28,13 @@ Family = Any  # an instance of SALOptimizer, which imports this file
 # State that is real and keeps its own precision.
 IMPORTANCE_STATE = ("pending", "evidence", "left_", "right_")
 STATISTICS = (*IMPORTANCE_STATE, "anchor")
-# Names of everything that the protection keeps of a parameter.
-OWN = frozenset(
-    [
-        *NUMBERS, "anchor", "pending", "evidence", "pending_total",
-        *(f"{w}_{p}" for w in ("pending", "evidence") for p in ("row", "column")),
-        *(f"{s}_{p}" for s in ("left", "right") for p in ("pending", "basis", "values")),
-    ]
-)  # fmt: skip
 # Containers nested deeper are no state of an optimizer.
 DEPTH = 16
+
+
+def is_own(name: str) -> bool:
+    """Whether the protection keeps a parameter's state of this name, whatever its importance."""
+    return name in NUMBERS or name.startswith(STATISTICS)
 
 
 def fitted(optimizer: Family, state_dict: StateDict) -> StateDict:
@@ -125,7 +122,7 @@ def _fitted_state(
         number = checks.number(f"'step' in {where}", state["step"])
         if not isinstance(state["step"], Tensor):
             state["step"] = number
-    moments = optimizer._moments
+    moments = optimizer._moments_of(param, group)
     present = [name for name in moments if name in state]
     if present and len(present) < len(moments):
         missing = next(name for name in moments if name not in state)
@@ -136,12 +133,12 @@ def _fitted_state(
         raise KeyError(f"{where} has {present[0]!r} but no 'step'")
     if moments and not present:
         # Another optimizer's, its count of steps too: the base makes its own where it finds none.
-        state = {name: value for name, value in state.items() if name in OWN}
+        state = {name: value for name, value in state.items() if is_own(name)}
     if present and group.get("amsgrad") and "max_exp_avg_sq" not in state:
         raise KeyError(f"{where} has no 'max_exp_avg_sq', which amsgrad needs")
     state = upgraded_state(param, state, detector)
     check_statistics(where, param, group, state)
-    for name in (*optimizer._moments, "max_exp_avg_sq", "momentum_buffer", "anchor"):
+    for name in (*moments, "max_exp_avg_sq", "momentum_buffer", "anchor"):
         if name in state:
             check_tensor(f"{where}, {name!r},", name, state[name], tuple(param.shape), param)
     return state

@@ -5,8 +5,8 @@ information. It is a mean over the gathered steps of squared gradients, scaled i
 their mean over all scalars of the optimizer is 1. A kind stores it, merges what was gathered, and
 applies it to a gradient. It knows nothing of the clock, the change detector or any base optimizer.
 
-A new kind is one file with this protocol, one line in ``importance/__init__.py`` and one row in
-``tests/testing/rows.py``.
+A new kind is one file with this protocol and one line in ``importance/__init__.py``;
+``CONTRIBUTING.md`` has a whole one.
 """
 
 from typing import Any, Protocol
@@ -21,11 +21,14 @@ State = dict[str, Any]
 class Importance(Protocol):
     """How the importance of one tensor is stored. Tensors are real and local to the process."""
 
-    def shapes(self, param: Tensor, rank: int) -> dict[str, tuple[int, ...]]:
+    def shapes(self, shape: tuple[int, ...], rank: int) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the state tensors of one parameter.
 
+        Names begin with ``pending`` for what was gathered since the last consolidation, and with
+        ``evidence`` for importance: by these they are known in a checkpoint.
+
         Args:
-            param: the parameter.
+            shape: of the parameter, real.
             rank: how many directions of each side a factored kind keeps.
         """
 

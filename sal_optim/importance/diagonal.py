@@ -29,8 +29,7 @@ def lerp_anchor(anchor: Tensor, values: Tensor, gain: Tensor, before: Tensor) ->
 class Diagonal:
     """One number an element: exact, and as large as the parameters, twice."""
 
-    def shapes(self, param: Tensor, rank: int) -> dict[str, tuple[int, ...]]:
-        shape = tuple(param.shape)
+    def shapes(self, shape: tuple[int, ...], rank: int) -> dict[str, tuple[int, ...]]:
         return {"pending": shape, "evidence": shape}
 
     def accumulate(

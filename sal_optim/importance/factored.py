@@ -5,6 +5,8 @@ tensor of more than two dimensions counts as its first dimension by all the othe
 no memory beyond the anchor; vectors are diagonal.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,8 +20,8 @@ class Factored:
 
     _diagonal = Diagonal()
 
-    def shapes(self, param: Tensor, rank: int) -> dict[str, tuple[int, ...]]:
-        rows, columns = param.shape[0], param[0].numel() if param.shape[0] else 0
+    def shapes(self, shape: tuple[int, ...], rank: int) -> dict[str, tuple[int, ...]]:
+        rows, columns = shape[0], math.prod(shape[1:])
         names = {"row": (rows, 1), "column": (1, columns)}
         return {f"{when}_{n}": s for when in ("pending", "evidence") for n, s in names.items()}
 

@@ -11,6 +11,7 @@ Of a side longer than twice the rank a random sketch is summed (Tropp et al. 201
 1706.05736), and of any side the strongest directions are kept, the others by their mean.
 """
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from sal_optim.importance.base import State
 from sal_optim.importance.diagonal import scaled
-from sal_optim.utils.rounding import Number, add, wide
+from sal_optim.utils.rounding import Number, add, on_host, wide
 
 SIDES = ("left", "right")
 
@@ -33,25 +34,21 @@ class Table(NamedTuple):
     columns: Tensor  # (1, right rank), less outside
     both: Tensor  # (left rank, right rank), less all of these
 
+    def times(self, factor: Number) -> "Table":
+        """All factors times a number."""
+        rows, columns, both = (part * factor for part in self[1:])
+        return Table(self.outside * factor, rows, columns, both)
+
 
 class Kronecker:
     """The strongest directions of both sides of a matrix, and a mean of the others."""
 
     def __init__(self) -> None:
-        # Damping by direction, made once a consolidation. It follows from the values it is kept by.
-        self._dampings: Any = WeakIdKeyDictionary()
+        # Tables by damping, made once a consolidation. They follow from the values.
+        self._tables: Any = WeakIdKeyDictionary()
 
-    def shapes(self, param: Tensor, rank: int) -> dict[str, tuple[int, ...]]:
-        found: dict[str, tuple[int, ...]] = {"pending_total": ()}
-        rows = param.shape[0]
-        columns = param[0].numel() if rows else 0
-        for side, size in zip(SIDES, (rows, columns), strict=True):
-            kept = min(size, rank)
-            found[f"{side}_pending"] = (size, min(size, 2 * rank))
-            found[f"{side}_basis"] = (size, kept)
-            # Of each direction, and of one that is none of them.
-            found[f"{side}_values"] = (kept + 1,)
-        return found
+    def shapes(self, shape: tuple[int, ...], rank: int) -> dict[str, tuple[int, ...]]:
+        return _shapes(shape, rank)
 
     def accumulate(
         self, states: list[State], grads: list[Tensor], scale: Number, at: float
@@ -59,8 +56,13 @@ class Kronecker:
         for state, grad in zip(states, grads, strict=True):
             if not grad.numel():
                 continue
-            matrix = scaled(grad, self.dtype(state), scale).flatten(1)
-            total = torch.linalg.vector_norm(matrix).square()
+            factor = 1.0
+            if isinstance(scale, Tensor) or grad.dtype != self.dtype(state):
+                matrix = scaled(grad, self.dtype(state), scale).flatten(1)
+            else:
+                # Scaled on the way, once on either side: a copy would be read and written.
+                matrix, factor = grad.flatten(1), scale
+            total = (torch.linalg.vector_norm(matrix) * factor).square()
             add(state["pending_total"], total, at)
             for side, one in zip(SIDES, (matrix, matrix.T), strict=True):
                 pending = state[f"{side}_pending"]
@@ -68,8 +70,9 @@ class Kronecker:
                 seen = one.T
                 if width < size:
                     seen = seen @ _projection(size, width, one.dtype, one.device)
+                seen = seen * factor
                 if pending.dtype == one.dtype:
-                    pending.addmm_(one, seen)
+                    pending.addmm_(one, seen, alpha=factor)
                 else:
                     add(pending, one @ seen, at)
 
@@ -121,9 +124,9 @@ class Kronecker:
             sides = bases(state, exact)
             force = grad.to(exact).flatten(1)
             if moved is not None:
-                pull = table_of(self._omega(state, exact) * stiffness)
+                pull = self._table(state, None, exact).times(stiffness)
                 force = force + along(pull, moved[index].to(exact).flatten(1), *sides)
-            damped = along(self._damping(state, damping, exact), force, *sides)
+            damped = along(self._table(state, damping, exact), force, *sides)
             found.append(damped.view_as(grad).to(grad.dtype))
         return found
 
@@ -152,16 +155,19 @@ class Kronecker:
         found: torch.dtype = state["left_values"].dtype
         return found
 
-    def _damping(self, state: State, damping: float, dtype: torch.dtype) -> Table:
-        """``1 / (1 + damping * Omega)`` by direction."""
+    def _table(self, state: State, damping: float | None, dtype: torch.dtype) -> Table:
+        """``1 / (1 + damping * Omega)`` by direction; Omega itself without a damping."""
         left, right = (state[f"{side}_values"] for side in SIDES)
-        key = (left._version, id(right), right._version, damping, dtype)
-        known = self._dampings.get(left)
-        if known is None or known[0] != key:
-            known = key, table_of(1.0 / (self._omega(state, dtype) * damping + 1.0))
-            self._dampings[left] = known
-        found: Table = known[1]
-        return found
+        version = (left._version, id(right), right._version, dtype)
+        known = self._tables.get(left)
+        if known is None or known[0] != version:
+            known = self._tables[left] = version, {}
+        tables: dict[float | None, Table] = known[1]
+        if damping not in tables:
+            omega = self._omega(state, dtype)
+            factors = omega if damping is None else 1.0 / (omega * damping + 1.0)
+            tables[damping] = table_of(factors)
+        return tables[damping]
 
     @staticmethod
     def _omega(state: State, dtype: torch.dtype) -> Tensor:
@@ -169,6 +175,18 @@ class Kronecker:
         left: Tensor = state["left_values"].to(dtype)
         right: Tensor = state["right_values"].to(dtype)
         return torch.outer(left, right) / _least(total(state, dtype))
+
+
+@lru_cache(maxsize=1024)
+def _shapes(shape: tuple[int, ...], rank: int) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {"pending_total": ()}
+    for side, size in zip(SIDES, (shape[0], math.prod(shape[1:])), strict=True):
+        kept = min(size, rank)
+        found[f"{side}_pending"] = (size, min(size, 2 * rank))
+        found[f"{side}_basis"] = (size, kept)
+        # Of each direction, and of one that is none of them.
+        found[f"{side}_values"] = (kept + 1,)
+    return found
 
 
 def total(state: State, dtype: torch.dtype) -> Tensor:
@@ -189,7 +207,7 @@ def table_of(factors: Tensor) -> Table:
     rows, columns = factors[:-1, -1:] - outside, factors[-1:, :-1] - outside
     both = factors[:-1, :-1] - rows - columns - outside
     # Reading a number would be a wait for an accelerator.
-    return Table(float(outside) if outside.is_cpu else outside, rows, columns, both)
+    return Table(float(outside) if on_host(outside) else outside, rows, columns, both)
 
 
 def along(table: Table, move: Tensor, left: Tensor, right: Tensor) -> Tensor:

@@ -16,12 +16,19 @@ from weakref import WeakKeyDictionary
 from sal_optim.adam import SALAdam, SALAdamW
 from sal_optim.lion import SALLion
 from sal_optim.monitoring.lookup import Protection, protection_of, required_protection
+from sal_optim.muon import SALMuon
 from sal_optim.sgd import SALSGD
 
 __all__ = ["OPTIMIZERS", "logged", "protection_of", "register", "required_protection"]
 
 # No underscore: timm takes "sal_adamw" for AdamW.
-OPTIMIZERS = {"saladam": SALAdam, "saladamw": SALAdamW, "salsgd": SALSGD, "sallion": SALLion}
+OPTIMIZERS = {
+    "saladam": SALAdam,
+    "saladamw": SALAdamW,
+    "salsgd": SALSGD,
+    "sallion": SALLion,
+    "salmuon": SALMuon,
+}
 
 # The module that holds a package's registry, and the file here that fills it.
 _REGISTRIES = {

@@ -70,7 +70,7 @@ class LiveView(StepListener):
         # Since the last refresh: the largest surprise, and whether a change was suspected.
         self._largest, self._suspected = 0.0, False
         self._surprises: deque[tuple[float, bool]] = deque(maxlen=WIDTH)
-        self._seen = self._protection._controller.detector["consolidations"]
+        self._seen = self._protection.controller.detector["consolidations"]
         self._last: int | None = None  # step of the last consolidation
         self._due = 0.0
         # Drawn by the steps themselves: a thread would read a state that is being changed.
@@ -97,7 +97,7 @@ class LiveView(StepListener):
             self._stop()
 
     def _stepped(self) -> None:
-        threshold = self._protection._controller.detector
+        threshold = self._protection.controller.detector
         self._largest = max(self._largest, threshold["surprise"])
         self._suspected |= threshold["suspicion"] > 0.0
         if threshold["consolidations"] != self._seen:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from sal_optim.detection.change_detector import WARMUP
+from sal_optim.detection.change_detector import GRAD_NORM
 from sal_optim.monitoring.lookup import required_protection
 from sal_optim.protection.diagnostics import count, drift, total_drift
 from sal_optim.protection.statistics import published_stability
@@ -96,7 +96,7 @@ def rows(optimizer: object, model: nn.Module) -> list[Row]:
 
     On sharded parameters the numbers are those of the local part.
     """
-    controller = required_protection(optimizer)._controller
+    controller = required_protection(optimizer).controller
     groups = controller.groups
     checks.model(model, groups)
     own = {id(param) for group in groups for param in group["params"]}
@@ -136,11 +136,11 @@ def state_in_words(optimizer: object) -> str:
     Raises:
         TypeError: nothing protects ``optimizer``.
     """
-    controller = required_protection(optimizer)._controller
+    controller = required_protection(optimizer).controller
     threshold = controller.detector
     if threshold["suspicion"] > 0.0:
         return "changing"
-    if threshold["consolidations"] > 0.0 and threshold["steps"] < WARMUP:
+    if threshold["consolidations"] > 0.0 and threshold["steps"] < GRAD_NORM.warmup:
         return "consolidating"
     return "drifting" if total_drift(controller) > DRIFTING else "stable"
 
@@ -153,7 +153,7 @@ def summary(optimizer: object, found: list[Row]) -> str:
         found: from :func:`rows`.
     """
     protection = required_protection(optimizer)
-    controller = protection._controller
+    controller = protection.controller
     times = int(controller.detector["consolidations"])
     state = state_in_words(protection)
     size = max(1, sum(row.size for row in found))

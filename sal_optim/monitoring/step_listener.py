@@ -39,7 +39,7 @@ class StepListener:
             self._step = int(max(float(s) for s in steps if isinstance(s, (int, float, Tensor))))
 
     def _after(self, *_: Any) -> None:
-        if not self._protection._controller.observing:
+        if not self._protection.controller.observing:
             self._step += 1
             self._stepped()
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sal_optim.importance import Importance, State, kind_of
+from sal_optim.importance import IMPORTANCE, Importance, State, kind_of
 from sal_optim.sharding.dtensor import PLAIN, Sharding, aligned, is_distributed, plain, sharding
 
 Group = dict[str, Any]
@@ -44,12 +44,40 @@ class Block:
     size: int  # scalars over all processes
 
 
+def blocks_of(
+    groups: Sequence[Group], state: Mapping[Tensor, State], early: dict[Tensor, State], owner: type
+) -> list[Block]:
+    """Protected parameters that have a gradient, as a step sees them.
+
+    All of them are checked before state is created for any.
+
+    Args:
+        groups: with the settings of the protection.
+        state: of the optimizer, by parameter.
+        early: where state is kept that the optimizer does not have yet.
+        owner: the optimizer's class, for messages.
+    """
+    found = [
+        (param, group)
+        for group in groups
+        if group["protection"] > 0.0
+        for param in group["params"]
+        if param.grad is not None
+    ]
+    for param, group in found:
+        check_ready(param, state.get(param) or early.get(param, {}), group, owner.__name__)
+    return [
+        block_of(param, state.get(param) or early.setdefault(param, {}), group)
+        for param, group in found
+    ]
+
+
 def block_of(param: Tensor, state: State, group: Group) -> Block:
     """A parameter as the step sees it; creates what is missing of its state."""
     grad = param.grad
     assert grad is not None
     if type(param) in PLAIN and type(grad) in PLAIN and not param.is_complex():
-        kind = kind_of(group["importance"], param, sharded=False)
+        kind = IMPORTANCE[group["importance"] if param.dim() > 1 else "diagonal"]
         prepare(param, state, group, kind)
         return Block(param, param.detach(), grad.detach(), state, state, kind, group, None,
                      param.numel())  # fmt: skip
@@ -93,8 +121,11 @@ def local_state(state: Mapping[str, Any]) -> State:
 
 def shapes(param: Tensor, group: Group) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that importance keeps of a parameter."""
-    real = torch.view_as_real(param) if param.is_complex() else param
-    return kind_of_param(param, group).shapes(real, group["rank"])
+    return kind_of_param(param, group).shapes(_real_shape(param), group["rank"])
+
+
+def _real_shape(param: Tensor) -> tuple[int, ...]:
+    return (*param.shape, 2) if param.is_complex() else tuple(param.shape)
 
 
 def prepare(param: Tensor, state: State, group: Group, kind: Importance) -> None:
@@ -102,7 +133,7 @@ def prepare(param: Tensor, state: State, group: Group, kind: Importance) -> None
     if "pending_steps" in state:
         return
     real = torch.view_as_real(param) if param.is_complex() else param
-    for name, shape in kind.shapes(real, group["rank"]).items():
+    for name, shape in kind.shapes(_real_shape(param), group["rank"]).items():
         if name not in state:
             state[name] = (
                 torch.zeros_like(real, dtype=dtype_of(param, group))
@@ -147,9 +178,6 @@ def check_ready(param: Tensor, state: dict[str, Any], group: Group, owner: str) 
     if "pending_steps" not in state:
         return
     shape, device = param.shape, param.device
-    first = state.get("evidence")
-    if first is not None and first.shape == shape and first.device == device:
-        return
     anchor = state.get("anchor")
     named = {**shapes(param, group), **({} if anchor is None else {"anchor": tuple(shape)})}
     for name, wanted in named.items():

@@ -7,7 +7,7 @@ file knows numbers alone.
 
 from typing import Any
 
-from sal_optim.detection.change_detector import DetectorState
+from sal_optim.detection.change_detector import DetectorState, is_suspicious
 
 # The automatic interval: a share of the run so far, and the least number of steps.
 SHARE, LEAST = 0.1, 60
@@ -18,11 +18,13 @@ UNIT_RETENTION = 0.8
 
 # Consolidations of the clock until protection has its whole strength, where nothing has yet said
 # that the data changes: a network that only begins to learn is not to be held.
-RAMP = 8
+RAMP = 32
 
 # Importance is gathered, and the penalty applied, on every fourth step: a segment is many steps
 # long, and what these read and write in memory costs a quarter.
 INTERVAL = 4
+# How far a step moves each tensor is measured less often still: it is for reports.
+MEASURED = 16
 
 
 def window(state: DetectorState, every: Any) -> float:
@@ -43,11 +45,13 @@ def is_due(state: DetectorState, every: Any) -> bool:
 
 
 def strength(state: DetectorState) -> float:
-    """The share of the protection that is in force, in [0, 1]: how often the clock has ticked.
+    """The share of the protection that is in force, in [0, 1].
 
-    It is whole once a change was detected or a task's end was declared.
+    It is whole once gradients were seen to leave what is known or a task's end was declared, and
+    while a change is suspected, since the first steps on other data do the harm. Until then it
+    rises with the clock.
     """
-    if state["firm"] > 0.0:
+    if state["consolidations"] > 0.0 and (state["firm"] > 0.0 or is_suspicious(state)):
         return 1.0
     return min(1.0, (state["consolidations"] / RAMP) ** 2)
 

@@ -8,16 +8,15 @@ import math
 from collections.abc import Sequence
 
 from sal_optim.importance import State
-from sal_optim.protection.block import Block
 
 
 def track(
-    blocks: Sequence[Block], values: Sequence[float], beta: float, *, update: bool = False
+    states: Sequence[State], values: Sequence[float], beta: float, *, update: bool = False
 ) -> None:
     """Take a number of each tensor into its exponential mean and variance.
 
     Args:
-        blocks: one a tensor.
+        states: one a tensor.
         values: norms of gradients, or with ``update`` of the last updates.
         beta: decay of the statistics, in [0, 1).
         update: which of the two.
@@ -25,10 +24,9 @@ def track(
     mean, variance = (
         ("delta_w_mean", "delta_w_var") if update else ("grad_norm_mean", "grad_norm_var")
     )
-    for block, value in zip(blocks, values, strict=True):
+    for state, value in zip(states, values, strict=True):
         if not math.isfinite(value):
             continue  # a weight that is not finite would be in the mean for ever
-        state = block.state
         if update:
             state["delta_w"] = value
         known = state[mean]

@@ -86,6 +86,25 @@ def local(tensor: Tensor) -> Tensor:
     return part
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """All parts of a tensor, on every process: itself, where it is not distributed."""
+    if not is_distributed(tensor):
+        return tensor
+    found: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
+    return found
+
+
+def put_whole(tensor: Tensor, value: Tensor) -> None:
+    """Write what :func:`whole` gave, and was changed since, back to this process's part."""
+    if value is tensor:
+        return
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+    same = DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    tensor.copy_(same.redistribute(mesh, placements))
+
+
 def plain(tensor: Tensor) -> Tensor:
     """This process's part as a real tensor that shares memory with it."""
     part = local(tensor)

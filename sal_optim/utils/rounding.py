@@ -14,6 +14,11 @@ Number = float | Tensor
 _Count = TypeVar("_Count", float, Tensor)
 
 
+def on_host(value: Tensor) -> bool:
+    """Whether reading a number of a tensor waits for no device."""
+    return value.is_cpu
+
+
 def on(number: Number, device: torch.device) -> Number:
     """The number for tensors of a device."""
     return number.to(device, non_blocking=True) if isinstance(number, Tensor) else number

@@ -50,7 +50,7 @@ def shown(control: Any, place: int) -> tuple[dict[str, Tensor], dict[str, Tensor
     """The state of a parameter, and what a control has in its place."""
     param = control.params[place]
     state = control.optimizer.state[param]
-    return state, control.optimizer._controller.shown(param, state)
+    return state, control.optimizer.controller.shown(param, state)
 
 
 @pytest.mark.parametrize("name", [*SUBSTITUTED, *MATCHED])
@@ -127,7 +127,7 @@ def test_random_has_sals_values_along_other_directions() -> None:
     control.optimizer.consolidate()
     assert torch.equal(shown(control, 0)[1]["left_basis"], first), "drawn once for the run"
     # As much of all as SAL has.
-    assert float(control.optimizer._controller.importance(control.params[0])[0].sum()) == (
+    assert float(control.optimizer.controller.importance(control.params[0])[0].sum()) == (
         pytest.approx(float(state["left_values"].sum() + state["left_values"][-1] * 3), rel=0.5)
     )
 
@@ -148,7 +148,7 @@ def test_shuffled_has_sals_values_in_another_order(importance: str) -> None:
 def test_uniform_has_the_mean_everywhere(importance: str) -> None:
     control, sal = (consolidated(name, importance=importance)
                     for name in ("sal-adam-uniform", "sal-adam"))  # fmt: skip
-    controllers = control.optimizer._controller, sal.optimizer._controller
+    controllers = control.optimizer.controller, sal.optimizer.controller
     own = torch.cat([controllers[1].importance(p)[0].flatten() for p in sal.params])
     flat = torch.cat([controllers[0].importance(p)[0].flatten() for p in control.params])
     assert torch.allclose(flat, own.mean().expand_as(flat), rtol=1e-4)

@@ -12,7 +12,7 @@ KINDS = ("diagonal", "factored")
 
 
 def state_of(kind: str, shape: tuple[int, ...], anchor: Tensor | None = None) -> dict[str, Tensor]:
-    names = IMPORTANCE[kind].shapes(torch.empty(shape), 16)
+    names = IMPORTANCE[kind].shapes(shape, 16)
     state = {name: torch.zeros(size, dtype=torch.float64) for name, size in names.items()}
     return state if anchor is None else {**state, "anchor": anchor}
 

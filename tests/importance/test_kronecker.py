@@ -19,7 +19,7 @@ State = dict[str, Tensor]
 
 
 def empty(rows: int, columns: int, rank: int = 64, *, anchor: Tensor | None = None) -> State:
-    shapes = KRONECKER.shapes(torch.empty(rows, columns), rank)
+    shapes = KRONECKER.shapes((rows, columns), rank)
     state = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
     return state if anchor is None else {**state, "anchor": anchor}
 

@@ -38,10 +38,10 @@ def test_what_a_consolidation_does(row: Row, mode: Mode, retention: float) -> No
     assert optimizer.diagnostics()["drift"] == 0
     still = clone_params(params)
     kept = [optimizer.state[p]["pending"].clone() for p in params]
-    moments = [optimizer.state[p][name].clone() for p in params for name in row.moments]
+    moments = [optimizer.state[p][name].clone() for p in params for name in row.moments_of(p)]
     optimizer.consolidate()
     assert_equal(params, still, "consolidating moves nothing:")
-    now = [optimizer.state[p][name] for p in params for name in row.moments]
+    now = [optimizer.state[p][name] for p in params for name in row.moments_of(p)]
     assert_equal(moments, now, "moments are the base optimizer's:")
     first = [optimizer.state[p]["evidence"].clone() for p in params]
     assert_near(first, [pending / (40 / INTERVAL) for pending in kept])
@@ -75,7 +75,7 @@ def test_importance_stays_in_one_unit(class_row: Row, kind: str) -> None:
     optimizer = class_row(params, importance=kind, consolidate_every=20)
     for start in range(5):
         drive(optimizer, params, stream(params, profile(100), seed=start))
-        omega = torch.cat([optimizer._controller.importance(p)[0].flatten() for p in params])
+        omega = torch.cat([optimizer.controller.importance(p)[0].flatten() for p in params])
         assert float(omega.mean()) == pytest.approx(1.0, rel=1e-3)
     assert consolidations(optimizer) == 25
 
@@ -116,7 +116,7 @@ def test_observe_gathers_and_moves_nothing(row: Row, mode: Mode) -> None:
         assert drive(optimizer, params, stream(params, profile(10))) == []
     assert_equal(params, still)
     assert all(not optimizer.state.get(param) for param in params), "the base has made no step"
-    assert all(optimizer._controller.state_of(p)["pending_steps"] == 10.0 for p in params)
+    assert all(optimizer.controller.state_of(p)["pending_steps"] == 10.0 for p in params)
     optimizer.consolidate()
     optimizer.consolidate()
     assert consolidations(optimizer) == 1

@@ -103,12 +103,13 @@ def build(
 
 
 def assert_agree(optimizer: SALOptimizer, reference: Reference, params: list[Tensor]) -> None:
-    detector = optimizer._controller.detector
+    detector = optimizer.controller.detector
     counted = reference.consolidations, reference.changes, reference.total, reference.since
     assert counted == tuple(
         detector[name] for name in ("consolidations", "changes", "total", "since")
     )
-    assert detector["mean"] == pytest.approx(reference.mean, rel=TOLERANCE)
+    assert detector["mean"] == pytest.approx(reference.norms.mean, rel=TOLERANCE)
+    assert detector["novelty_mean"] == pytest.approx(reference.novelty.mean, rel=1e-7)
     assert detector["unit"] == pytest.approx(reference.unit, rel=TOLERANCE)
     for param, expected in zip(params, reference.params, strict=True):
         state = optimizer.state.get(param, {})

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from sal_optim.protection import clock
+from sal_optim.protection import clock, judge
 from sal_optim.protection.block import NUMBERS
-from sal_optim.protection.controller import ProtectionController
 from sal_optim.protection.statistics import published_stability, track
 from tests.testing.drive import clone_params, make_params, profile, step_with, stream
 from tests.testing.rows import Row
@@ -22,7 +20,7 @@ Mode = dict[str, Any]
 @pytest.mark.parametrize("beta", [0.0, 0.9, 0.98])
 def test_track_against_a_plain_loop(beta: float, update: bool) -> None:
     name = "delta_w" if update else "grad_norm"
-    block: Any = SimpleNamespace(state=dict.fromkeys(NUMBERS, 0.0))
+    state: dict[str, Any] = dict.fromkeys(NUMBERS, 0.0)
     values = torch.rand(30, generator=torch.Generator().manual_seed(0)).tolist()
     mean, variance = values[0], 0.0
     for value in values[1:]:
@@ -30,10 +28,10 @@ def test_track_against_a_plain_loop(beta: float, update: bool) -> None:
         mean = beta * mean + (1.0 - beta) * value
         variance = beta * (variance + (1.0 - beta) * delta**2)
     for value in values:
-        track([block], [value], beta, update=update)
-    assert block.state[f"{name}_mean"] == pytest.approx(mean)
-    assert block.state[f"{name}_var"] == pytest.approx(variance)
-    assert block.state["delta_w"] == (values[-1] if update else 0.0)
+        track([state], [value], beta, update=update)
+    assert state[f"{name}_mean"] == pytest.approx(mean)
+    assert state[f"{name}_var"] == pytest.approx(variance)
+    assert state["delta_w"] == (values[-1] if update else 0.0)
 
 
 def test_published_stability_of_one_tensor() -> None:
@@ -45,9 +43,9 @@ def test_published_stability_of_one_tensor() -> None:
 def test_the_length_of_the_last_measured_update(
     class_row: Row, mode: Mode, ahead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once in every ``INTERVAL`` steps; of a parameter that comes late, too."""
+    """Once in every ``MEASURED`` steps; of a parameter that comes late, too."""
     if ahead:
-        monkeypatch.setattr(ProtectionController, "_decide_now", ProtectionController._decide_ahead)
+        monkeypatch.setattr(judge, "on_host", lambda _: False)
     params = make_params()
     optimizer = class_row(params, **mode)
     lengths = [0.0] * len(params)
@@ -61,7 +59,7 @@ def test_the_length_of_the_last_measured_update(
             if grad is not None:
                 norm = float(grad.norm())
                 norms[index] = beta * norms[index] + (1.0 - beta) * norm if norms[index] else norm
-                if step % clock.INTERVAL == 1:
+                if step % clock.MEASURED == 1:
                     lengths[index] = float((param - old).detach().norm())
         if step % 25 == 0:
             optimizer.diagnostics()  # what is underway arrives

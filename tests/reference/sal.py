@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sal_optim.detection import change_detector as detection
-from sal_optim.protection import clock, consolidation, controller
+from sal_optim.detection import novelty
+from sal_optim.protection import clock, consolidation, controller, gradients
 
 _TINY = torch.finfo(torch.float64).tiny
 
@@ -183,6 +184,44 @@ class Parameter:
         return (beta1 * m + (1 - beta1) * g).sign()
 
 
+class Signal:
+    """Running statistics of one number, and the threshold on it."""
+
+    def __init__(
+        self, tau0: float, alpha: float, beta: float, settle: float, warmup: float
+    ) -> None:
+        self.tau0, self.alpha, self.beta = tau0, alpha, beta
+        self.settle, self.warmup = settle, warmup
+        self.begin_segment()
+
+    def begin_segment(self) -> None:
+        self.steps, self.mean, self.variance = 0, 0.0, 0.0
+        self.suspicion, self.held = 0.0, 0.0
+
+    def judge(self, value: float) -> tuple[bool, bool]:
+        """Is the number surprising, and does it confirm a change?"""
+        ready = self.steps >= self.warmup
+        limit = self.tau0 * self.mean + self.alpha * math.sqrt(self.variance)
+        if not self.suspicion:
+            self.held = limit
+        surprising = ready and value > self.held
+        if surprising:
+            self.suspicion += min(1.0 + math.log2(value / self.held), detection.LARGEST_COUNT)
+        else:
+            self.suspicion = max(0.0, self.suspicion - 1.0)
+        if self.suspicion >= detection.CONFIRMATIONS:
+            return True, True
+        self.record(min(value, limit) if ready else value)
+        return surprising, False
+
+    def record(self, value: float) -> None:
+        self.steps += 1
+        weight = max(1 - self.beta, 1 / max(1, self.steps - self.settle))
+        delta = value - self.mean
+        self.mean += weight * delta
+        self.variance = (1 - weight) * (self.variance + weight * delta**2)
+
+
 class Reference:
     """The whole optimizer. ``base`` is adam, adamw, sgd or lion."""
 
@@ -193,47 +232,22 @@ class Reference:
         self.total, self.since = 0, 0
         self.unit, self.last = 0.0, 0.0
         self.firm = False
-        self.begin_segment()
+        first = self.first
+        self.norms = Signal(first["tau0"], first["alpha"], first["stats_beta"], 10, 30)
+        self.novelty = Signal(novelty.TAU0, novelty.ALPHA, novelty.BETA, 0, 8)
 
     # ------------------------------------------------------------------ the change detector
-
-    def begin_segment(self) -> None:
-        self.steps, self.mean, self.variance = 0, 0.0, 0.0
-        self.suspicion, self.held = 0.0, 0.0
-
-    def judge(self, norm: float) -> tuple[bool, bool]:
-        """Is the norm surprising, and does it confirm a change?"""
-        ready = self.steps >= detection.WARMUP
-        limit = self.first["tau0"] * self.mean + self.first["alpha"] * math.sqrt(self.variance)
-        if not self.suspicion:
-            self.held = limit
-        surprising = ready and norm > self.held
-        if surprising:
-            self.suspicion += min(1.0 + math.log2(norm / self.held), detection.LARGEST_COUNT)
-        else:
-            self.suspicion = max(0.0, self.suspicion - 1.0)
-        if self.suspicion >= detection.CONFIRMATIONS:
-            return True, True
-        self.record(min(norm, limit) if ready else norm)
-        return surprising, False
-
-    def record(self, norm: float) -> None:
-        self.steps += 1
-        weight = max(1 - self.first["stats_beta"], 1 / max(1, self.steps - detection.SETTLE))
-        delta = norm - self.mean
-        self.mean += weight * delta
-        self.variance = (1 - weight) * (self.variance + weight * delta**2)
 
     def hear(self, norm: float) -> bool:
         """Is the step ordinary? Consolidates at a change."""
         self.total += 1
         self.since += 1
-        surprising, change = self.judge(norm)
+        surprising, change = self.norms.judge(norm)
         if change:
-            self.firm = True
+            self.firm = self.firm or self.novelty.steps < 8
             self.changes += self.merge()
-            self.begin_segment()
-            surprising, _ = self.judge(norm)
+            self.norms.begin_segment()
+            surprising, _ = self.norms.judge(norm)
         if self.consolidations:
             self.unit = max(self.unit, min(norm, self.last))
         self.last = norm
@@ -243,11 +257,14 @@ class Reference:
 
     def consolidate(self) -> None:
         self.firm = self.merge() or self.firm
-        self.begin_segment()
+        self.norms.begin_segment()
 
     def strength(self) -> float:
         """The share of the protection that is in force."""
-        return 1.0 if self.firm else min(1.0, (self.consolidations / clock.RAMP) ** 2)
+        suspicious = self.norms.suspicion > 0 or self.novelty.suspicion > 0
+        if self.consolidations and (self.firm or suspicious):
+            return 1.0
+        return min(1.0, (self.consolidations / clock.RAMP) ** 2)
 
     def interval(self) -> float:
         """Steps of a window of the clock; 0 without one."""
@@ -264,7 +281,7 @@ class Reference:
         self.since = 0
         if any(done):
             kept = self.unit * clock.UNIT_RETENTION if self.consolidations else 0.0
-            self.unit = max(kept, self.mean)
+            self.unit = max(kept, self.norms.mean)
             self.consolidations += 1
         return any(done)
 
@@ -279,10 +296,11 @@ class Reference:
         told = 0.0 < norm < math.inf and (observing or moves)
         ordinary = told
         if told and observing:
-            self.record(norm)
+            self.norms.record(norm)
         elif told:
             ordinary = self.hear(norm)
         phase = self.total % clock.INTERVAL if told and not observing else None
+        listens = phase == 1 and not self.firm and self.consolidations >= 2
         unit = self.unit / math.sqrt(max(1, size))
         if told:
             for param, g in watched:
@@ -293,8 +311,22 @@ class Reference:
         if ordinary and (observing or phase == 1):
             for param, g in watched:
                 param.gather(g * math.sqrt(size) / norm)
+        if listens:
+            self.listen([(p, g) for p, g in watched if p.weight > 0])
         if not observing:
-            self.move(pairs, unit if phase == 0 else 0.0, measures=phase == 2)
+            self.move(
+                pairs,
+                unit if phase == 0 else 0.0,
+                measures=told and self.total % clock.MEASURED == 2,
+            )
+
+    def listen(self, pairs: list[tuple[Parameter, Tensor]]) -> None:
+        """How much of the gradient is where earlier data said nothing?"""
+        free = sum(float((p.protected(g, 1.0, 0.0) ** 2).sum()) for p, g in pairs)
+        whole = sum(float((g * g).sum()) for _, g in pairs)
+        if free > 0 and whole > 0 and self.novelty.judge(free / whole)[1]:
+            self.novelty.begin_segment()
+            self.firm = True
 
     def move(self, pairs: list[tuple[Parameter, Tensor]], unit: float, *, measures: bool) -> None:
         """One step of the base, by protected gradients."""
@@ -312,7 +344,7 @@ class Reference:
         if self.base == "sgd" and held:
             # The step of gradient descent is as long as its gradient.
             after = math.sqrt(sum(float((updates[i] ** 2).sum()) for i in held))
-            factor = min(max(1.0, before / (after + _TINY)), controller.LARGEST_GAIN)
+            factor = min(max(1.0, before / (after + _TINY)), gradients.LARGEST_GAIN)
             for i in held:
                 updates[i] = updates[i] * factor
         for (param, _), update in zip(pairs, updates, strict=True):

@@ -23,7 +23,9 @@ from torch.testing._internal.common_optimizers import (
 )
 from torch.testing._internal.common_utils import TestCase
 
-from sal_optim import SALSGD, SALAdam, SALAdamW, SALLion
+from sal_optim import SALSGD, SALAdam, SALAdamW, SALLion, SALMuon
+from sal_optim.muon import HAS_MUON
+from tests.testing.rows import CLASSES
 
 # Torch's checks, and inputs of its checks, that do not apply; with the reason.
 NOT_APPLICABLE: dict[str, str] = {
@@ -88,6 +90,21 @@ def _lion_errors(device: str, dtype: torch.dtype) -> list[ErrorOptimizerInput]:
     ]
 
 
+def _muon_inputs(device: str, dtype: torch.dtype | None = None) -> list[OptimizerInput]:
+    own = {"momentum": 0.5, "nesterov": False, "adjust_lr_fn": "match_rms_adamw"}
+    return [
+        *_lion_inputs(device, dtype),
+        OptimizerInput(None, own, "momentum"),
+        OptimizerInput(None, {"use_muon": False}, "AdamW alone"),
+    ]
+
+
+def _muon_errors(device: str, dtype: torch.dtype) -> list[ErrorOptimizerInput]:
+    """Adam's, but for its flags."""
+    adam = torchs.optim_error_inputs_func_adam(device, dtype)
+    return [case for case in adam if "amsgrad" not in case.optimizer_error_input.kwargs]
+
+
 _torch_rows = {info.optim_cls: info for info in optim_db}
 
 
@@ -116,6 +133,7 @@ optim_db[:] = [
     ),
     _info(SALSGD, torchs.optim_inputs_func_sgd, torchs.optim_error_inputs_func_sgd),
     _info(SALLion, _lion_inputs, _lion_errors),
+    *([_info(SALMuon, _muon_inputs, _muon_errors)] if HAS_MUON else []),
 ]
 
 
@@ -129,6 +147,12 @@ def all_inputs(
                 continue
             kwargs = {**deepcopy(case.kwargs), "foreach": foreach}
             yield OptimizerInput(None, kwargs, f"{case.desc}, foreach={foreach}")
+
+
+def by_element(info: OptimizerInfo, case: OptimizerInput) -> dict[str, Any]:
+    """A case's arguments, with those with which the class's update is by element."""
+    own = next(row.by_element for row in CLASSES if row.cls is info.optim_cls)
+    return {**deepcopy(case.kwargs), **own}
 
 
 def linear(device: str, dtype: torch.dtype) -> tuple[list[Tensor], Callable[[], Tensor]]:

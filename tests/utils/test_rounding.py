@@ -83,7 +83,7 @@ def test_importance_in_bfloat16_is_that_of_float32(kind: str) -> None:
     for param, twin in zip(params, twins, strict=True):
         kept = [v for v in small.state[param].values() if isinstance(v, torch.Tensor) and v.dim()]
         assert sum(v.dtype is torch.bfloat16 for v in kept) >= 3
-        ours, theirs = (o._controller.importance(p)[0] for o, p in ((small, param), (full, twin)))
+        ours, theirs = (o.controller.importance(p)[0] for o, p in ((small, param), (full, twin)))
         ratios.append((ours.float() / theirs).flatten())
     ratio = torch.cat(ratios)
     assert 0.95 < float(ratio.mean()) < 1.05

@@ -44,7 +44,7 @@ class SALW(Method):
 
     def states(self) -> list[dict[str, Any]]:
         """What is kept of each parameter, before the first step too."""
-        return [self.protection._controller.state_of(p) for p in self.params]
+        return [self.protection.controller.state_of(p) for p in self.params]
 
     def figures(self) -> dict[str, float]:
         return self.protection.diagnostics()

@@ -1,0 +1,105 @@
+"""Protected gradients: what a step is given in the place of its own, and how they are put back."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sal_optim.detection.grad_norm import joined, norms
+from sal_optim.protection.block import Block
+from sal_optim.protection.clock import INTERVAL
+from sal_optim.protection.judge import Decision
+from sal_optim.sharding.dtensor import PLAIN, plain
+from sal_optim.utils.rounding import on_host
+
+# The most that the protected gradients of plain gradient descent are scaled up by.
+LARGEST_GAIN = 3.0
+
+
+def batches(blocks: Sequence[Block]) -> list[list[Block]]:
+    """Blocks that have importance, by what can be computed in one call."""
+    found: dict[Any, list[Block]] = {}
+    for block in blocks:
+        if block.state["evidence_weight"] > 0.0:
+            place = (id(block.group["params"]), id(block.kind), "anchor" in block.local,
+                     block.grad.dtype, block.grad.device)  # fmt: skip
+            found.setdefault(place, []).append(block)
+    return list(found.values())
+
+
+def damped(blocks: Sequence[Block]) -> list[Tensor]:
+    """Gradients whose parts are divided by 1 + their importance."""
+    states, grads = [b.local for b in blocks], [b.grad for b in blocks]
+    return blocks[0].kind.protect(states, grads, None, damping=1.0, stiffness=0.0)
+
+
+def protected(
+    blocks: Sequence[Block], decision: Decision, *, share: float, rate: Any | None
+) -> list[Tensor]:
+    """Gradients as the step is to see them.
+
+    Args:
+        blocks: of one group and kind.
+        decision: of the step.
+        share: of the protection that is in force.
+        rate: the learning rate that bounds the penalty of plain gradient descent; None for others.
+    """
+    group, moved, stiffness = blocks[0].group, None, 0.0
+    damping = group["protection"] * share
+    if decision.penalizes and group["pull"] > 0.0 and "anchor" in blocks[0].local:
+        anchors = [block.local["anchor"].to(block.values.dtype) for block in blocks]
+        moved = list(torch._foreach_sub([block.values for block in blocks], anchors))
+        stiffness = INTERVAL * damping * group["pull"] * decision.unit
+        if rate is not None:
+            stiffness = min(stiffness, _largest_stiffness(rate, damping))
+        stiffness *= -decision.loss_scale if group.get("maximize") else decision.loss_scale
+    states, grads = [b.local for b in blocks], [b.grad for b in blocks]
+    return blocks[0].kind.protect(states, grads, moved, damping=damping, stiffness=stiffness)
+
+
+def _largest_stiffness(lr: Any, damping: float) -> float:
+    """The penalty's bound: a step of plain gradient descent never passes the anchor."""
+    if isinstance(lr, Tensor) and not on_host(lr):
+        return math.inf
+    rate = float(lr)
+    return damping / rate if rate > 0.0 else math.inf
+
+
+def regain_norm(blocks: list[Block], grads: list[Tensor], decision: Decision) -> None:
+    """Scale protected gradients to the norm of those they stand for, in place.
+
+    Damping shortens them where the data is the one that importance is of. Without this, plain
+    gradient descent would learn more slowly there.
+    """
+    before = joined(norms_of(blocks, decision)).norm()
+    after = joined(norms(grads, [block.sharding for block in blocks])).norm()
+    factor = (before / after.clamp_min(torch.finfo(after.dtype).tiny)).clamp(1.0, LARGEST_GAIN)
+    factor = factor.nan_to_num(1.0)
+    torch._foreach_mul_(grads, float(factor) if on_host(factor) else factor)
+
+
+def norms_of(blocks: Sequence[Block], decision: Decision) -> list[Tensor]:
+    """The norms of some blocks' gradients, as the decision knows them."""
+    own = {id(block): norm for block, norm in zip(decision.blocks, decision.norms, strict=True)}
+    return [own[id(block)] for block in blocks]
+
+
+def replace(block: Block, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the parameter another gradient; returns the parameter and the one that it had."""
+    param = block.param
+    old = param.grad
+    assert old is not None
+    if old.requires_grad:
+        # Second-order optimizers differentiate the gradient's graph once more.
+        with torch.enable_grad():
+            param.grad = old + (grad - block.grad)
+        return param, old
+    if type(old) in PLAIN and not param.is_complex():
+        param.grad = grad.view_as(old)
+        return param, old
+    new = torch.empty_like(param.detach(), dtype=old.dtype)
+    plain(new).copy_(grad)
+    param.grad = new
+    return param, old

@@ -1,0 +1,70 @@
+"""Holder: what an optimizer holds for its protection, and where: groups, state, change detector."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sal_optim.detection.change_detector import DetectorState, new_detector
+from sal_optim.importance import State
+from sal_optim.protection.block import Group
+from sal_optim.utils import checks
+
+
+class Holder:
+    """The groups, the state and the change detector of one optimizer.
+
+    Args:
+        optimizer: whose ``state`` and ``param_groups`` hold everything that lasts.
+        settings: of the protection, where the groups hold none of their own but ``protection``.
+    """
+
+    def __init__(self, optimizer: Optimizer, settings: Group | None = None) -> None:
+        self.optimizer, self.settings = optimizer, settings
+        # State gathered before the optimizer's first step: many initialise their own state where
+        # they find none, so nothing may be there before.
+        self.early: dict[Tensor, State] = {}
+
+    @property
+    def groups(self) -> list[Group]:
+        """Groups of parameters with the settings of the protection."""
+        found: list[Group] = self.optimizer.param_groups
+        if self.settings is None:
+            return found
+        merged = []
+        for group in found:
+            protection = group.setdefault("protection", self.settings["protection"])
+            own = {"protection": checks.number("protection", protection)}
+            merged.append({**self.settings, **own, "params": group["params"]})
+        return merged
+
+    @property
+    def detector(self) -> DetectorState:
+        """The change detector's state: one dict in all groups, so that it outlives any of them."""
+        groups = self.optimizer.param_groups
+        state: DetectorState | None = next(
+            (group["threshold"] for group in groups if group.get("threshold")), None
+        )
+        if state is None:
+            state = new_detector()
+        for group in groups:
+            group["threshold"] = state
+        return state
+
+    def state_of(self, param: Tensor) -> State:
+        """The state of a parameter; empty where there is none. Looking creates nothing."""
+        state: State | None = self.optimizer.state.get(param)
+        return state if state else self.early.get(param, {})
+
+    def settle_early(self) -> None:
+        """Put state that was gathered before the optimizer's first step where it belongs."""
+        for param, early in self.early.items():
+            self.optimizer.state[param].update(early)
+        self.early.clear()
+
+    def rate_of(self, group: Group) -> Any:
+        """The learning rate of a group from :attr:`groups`; a number or a tensor."""
+        for own in self.optimizer.param_groups:
+            if own["params"] is group["params"]:
+                return own.get("lr", 0.0)
+        return 0.0

@@ -1,0 +1,215 @@
+"""Judge: what the gradients of a step say of the data, and what the step is to do about it.
+
+On an accelerator the norms of a step are judged in the next one, so that nothing waits for them.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sal_optim.detection import novelty, told
+from sal_optim.detection.change_detector import (
+    NOVELTY,
+    DetectorState,
+    begin_segment,
+    is_ready,
+    limit,
+    observe,
+    record,
+)
+from sal_optim.detection.grad_norm import arrived, joined, norms, to_host
+from sal_optim.protection.block import Block, Group
+from sal_optim.protection.clock import INTERVAL, MEASURED, UNIT_RETENTION, is_due, window
+from sal_optim.protection.consolidation import consolidate_param
+from sal_optim.protection.holder import Holder
+from sal_optim.protection.statistics import track
+from sal_optim.utils.rounding import Number, on_host
+
+
+@dataclass(slots=True)
+class Decision:
+    """What a step does beside the base optimizer's update."""
+
+    blocks: list[Block]
+    settings: Group  # that hold for all groups
+    detector: DetectorState
+    gathers: bool = False
+    penalizes: bool = False
+    listens: bool = False  # to the novelty of its gradients
+    measures: bool = False  # how far the step moves each tensor
+    scale: Number = 0.0  # 1 / root mean square of all gradients; 0 if they are not to be gathered
+    unit: float = 0.0  # the size of one scalar's gradient, in which the penalty is measured
+    loss_scale: float = 1.0  # that the gradients still carry, as with a fused GradScaler
+    norms: list[Tensor] = field(default_factory=list)  # of each block's gradient
+    before: list[Tensor] = field(default_factory=list)  # weights, if it measures
+    replaced: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # gradients to put back
+
+
+class Judge:
+    """Hears the signals of one optimizer, and consolidates where they or the clock ask for it."""
+
+    def __init__(self, holder: Holder) -> None:
+        self.holder = holder
+        self.observing = False
+        # Numbers on their way to the host, and who takes them when they have arrived.
+        self._underway: list[tuple[Tensor, Any, Callable[[list[float]], None]]] = []
+
+    def decide(self, blocks: list[Block], *, moves: bool, loss_scale: float) -> Decision:
+        """Judge this step's gradients; consolidate where that is due."""
+        settings, detector = self.holder.groups[0], self.holder.detector
+        decision = Decision(blocks, settings, detector, loss_scale=loss_scale)
+        self.settle()
+        if not blocks:
+            return decision
+        decision.norms = norms([b.grad for b in blocks], [b.sharding for b in blocks])
+        size = sum(block.size for block in blocks)
+        if self.observing or all(on_host(norm) for norm in decision.norms):
+            self._decide_now(decision, size, moves)
+        else:
+            self._decide_ahead(decision, size, moves)
+        decision.unit = detector["unit"] / math.sqrt(max(1, size))
+        if is_due(detector, settings["consolidate_every"]) and not self.observing:
+            self.consolidate()
+        return decision
+
+    def _decide_now(self, decision: Decision, size: int, moves: bool) -> None:
+        values = [float(norm) / decision.loss_scale for norm in decision.norms]
+        total = math.sqrt(sum(value * value for value in values))
+        # A zero gradient, a non-finite one or a zero learning rate tells nothing about the data.
+        if not (0.0 < total < math.inf and (moves or self.observing)):
+            return
+        ordinary = self._hear(total, decision.settings, decision.detector)
+        track([b.state for b in decision.blocks], values, decision.settings["stats_beta"])
+        self._schedule(decision, decision.detector["total"], ordinary)
+        decision.gathers = decision.gathers or (self.observing and ordinary)
+        decision.scale = math.sqrt(size) / (total * decision.loss_scale)
+
+    def _decide_ahead(self, decision: Decision, size: int, moves: bool) -> None:
+        settings, detector = decision.settings, decision.detector
+        vector = joined(decision.norms)
+        total = vector.square().sum().sqrt()
+        known = (total > 0.0) & total.isfinite()
+        if not moves:
+            return
+
+        # No more than these: gradients are not kept until the next step.
+        params = [block.param for block in decision.blocks]
+
+        def hear(values: list[float]) -> None:
+            total = math.sqrt(sum(value * value for value in values))
+            if total > 0.0:
+                self._hear(total, settings, detector)
+                self._track(params, values, settings["stats_beta"])
+
+        self.send(torch.where(known, vector / decision.loss_scale, 0.0), hear)
+        # The step that is judged later is the detector's next.
+        self._schedule(decision, detector["total"] + 1.0, True)
+        most = limit(detector, tau0=settings["tau0"], alpha=settings["alpha"])
+        ordinary = known & (total <= most * decision.loss_scale)
+        decision.scale = torch.where(ordinary, math.sqrt(size) / total, 0.0)
+
+    def _schedule(self, decision: Decision, step: float, ordinary: bool) -> None:
+        phase = step % INTERVAL
+        decision.gathers = ordinary and phase == 1.0
+        decision.penalizes, decision.measures = phase == 0.0, step % MEASURED == 2.0
+        decision.listens = phase == 1.0 and novelty.listens(decision.detector)
+
+    def _hear(self, norm: float, settings: Group, detector: DetectorState) -> bool:
+        """Pass the norm to the detector, consolidate at a change; is the step ordinary?"""
+        beta = settings["stats_beta"]
+        if self.observing:
+            record(detector, norm, beta=beta)
+            return True
+        detector["total"] += 1.0
+        detector["since"] += 1.0
+        threshold = {"tau0": settings["tau0"], "alpha": settings["alpha"], "beta": beta}
+        verdict = observe(detector, norm, **threshold)
+        if verdict.change:
+            if not is_ready(detector, NOVELTY):
+                # Later this is for the novelty to say: norms leap for many reasons.
+                detector["firm"] = 1.0
+            if self.consolidate():
+                detector["changes"] += 1.0
+            begin_segment(detector)
+            # The first norm of the new segment opens its statistics.
+            verdict = observe(detector, norm, **threshold)
+        if detector["consolidations"] > 0.0:
+            # What the gradient rises to for two steps at least: an outlier is none.
+            detector["unit"] = max(detector["unit"], min(norm, detector["last"]))
+        detector["last"] = norm
+        return not verdict.surprising
+
+    def hear_novelty(self, damped: list[Tensor], whole: list[Tensor]) -> None:
+        """Pass on norms of gradients, damped and whole, of the parameters that have importance."""
+
+        def hear(values: list[float]) -> None:
+            if novelty.hear(self.holder.detector, values[0], values[1]):
+                self.holder.detector["firm"] = 1.0
+
+        self.send(torch.stack([joined(damped).norm(), joined(whole).norm()]), hear)
+
+    def hear_told(self, name: str, number: Tensor) -> None:
+        """Pass on a number that the training loop tells, 0-dim."""
+
+        def hear(values: list[float]) -> None:
+            detector = self.holder.detector
+            if told.hear(detector, name, values[0], self.holder.groups[0]):
+                detector["firm"] = 1.0
+                if self.consolidate():
+                    detector["changes"] += 1.0
+                begin_segment(detector)
+
+        self.send(number.reshape(1), hear)
+
+    def measure(self, decision: Decision) -> None:
+        """Take the lengths of the steps that led here from the weights before."""
+        blocks, beta = decision.blocks, decision.settings["stats_beta"]
+        steps = list(torch._foreach_sub([block.values for block in blocks], decision.before))
+        lengths = joined(norms(steps, [block.sharding for block in blocks]))
+        params = [block.param for block in blocks]
+        self.send(lengths, lambda values: self._track(params, values, beta, update=True))
+
+    def _track(
+        self, params: Sequence[Tensor], values: list[float], beta: float, *, update: bool = False
+    ) -> None:
+        # What was early in the step before is the optimizer's state by now.
+        states = [self.holder.state_of(param) for param in params]
+        track(states, values, beta, update=update)
+
+    def consolidate(self) -> bool:
+        """Merge what was gathered by all parameters; return whether there was anything."""
+        detector, groups = self.holder.detector, self.holder.groups
+        usual = window(detector, groups[0]["consolidate_every"]) / INTERVAL
+        done = False
+        for group in groups:
+            for param in group["params"]:
+                state = self.holder.state_of(param)
+                if group["protection"] > 0.0 and state:
+                    count = detector["consolidations"]
+                    done = consolidate_param(param, state, group, usual, count) or done
+        detector["since"] = 0.0
+        if done:
+            unit = detector["unit"] * UNIT_RETENTION if detector["consolidations"] > 0.0 else 0.0
+            detector["unit"] = max(unit, detector["mean"])
+            detector["consolidations"] += 1.0
+        return done
+
+    def send(self, numbers: Tensor, take: Callable[[list[float]], None]) -> None:
+        """Have numbers taken: at once where they are on the host, or else at the next step."""
+        self._underway.append((*to_host(numbers), take))
+        if on_host(numbers):
+            self.settle()
+
+    def settle(self) -> None:
+        """Take what has been underway since the step before."""
+        underway, self._underway = self._underway, []
+        for host, event, take in underway:
+            take(arrived(host, event))
+
+    def forget(self) -> None:
+        """Drop what is underway."""
+        self._underway.clear()
