@@ -43,6 +43,7 @@ long: $(VENV)/.installed
 test-trainers: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[integrations]'
 	$(BIN)/python -m pytest tests/integrations $(ARGS)
+	PYTHONPATH=tests/integrations/shim $(BIN)/python -m pytest tests/test_docs.py -k "trainers or loops or lora"
 
 # Where there is a card (with a CUDA build of torch in .venv): its checks, then its timings.
 gpu: $(VENV)/.installed

@@ -56,8 +56,8 @@ def _command(name: str) -> str | None:
 
 def _start(command: list[str]) -> int:
     """Run a command so that every Python in it registers, those that it starts too."""
-    site = str(Path(__file__).parent / "integrations" / "site")
-    paths = [site, *filter(None, [os.environ.get("PYTHONPATH")])]
+    startup = str(Path(__file__).parent / "integrations" / "startup")
+    paths = [startup, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.run(command, env=environment, check=False).returncode
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback, trainer
+from transformers import TrainerCallback
 
 from sal_optim.checkpoint.naming import names_of
 from sal_optim.integrations import (
@@ -125,6 +125,9 @@ class SALCallback(Diagnostics):
 
 def log_first() -> None:
     """Put :class:`Diagnostics` among the default callbacks of Trainers made from now on."""
+    # Here, and not above: the registries are filled as the Trainer is imported, by this file.
+    from transformers import trainer
+
     if Diagnostics not in trainer.DEFAULT_CALLBACKS:
         trainer.DEFAULT_CALLBACKS.append(Diagnostics)
 
