@@ -2,6 +2,7 @@
 
 Kept: what ``state`` holds, counted from the tensors. Peak: by how much the resident memory of a
 fresh process rises at most during steps, beyond what it was before them, from Linux's own count.
+With ``--plan`` nothing is measured: costs of a model's shapes on many processes, see cost/plan.py.
 """
 
 from __future__ import annotations
@@ -20,13 +21,18 @@ from rich.table import Table
 
 from benchmarks.commands.options import check_folder, parser
 from benchmarks.cost.contestants import CONTESTANTS, parameters
+from benchmarks.cost.plan import Model, rows_of
 from benchmarks.data.errors import UserError, require_range
 
 EXAMPLES = """examples:
   python -m benchmarks memory
   python -m benchmarks memory --size 1e8
+  python -m benchmarks memory --plan 8b
+  python -m benchmarks memory --plan MODEL.json --two-byte
 """
 TENSORS = 8
+# Of a plan: processes, and those that tensor parallelism takes of them.
+PROCESSES, PARALLEL = (8, 64, 512, 4096), (1, 8)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--size", type=float, default=1.6e7, help="elements (default: %(default)g)")
     made.add_argument("--out", type=Path, default=Path("results"), help="folder for results")
     made.add_argument("--one", help="measure this one in this process, and print it as JSON")
+    made.add_argument(
+        "--plan", metavar="MODEL", help="costs on paper of shapes in a JSON file: see cost/models/"
+    )
+    made.add_argument("--two-byte", action="store_true", help="of a plan: state_dtype=bfloat16")
     args = made.parse_args(argv)
+    if args.plan:
+        _show_plan(Model.read(args.plan), 2 if args.two_byte else 4)
+        return 0
     require_range("--size", args.size, 1e5, 1e10)
     check_folder(args.out)
     if args.one:
@@ -63,6 +76,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     (args.out / "memory.json").write_text(json.dumps(rows, indent=1))
     console.print(f"written: {args.out / 'memory.json'}")
     return 0
+
+
+def _show_plan(model: Model, item: int) -> None:
+    table = Table(
+        "GPUs", "of them TP", "parameters", "blocks", "factors, GB", "anchor, GB",
+        "B a parameter", "step, Gflop", "consolidation, Gflop", "numbers reduced a step",
+        title=f"{model.name}: {model.size:,} parameters; of each GPU",
+    )  # fmt: skip
+    for parallel in PARALLEL:
+        for row in rows_of(model, PROCESSES, parallel, item=item):
+            kept = row["factors"] + row["anchor"]
+            table.add_row(
+                str(row["processes"]),
+                str(parallel),
+                f"{row['parameters']:.3g}",
+                str(row["blocks"]),
+                f"{row['factors'] / 1e9:.3f}",
+                f"{row['anchor'] / 1e9:.3f}",
+                f"{kept / row['parameters']:.2f}",
+                f"{row['step'] / 1e9:.3g}",
+                f"{row['consolidation'] / 1e9:.3g}",
+                f"{row['numbers'] * row['reductions']:.0f}",
+            )
+    Console(width=120).print(table)
 
 
 def _measure(name: str, size: int) -> dict[str, Any]:

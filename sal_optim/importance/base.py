@@ -19,7 +19,11 @@ State = dict[str, Any]
 
 
 class Importance(Protocol):
-    """How the importance of one tensor is stored. Tensors are real and local to the process."""
+    """How the importance of one tensor is stored. Tensors are real and local to the process.
+
+    A kind with an attribute ``wide`` that is true is kept in four bytes a number, or eight, even
+    where ``state_dtype`` asks for two.
+    """
 
     def shapes(self, shape: tuple[int, ...], rank: int) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the state tensors of one parameter.

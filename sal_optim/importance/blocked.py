@@ -26,6 +26,7 @@ class Blocked:
 
     def __init__(self, kind: Importance, layout: Layout, rank: int) -> None:
         self.kind, self.layout, self.rank = kind, layout, rank
+        self.wide = getattr(kind, "wide", False)
 
     def shapes(self, shape: tuple[int, ...], rank: int) -> dict[str, tuple[int, ...]]:
         lead, block = self.layout

@@ -43,6 +43,10 @@ class Table(NamedTuple):
 class Kronecker:
     """The strongest directions of both sides of a matrix, and a mean of the others."""
 
+    # In two-byte floats directions are not orthogonal: the penalty along a strong one, which is
+    # many times the gradient, would be damped along others.
+    wide = True
+
     def __init__(self) -> None:
         # Tables by damping, made once a consolidation. They follow from the values.
         self._tables: Any = WeakIdKeyDictionary()
@@ -57,7 +61,9 @@ class Kronecker:
             if not grad.numel():
                 continue
             factor = 1.0
-            if isinstance(scale, Tensor) or grad.dtype != self.dtype(state):
+            # Sums in two-byte floats are of float32 values, so that they can be rounded in turn.
+            exact = wide(self.dtype(state))
+            if isinstance(scale, Tensor) or grad.dtype != exact:
                 matrix = scaled(grad, self.dtype(state), scale).flatten(1)
             else:
                 # Scaled on the way, once on either side: a copy would be read and written.

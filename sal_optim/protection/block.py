@@ -14,6 +14,7 @@ from torch import Tensor
 from sal_optim.importance import IMPORTANCE, Importance, State, code_of, kind_of
 from sal_optim.sharding.dtensor import PLAIN, Sharding, aligned, plain, sharding
 from sal_optim.sharding.stacked import layout_of, stacked_zeros
+from sal_optim.utils.rounding import wide
 
 Group = dict[str, Any]
 
@@ -124,6 +125,7 @@ def prepare(param: Tensor, state: State, group: Group, kind: Importance) -> None
     for name, shape in kind.shapes(_real_shape(param), group["rank"]).items():
         if name not in state:
             dtype = dtype_of(param, group)
+            dtype = wide(dtype) if getattr(kind, "wide", False) else dtype
             if code_of(kind):
                 state[name] = stacked_zeros(param, shape, dtype)
             elif shape == tuple(real.shape):

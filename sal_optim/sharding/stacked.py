@@ -43,16 +43,26 @@ def layout_of(tensor: Tensor) -> Layout | None:
     mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
     dims = tuple(p.dim if hasattr(p, "dim") else None for p in placements)
     shape = (*tensor.shape, 2) if tensor.is_complex() else tuple(tensor.shape)
-    return _layout(shape, tuple(mesh.shape), dims)
+    return layout_for(shape, tuple(mesh.shape), dims)
 
 
 @lru_cache(maxsize=1024)
-def _layout(shape: tuple[int, ...], sizes: tuple[int, ...], dims: tuple[int | None, ...]) -> Layout:
-    parts = [math.prod(s for s, d in zip(sizes, dims, strict=True) if d == i)
-             for i in range(len(shape))]  # fmt: skip
+def layout_for(
+    shape: tuple[int, ...], sizes: tuple[int, ...], dims: tuple[int | None, ...]
+) -> Layout:
+    """The blocks of a tensor of a shape.
+
+    Args:
+        shape: of the whole.
+        sizes: of the mesh.
+        dims: the tensor's dimension that each dimension of the mesh cuts; None: it holds copies.
+    """
+    pairs = list(zip(sizes, dims, strict=True))
+    parts = [math.prod(size for size, dim in pairs if dim == index) for index in range(len(shape))]
     block = tuple(-(-size // count) for size, count in zip(shape, parts, strict=True))
-    lead = tuple(size for size, dim in zip(sizes, dims, strict=True) if dim is not None)
-    if [dim for dim in dims if dim is not None] == [0] and block[0] % BLOCK_ROWS == 0 < block[0]:
+    lead = tuple(size for size, dim in pairs if dim is not None)
+    by_rows = [dim for dim in dims if dim is not None] == [0]
+    if by_rows and block[0] and block[0] % BLOCK_ROWS == 0:
         return Layout((-(-shape[0] // BLOCK_ROWS),), (BLOCK_ROWS, *block[1:]))
     return Layout(lead, block)
 

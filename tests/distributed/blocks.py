@@ -23,12 +23,12 @@ def block_rows(count: int) -> Iterator[None]:
     """Within, blocks have so many rows where parts are whole multiples of them."""
     usual = stacked.BLOCK_ROWS
     stacked.BLOCK_ROWS = count
-    stacked._layout.cache_clear()
+    stacked.layout_for.cache_clear()
     try:
         yield
     finally:
         stacked.BLOCK_ROWS = usual
-        stacked._layout.cache_clear()
+        stacked.layout_for.cache_clear()
 
 
 def drawn(way: str, name: str, kwargs: dict[str, Any], rows: int = 256) -> dict[str, Any]:

@@ -238,6 +238,23 @@ def test_two_byte_state_holds_as_well() -> None:
     assert drift(None) < 0.9 * drift(None, protection=0.0)
 
 
+def test_factors_stay_in_four_bytes() -> None:
+    """Directions in two bytes are not orthogonal, and forget as much as without protection."""
+    param = nn.Parameter(torch.randn(40, 50, dtype=torch.bfloat16))
+    optimizer = SALAdamW([param], state_dtype=torch.bfloat16)
+    for _ in range(8):
+        param.grad = torch.randn_like(param)
+        optimizer.step()
+    optimizer.consolidate()
+    state = optimizer.state[param]
+    assert state["anchor"].dtype is torch.bfloat16
+    factors = {name: t.dtype for name, t in state.items() if name.startswith(SIDES)}
+    assert set(factors.values()) == {torch.float32}
+    basis = state["left_basis"]
+    one = torch.eye(basis.shape[1])
+    torch.testing.assert_close(basis.T @ basis, one, rtol=0.0, atol=1e-4)
+
+
 def test_rows_that_no_gradient_has_touched() -> None:
     """An embedding's rows are zeros but for the words that were seen, some of them hardly."""
     table = nn.Embedding(200, 40)
