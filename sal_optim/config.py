@@ -37,7 +37,8 @@ PROTECTION_ARGUMENTS = """
         tau0: threshold on the surprise where the gradient norm has no noise, at least 1.
         alpha: standard deviations of the gradient norm that the threshold adds.
         stats_beta: decay of the gradient norm's statistics, in [0, 1).
-        state_dtype: floating dtype of importance and anchor, such as ``torch.bfloat16``. Default:
+        state_dtype: floating dtype of importance and anchor, such as ``torch.bfloat16``. Kronecker
+            factors are kept in float32 at least. Default:
             float32 for importance (float64 beside float64), the parameter's for the anchor.
         granularity: deprecated name of ``importance``; ``"element"`` is ``"diagonal"``."""
 

@@ -82,7 +82,9 @@ def test_importance_in_bfloat16_is_that_of_float32(kind: str) -> None:
     ratios = []
     for param, twin in zip(params, twins, strict=True):
         kept = [v for v in small.state[param].values() if isinstance(v, torch.Tensor) and v.dim()]
-        assert sum(v.dtype is torch.bfloat16 for v in kept) >= 3
+        # A matrix's factors are kept in float32; its anchor is not.
+        factors = kind == "kronecker" and param.dim() > 1
+        assert sum(v.dtype is torch.bfloat16 for v in kept) >= (1 if factors else 3)
         ours, theirs = (o.controller.importance(p)[0] for o, p in ((small, param), (full, twin)))
         ratios.append((ours.float() / theirs).flatten())
     ratio = torch.cat(ratios)
