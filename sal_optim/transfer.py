@@ -44,7 +44,7 @@ def save_importance(
     """
     protection = required_protection(optimizer)
     protection.diagnostics()  # what is underway arrives
-    controller = protection._controller
+    controller = protection.controller
     written(controller, names_of(controller.optimizer.param_groups, model), path_text(path))
 
 
@@ -79,7 +79,7 @@ def load_importance(
     protection = required_protection(optimizer)
     text = path_text(path)
     protection.diagnostics()
-    controller = protection._controller
+    controller = protection.controller
     names = names_of(controller.optimizer.param_groups, model)
     content = read(text)
     loaded = put(controller, names, content, strict=strict)

@@ -13,7 +13,7 @@ def protection_line(optimizer: object) -> str:
         TypeError: nothing protects ``optimizer``.
     """
     protection = required_protection(optimizer)
-    controller = protection._controller
+    controller = protection.controller
     groups = controller.groups
     params = [param for group in groups for param in group["params"]]
     held = [
