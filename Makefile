@@ -45,9 +45,11 @@ test-trainers: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/integrations $(ARGS)
 	PYTHONPATH=tests/integrations/shim $(BIN)/python -m pytest tests/test_docs.py -k "trainers or loops or lora"
 
-# Where there is a card (with a CUDA build of torch in .venv): its checks, then its timings.
+# Where there is a card (with a CUDA build of torch in .venv): its checks, then a table of timings.
+# Stops at the first difference from a CPU.
 gpu: $(VENV)/.installed
-	$(BIN)/python -m pytest tests/test_devices.py tests/test_waits.py $(ARGS)
+	$(BIN)/python -c "import torch; print(torch.__version__, torch.cuda.get_device_name())"
+	$(BIN)/python -m pytest tests/test_devices.py tests/test_waits.py tests/test_training_modes.py $(ARGS)
 	$(BIN)/python -m benchmarks speed --device cuda --sizes 1e5,1e6,1e7,1e8
 
 lint: $(VENV)/.installed

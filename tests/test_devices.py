@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sal_optim import SALAdamW
 from tests.testing.drive import (
     assert_near,
     clone_params,
@@ -22,7 +23,7 @@ from tests.testing.drive import (
     step_with,
     stream,
 )
-from tests.testing.rows import CLASSES, Row
+from tests.testing.rows import CLASSES, KINDS, Row
 
 DEVICES = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
 MODES = [{"foreach": True}, {"foreach": False}, {}]
@@ -56,6 +57,30 @@ def test_a_device_gives_what_a_cpu_gives(row: Row, mode: dict[str, bool], device
             assert_near([mine[name]], [theirs[name]], rtol=1e-3, atol=1e-6)
             if name != "step":
                 assert there.state[param][name].device == param.device
+
+
+@pytest.mark.parametrize("state_dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("device", DEVICES)
+def test_each_kind_of_importance(kind: str, state_dtype: str | None, device: str) -> None:
+    """Also with sides that are sketched; through consolidations, a restore and what is shown."""
+    shapes = [(40, 50), (6, 5), (7,)]
+    twins = make_params(shapes)
+    params = [twin.detach().to(device).requires_grad_() for twin in clone_params(twins)]
+    settings = {"consolidate_every": 20, "alpha": 1e6, "importance": kind, "rank": 4}
+    there = SALAdamW(params, state_dtype=state_dtype, **settings)
+    here = SALAdamW(twins, state_dtype=state_dtype, foreach=False, **settings)
+    for now in stream(twins, profile(60)):
+        step_with(here, twins, now)
+        step_with(there, params, [grad.to(device) for grad in now])
+    for optimizer in (here, there):
+        optimizer.restore(0.5)
+    tolerance = (
+        {"rtol": 1e-3, "atol": 1e-5} if state_dtype is None else {"rtol": 0.02, "atol": 1e-3}
+    )
+    assert_near([param.cpu() for param in params], twins, **tolerance)
+    for param, twin in zip(params, twins, strict=True):
+        assert_near([there.stability(param).cpu()], [here.stability(twin)], **tolerance)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="captures a CUDA graph")

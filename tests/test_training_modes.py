@@ -16,6 +16,7 @@ from tests.testing.drive import assert_near, consolidations, seeded
 from tests.testing.rows import CLASSES, Row
 
 STEPS, EVERY = 60, 20
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Net(nn.Module):
@@ -35,10 +36,10 @@ def trained(
     dtype: torch.dtype = torch.float32,
     **settings: Any,
 ) -> tuple[list[Tensor], SALOptimizer]:
-    net, generator = Net(dtype), seeded(1)
+    net, generator = Net(dtype).to(DEVICE), seeded(1)
     optimizer = row(net.parameters(), consolidate_every=EVERY, **settings)
     for _ in range(STEPS):
-        inputs = torch.randn(16, 6, generator=generator).to(dtype)
+        inputs = torch.randn(16, 6, generator=generator).to(DEVICE, dtype)
         optimizer.zero_grad()
         (forward(net, inputs).float() - inputs[:, :3].float()).square().mean().backward()
         optimizer.step()
@@ -87,11 +88,11 @@ def test_parameters_in_bfloat16(row: Row) -> None:
 def test_a_grad_scaler_changes_nothing(class_row: Row) -> None:
     """Of gradients that are scaled by a power of two, and unscaled before the step."""
     plain, _ = trained(class_row)
-    net, generator = Net(), seeded(1)
+    net, generator = Net().to(DEVICE), seeded(1)
     optimizer = class_row(net.parameters(), consolidate_every=EVERY)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler = torch.amp.GradScaler(DEVICE, init_scale=1024.0)
     for _ in range(STEPS):
-        inputs = torch.randn(16, 6, generator=generator)
+        inputs = torch.randn(16, 6, generator=generator).to(DEVICE)
         optimizer.zero_grad()
         scaler.scale((net(inputs) - inputs[:, :3]).square().mean()).backward()
         scaler.step(optimizer)
@@ -102,7 +103,7 @@ def test_a_grad_scaler_changes_nothing(class_row: Row) -> None:
 
 def test_an_optimizer_in_backward() -> None:
     """One a parameter, each of which steps as its gradient arrives; norms are then its own."""
-    net, generator = Net(), seeded(1)
+    net, generator = Net().to(DEVICE), seeded(1)
     optimizers = {p: SALAdamW([p], lr=1e-2, consolidate_every=EVERY) for p in net.parameters()}
 
     def step(param: Tensor) -> None:
@@ -112,7 +113,7 @@ def test_an_optimizer_in_backward() -> None:
     handles = [p.register_post_accumulate_grad_hook(step) for p in net.parameters()]
     losses = []
     for _ in range(STEPS):
-        inputs = torch.randn(16, 6, generator=generator)
+        inputs = torch.randn(16, 6, generator=generator).to(DEVICE)
         loss = (net(inputs) - inputs[:, :3]).square().mean()
         loss.backward()
         losses.append(float(loss))

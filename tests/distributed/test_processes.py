@@ -45,8 +45,9 @@ def assert_same(one: dict[str, Any], other: dict[str, Any], tol: float = 1e-6) -
     for left, right in zip(one["state"], other["state"], strict=True):
         assert left.keys() == right.keys()
         for name, value in left.items():
-            # The length of an update is a small difference of float32 numbers.
-            wide = 10 * tol if name.startswith("delta_w") else tol
+            # The length of an update is a small difference of float32 numbers. One process takes
+            # protected steps by torch's fused kernel, which rounds otherwise.
+            wide = 100 * tol if name.startswith("delta_w") else tol
             if isinstance(value, Tensor):
                 close(value, right[name], msg=lambda text, name=name: f"{name}: {text}")
             else:
