@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sal_optim.detection.change_detector import begin_segment
 from sal_optim.detection.grad_norm import norms
+from sal_optim.protection import buffers
 from sal_optim.protection.block import Block, Group, blocks_of, warn_of_diagonal
 from sal_optim.protection.clock import strength
 from sal_optim.protection.consolidation import draw_back, importance_of
@@ -29,6 +30,7 @@ from sal_optim.protection.gradients import (
 )
 from sal_optim.protection.holder import Holder
 from sal_optim.protection.judge import Decision, Judge
+from sal_optim.protection.silence import Patience, begin_anew_if_emptied
 from sal_optim.sharding.dtensor import plain
 from sal_optim.utils import checks
 from sal_optim.utils.rounding import dither
@@ -54,6 +56,7 @@ class ProtectionController(Holder):
         self._spectrum: Spectrum | None = None
         self._observed = 0
         self._stepped = False
+        self._patience = Patience()
 
     @property
     def observing(self) -> bool:
@@ -68,6 +71,9 @@ class ProtectionController(Holder):
         if not self._stepped:
             self._stepped = True
             warn_of_diagonal(blocks)
+        known = not blocks or any(block.state["evidence_weight"] > 0.0 for block in blocks)
+        if not known and begin_anew_if_emptied(self):
+            self.judge.forget()
         return blocks
 
     def decide(self, blocks: list[Block], *, moves: bool, loss_scale: float = 1.0) -> Decision:
@@ -78,7 +84,10 @@ class ProtectionController(Holder):
             moves: whether any learning rate is above 0.
             loss_scale: factor that the gradients still carry.
         """
-        return self.judge.decide(blocks, moves=moves, loss_scale=loss_scale)
+        decision = self.judge.decide(blocks, moves=moves, loss_scale=loss_scale)
+        if blocks and not self.observing:
+            self._patience.count(self.detector, self.groups[0]["consolidate_every"])
+        return decision
 
     def gather(self, decision: Decision) -> None:
         """Add this step's gradients to what is pending."""
@@ -148,8 +157,10 @@ class ProtectionController(Holder):
     # ---------------------------------------------------------------- what users call
 
     @torch.no_grad()
-    def consolidate(self) -> None:
-        """Declare that a task ends here."""
+    def consolidate(self, model: nn.Module | None = None) -> None:
+        """Declare that a task ends here; see ``SALOptimizer.consolidate``."""
+        if model is not None:
+            buffers.keep(self.optimizer.param_groups, model)
         self.settle()
         if self.judge.consolidate():
             self.detector["firm"] = 1.0
@@ -180,7 +191,7 @@ class ProtectionController(Holder):
         self._observed += 1
 
     @torch.no_grad()
-    def restore(self, strength: float) -> None:
+    def restore(self, strength: float, model: nn.Module | None = None) -> None:
         """Draw all weights back to their anchors; see ``SALOptimizer.restore``."""
         # More than 1e30 draws back entirely too, and leaves the range of float32.
         strength = min(checks.number("strength", strength), 1e30)
@@ -190,6 +201,7 @@ class ProtectionController(Holder):
                 "Invalid pull value: 0.0; restore() draws weights to anchors, which are kept with "
                 "a pull above 0"
             )
+        kept = [] if model is None else buffers.kept_for(self.optimizer.param_groups, model)
         found = [(p, self.state_of(p), group) for group in groups for p in group["params"]]
         if not any(state.get("evidence_weight", 0.0) > 0.0 for _, state, _ in found):
             warnings.warn(
@@ -200,6 +212,8 @@ class ProtectionController(Holder):
             )
         for param, state, group in found:
             draw_back(param, state, group, strength)
+        if strength > 0.0:
+            buffers.put_back(kept)
 
     @torch.no_grad()
     def importance(self, param: Tensor) -> tuple[Tensor, Group]:
