@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sal_optim.checkpoint.loading import Checkpoint
@@ -239,13 +239,17 @@ class SALOptimizer(Optimizer):
 
     # ---------------------------------------------------------------- what users call
 
-    def consolidate(self) -> None:
+    def consolidate(self, model: nn.Module | None = None) -> None:
         """Declare that a task ends here: what was learned is protected from now on.
 
         Harmless before any step, and when there is nothing new to consolidate. Where parameters
         are sharded (DTensor), every process must call it.
+
+        Args:
+            model: whose running statistics (BatchNorm) are kept for :meth:`restore` and in the
+                ``state_dict``. It must be a module with parameters of this optimizer.
         """
-        self.controller.consolidate()
+        self.controller.consolidate(model)
 
     def observe(self) -> contextlib.AbstractContextManager[None]:
         """A context in which ``step()`` gathers importance and changes no parameter.
@@ -269,7 +273,7 @@ class SALOptimizer(Optimizer):
         """
         self.controller.tell(numbers)
 
-    def restore(self, strength: float) -> None:
+    def restore(self, strength: float, model: nn.Module | None = None) -> None:
         """Draw all weights back to their anchors, each as far as its importance asks for.
 
         For the end of a fine-tuning: what the new data had no need of, and the old data suffers
@@ -278,11 +282,14 @@ class SALOptimizer(Optimizer):
 
         Args:
             strength: at least 0, which changes nothing; the larger, the less of the change is kept.
+            model: whose running statistics go back to those of the last ``consolidate(model=...)``.
 
         Raises:
-            ValueError: ``strength`` is out of its range, or a group keeps no anchor (``pull=0``).
+            TypeError: ``model`` is no module.
+            ValueError: ``strength`` is out of its range, a group keeps no anchor (``pull=0``), or
+                nothing was kept of the running statistics of ``model``.
         """
-        self.controller.restore(strength)
+        self.controller.restore(strength, model)
 
     def stability(self, param: Tensor) -> Tensor:
         """The stability s of each element of a parameter, in [0, 1).

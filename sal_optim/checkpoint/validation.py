@@ -19,6 +19,7 @@ from sal_optim.checkpoint.resharding import IMPORTANCE_STATE, of_own_layout
 from sal_optim.checkpoint.upgrading import upgraded_group, upgraded_state
 from sal_optim.config import check_protection
 from sal_optim.detection.change_detector import new_detector
+from sal_optim.protection import buffers
 from sal_optim.protection.block import NUMBERS, Group, shapes
 from sal_optim.sharding.dtensor import is_distributed
 from sal_optim.sharding.stacked import layout_of, stacked_placements
@@ -84,6 +85,7 @@ def _fitted_group(
 ) -> dict[str, Any]:
     where = f"state_dict['param_groups'][{index}]"
     _check_copyable(where, saved)
+    buffers.checked(where, saved)
     saved = upgraded_group(saved)
     group = {name: own.get(name, default) for name, default in optimizer.defaults.items()}
     # What the optimizer can't do, or is by its class, no checkpoint of another one turns on.
@@ -155,9 +157,11 @@ def fitted_around(optimizer: Optimizer, groups: list[Group], state_dict: StateDi
         return state_dict  # torch says what is wrong
     fitted_groups = []
     for index, group in enumerate(saved):
+        where = f"state_dict['param_groups'][{index}]"
+        buffers.checked(where, group)
         if "threshold" in group:
-            where = f"state_dict['param_groups'][{index}]['threshold']"
-            group = {**group, "threshold": fitted_threshold(where, group["threshold"])}
+            threshold = fitted_threshold(f"{where}['threshold']", group["threshold"])
+            group = {**group, "threshold": threshold}
         fitted_groups.append(group)
     state_dict = {**state_dict, "param_groups": fitted_groups}
     owners = [group for group in groups for _ in group["params"]]
