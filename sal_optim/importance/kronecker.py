@@ -62,14 +62,17 @@ class Kronecker:
                 continue
             factor = 1.0
             # Sums in two-byte floats are of float32 values, so that they can be rounded in turn.
-            exact = wide(self.dtype(state))
-            if isinstance(scale, Tensor) or grad.dtype != exact:
-                matrix = scaled(grad, self.dtype(state), scale).flatten(1)
+            kept: torch.dtype = state["left_values"].dtype
+            if isinstance(scale, Tensor) or grad.dtype != kept or kept.itemsize == 2:
+                matrix = scaled(grad, kept, scale).flatten(1)
             else:
                 # Scaled on the way, once on either side: a copy would be read and written.
                 matrix, factor = grad.flatten(1), scale
             total = (torch.linalg.vector_norm(matrix) * factor).square()
-            add(state["pending_total"], total, at)
+            if kept.itemsize == 2:
+                add(state["pending_total"], total, at)
+            else:
+                state["pending_total"].add_(total)
             for side, one in zip(SIDES, (matrix, matrix.T), strict=True):
                 pending = state[f"{side}_pending"]
                 size, width = pending.shape
@@ -121,12 +124,11 @@ class Kronecker:
         damping: float,
         stiffness: Number,
     ) -> list[Tensor]:
-        found = []
+        found, exact = [], wide(grads[0].dtype)
         for index, (state, grad) in enumerate(zip(states, grads, strict=True)):
             if not grad.numel():
                 found.append(grad)
                 continue
-            exact = wide(grad.dtype)
             sides = bases(state, exact)
             force = grad.to(exact).flatten(1)
             if moved is not None:
