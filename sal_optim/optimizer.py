@@ -7,6 +7,7 @@ gradient that the update is given. See ``CONTRIBUTING.md`` for how a base optimi
 
 import contextlib
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, overload
 
@@ -21,8 +22,7 @@ from sal_optim.protection.controller import ProtectionController
 from sal_optim.sharding.dtensor import PLAIN
 from sal_optim.utils import checks
 
-# What torch's fused kernels for CPUs take.
-FUSED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+FUSED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # on a CPU
 # Settings of the protection, which the base optimizer's constructor does not know.
 PROTECTION_SETTINGS = (
     "protection", "pull", "importance", "rank", "consolidate_every", "retention", "tau0", "alpha",
@@ -220,9 +220,8 @@ class SALOptimizer(Optimizer):
     def _fused(self) -> Iterator[None]:
         """Have a protected step taken by torch's fused kernel, where the choice is open.
 
-        On a CPU that is one pass over memory where torch's default takes ten, and pays for the
-        protection. Without protection the default stays, so that the step is the base's bit for
-        bit. On an accelerator a fused step keeps its counts elsewhere.
+        On a CPU that is one pass over memory where torch's default takes ten. Without protection
+        the default stays, the base's bit for bit. An accelerator's keeps its counts elsewhere.
         """
         chosen = [group for group in self.param_groups if self._may_fuse(group)]
         for group in chosen:
@@ -238,6 +237,12 @@ class SALOptimizer(Optimizer):
             return False
         params = [param for param in group["params"] if param.grad is not None]
         states = [self.state.get(param, {}) for param in params]
+        # Fused kernels take memory as it lies: in the gradient and in moments as in the parameter.
+        for param, state in zip(params, states, strict=True):
+            names = (*self._moments_of(param, group), "max_exp_avg_sq", "momentum_buffer")
+            beside = [param.grad, *(state[name] for name in names if state.get(name) is not None)]
+            if any(tensor.stride() != param.stride() for tensor in beside):
+                return False
         # torch's fused SGD takes no parameter that comes later than the others.
         buffers = {state.get("momentum_buffer") is None for state in states}
         counts = [state["step"].dtype for state in states if "step" in state]
@@ -327,8 +332,6 @@ class SALOptimizer(Optimizer):
 
 
 def _as_default(state: Any) -> Any:
-    from collections import defaultdict
-
     return defaultdict(dict, state)
 
 

@@ -50,7 +50,7 @@ def blocks_of(
     owned_state: Callable[[Tensor], State],
     owner: type,
 ) -> list[Block]:
-    """Protected parameters that have a gradient, as a step sees them.
+    """Protected parameters that have a gradient and values, as a step sees them.
 
     All of them are checked before state is created for any.
 
@@ -65,7 +65,7 @@ def blocks_of(
         for group in groups
         if group["protection"] > 0.0
         for param in group["params"]
-        if param.grad is not None
+        if param.grad is not None and not param.is_meta
     ]
     for param, group in found:
         check_ready(param, state_of(param), group, owner.__name__)
