@@ -219,3 +219,16 @@ def test_frozen_from_the_start_and_unfrozen_later(class_row: Row) -> None:
         step_with(optimizer, params, now)
         step_with(base, twin, now[:1])
     torch.testing.assert_close(params[0], twin[0], rtol=0, atol=1e-6)
+
+
+def test_a_head_that_grows_by_a_second_parameter(class_row: Row) -> None:
+    """New classes have a parameter of their own; the old rows keep their importance."""
+    params, optimizer = seasoned(class_row)
+    before = optimizer.controller.importance(params[0])[0].clone()
+    (rows,) = make_params([(2, 5)], seed=8)
+    optimizer.add_param_group({"params": [rows]})
+    drive(optimizer, [*params, rows], stream([*params, rows], profile(8)))
+    assert_equal([optimizer.controller.importance(params[0])[0]], [before])
+    assert float(optimizer.stability(rows).max()) == 0.0
+    optimizer.consolidate()
+    assert float(optimizer.stability(rows).max()) > 0.0
