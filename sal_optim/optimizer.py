@@ -7,6 +7,7 @@ gradient that the update is given. See ``CONTRIBUTING.md`` for how a base optimi
 
 import contextlib
 import functools
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, overload
 
@@ -308,8 +309,6 @@ class SALOptimizer(Optimizer):
 
 
 def _as_default(state: Any) -> Any:
-    from collections import defaultdict
-
     return defaultdict(dict, state)
 
 

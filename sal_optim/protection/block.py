@@ -49,7 +49,7 @@ class Block:
 def blocks_of(
     groups: Sequence[Group], state: Mapping[Tensor, State], early: dict[Tensor, State], owner: type
 ) -> list[Block]:
-    """Protected parameters that have a gradient, as a step sees them.
+    """Protected parameters that have a gradient and values, as a step sees them.
 
     All of them are checked before state is created for any.
 
@@ -64,7 +64,7 @@ def blocks_of(
         for group in groups
         if group["protection"] > 0.0
         for param in group["params"]
-        if param.grad is not None
+        if param.grad is not None and not param.is_meta
     ]
     for param, group in found:
         check_ready(param, state.get(param) or early.get(param, {}), group, owner.__name__)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from sal_optim.sharding.dtensor import PLAIN
@@ -36,6 +37,11 @@ def _may_be(group: dict[str, Any], states: Any) -> bool:
         return False
     params = [param for param in group["params"] if param.grad is not None]
     own = [states.get(param, {}) for param in params]
+    # Fused kernels take memory as it lies: in gradients and moments as in parameters.
+    for param, state in zip(params, own, strict=True):
+        beside = [v for v in state.values() if isinstance(v, Tensor) and v.shape == param.shape]
+        if any(tensor.stride() != param.stride() for tensor in (param.grad, *beside)):
+            return False
     # torch's fused SGD takes no parameter that comes later than the others.
     buffers = {state.get("momentum_buffer") is None for state in own}
     counts = [state["step"].dtype for state in own if "step" in state]

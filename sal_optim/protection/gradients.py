@@ -97,7 +97,10 @@ def replace(block: Block, grad: Tensor) -> tuple[Tensor, Tensor]:
             param.grad = old + (grad - block.grad)
         return param, old
     if type(old) in PLAIN and not param.is_complex():
-        param.grad = grad.view_as(old)
+        found = grad.view_as(old)
+        # Fused kernels take memory as it lies, so that it must lie as the parameter's does.
+        same = found.stride() == param.stride()
+        param.grad = found if same else torch.empty_like(param).copy_(found)
         return param, old
     new = torch.empty_like(param.detach(), dtype=old.dtype)
     plain(new).copy_(grad)
