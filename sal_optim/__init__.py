@@ -26,17 +26,23 @@ __all__ = [
     "SALMuon",
     "SALOptimizer",
     "__version__",
+    "load_importance",
+    "monitors",
     "plot",
     "report",
+    "save_importance",
+    "writers",
 ]
 
 install()
 if TYPE_CHECKING:
     from sal_optim import companions as companions
+    from sal_optim import companions as monitors
     from sal_optim import monitoring as monitoring
-    from sal_optim.monitoring import plot
+    from sal_optim.monitoring import plot, writers
     from sal_optim.monitoring.live_view import LiveView
     from sal_optim.monitoring.report import report
+    from sal_optim.transfer import load_importance, save_importance
 else:
     # What is used beside an optimizer.
     _lazy, __dir__ = lazy_names(
@@ -44,12 +50,13 @@ else:
         {
             "LiveView": "monitoring.live_view",
             "companions": "companions",
+            "load_importance": "transfer",
             "monitoring": "monitoring",
-            "plot": "monitoring",
             "report": "monitoring.report",
+            "save_importance": "transfer",
         },
         globals(),
     )
 
     def __getattr__(name: str) -> object:
-        return old_module(name) if name in MOVED and name not in __all__ else _lazy(name)
+        return old_module(name) if name in MOVED else _lazy(name)

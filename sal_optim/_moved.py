@@ -1,4 +1,4 @@
-"""Old paths of modules: each goes on working for one minor release, and says what its new path is.
+"""Short and old paths of modules. An old one works for one minor release, and says its new path.
 
 A module of an old path is the very module of the new one, imported when it is asked for. When the
 table is empty, this file goes.
@@ -24,7 +24,9 @@ MOVED = {
     "reporting": "monitoring.report",
     "writers": "monitoring.writers",
 }
-# The version that has the new paths alone.
+# Of these, names that stay: short, public, and alike. The others warn.
+PUBLIC = frozenset({"monitors", "plot", "writers"})
+# The version that has the new paths and the public names alone.
 REMOVAL = "0.3.0"
 
 
@@ -42,6 +44,8 @@ def install() -> None:
 
 
 def _warn(name: str, stacklevel: int) -> None:
+    if name in PUBLIC:
+        return
     warnings.warn(
         f"{PACKAGE}.{name} is now {PACKAGE}.{MOVED[name]}; the old path is removed in {REMOVAL}",
         FutureWarning,

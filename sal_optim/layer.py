@@ -192,17 +192,21 @@ class CommunicationLayer:
 
     # ---------------------------------------------------------------- as of the family
 
-    def consolidate(self) -> None:
+    def consolidate(self, model: nn.Module | None = None) -> None:
         """Declare that a task ends here; see :meth:`SALOptimizer.consolidate`."""
-        self.controller.consolidate()
+        self.controller.consolidate(model)
 
     def observe(self) -> Any:
         """A context that gathers and moves nothing; see :meth:`SALOptimizer.observe`."""
         return self.controller.observe()
 
-    def restore(self, strength: float) -> None:
+    def tell(self, **numbers: float | Tensor) -> None:
+        """Tell a change by what the training loop knows; see :meth:`SALOptimizer.tell`."""
+        self.controller.tell(numbers)
+
+    def restore(self, strength: float, model: nn.Module | None = None) -> None:
         """Draw all weights back to their anchors; see :meth:`SALOptimizer.restore`."""
-        self.controller.restore(strength)
+        self.controller.restore(strength, model)
 
     def stability(self, param: Tensor) -> Tensor:
         """The stability s of each element; see :meth:`SALOptimizer.stability`."""

@@ -7,22 +7,20 @@ gradient that the update is given. See ``CONTRIBUTING.md`` for how a base optimi
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sal_optim.checkpoint.loading import Checkpoint
 from sal_optim.checkpoint.validation import fitted, is_own
 from sal_optim.config import SHARED_BY_ALL, check_alike, check_protection
 from sal_optim.protection.controller import ProtectionController
-from sal_optim.sharding.dtensor import PLAIN
+from sal_optim.protection.fused import fused
 from sal_optim.utils import checks
 
-# What torch's fused kernels for CPUs take.
-FUSED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # Settings of the protection, which the base optimizer's constructor does not know.
 PROTECTION_SETTINGS = (
     "protection", "pull", "importance", "rank", "consolidate_every", "retention", "tau0", "alpha",
@@ -210,42 +208,11 @@ class SALOptimizer(Optimizer):
         controller.measure_before(decision)
         controller.protect(decision)
         try:
-            with self._fused() if decision.replaced else contextlib.nullcontext():
+            with fused(self) if decision.replaced else contextlib.nullcontext():
                 self._base_step()
         finally:
             controller.finish(decision)
         return loss
-
-    @contextlib.contextmanager
-    def _fused(self) -> Iterator[None]:
-        """Have a protected step taken by torch's fused kernel, where the choice is open.
-
-        On a CPU that is one pass over memory where torch's default takes ten, and pays for the
-        protection. Without protection the default stays, so that the step is the base's bit for
-        bit. On an accelerator a fused step keeps its counts elsewhere.
-        """
-        chosen = [group for group in self.param_groups if self._may_fuse(group)]
-        for group in chosen:
-            group["fused"] = True
-        try:
-            yield
-        finally:
-            for group in chosen:
-                group["fused"] = None
-
-    def _may_fuse(self, group: dict[str, Any]) -> bool:
-        if group.get("fused", False) is not None or group.get("foreach") is not None:
-            return False
-        params = [param for param in group["params"] if param.grad is not None]
-        states = [self.state.get(param, {}) for param in params]
-        # torch's fused SGD takes no parameter that comes later than the others.
-        buffers = {state.get("momentum_buffer") is None for state in states}
-        counts = [state["step"].dtype for state in states if "step" in state]
-        return (
-            len(buffers) == 1
-            and all(dtype == torch.float32 for dtype in counts)
-            and all(type(p) in PLAIN and p.is_cpu and p.dtype in FUSED for p in params)
-        )
 
     def _refuse_cast(self) -> None:
         """Raise ValueError where a parameter was cast and the base optimizer's state was not."""
@@ -272,13 +239,17 @@ class SALOptimizer(Optimizer):
 
     # ---------------------------------------------------------------- what users call
 
-    def consolidate(self) -> None:
+    def consolidate(self, model: nn.Module | None = None) -> None:
         """Declare that a task ends here: what was learned is protected from now on.
 
         Harmless before any step, and when there is nothing new to consolidate. Where parameters
         are sharded (DTensor), every process must call it.
+
+        Args:
+            model: whose running statistics (BatchNorm) are kept for :meth:`restore` and in the
+                ``state_dict``. It must be a module with parameters of this optimizer.
         """
-        self.controller.consolidate()
+        self.controller.consolidate(model)
 
     def observe(self) -> contextlib.AbstractContextManager[None]:
         """A context in which ``step()`` gathers importance and changes no parameter.
@@ -288,7 +259,21 @@ class SALOptimizer(Optimizer):
         """
         return self.controller.observe()
 
-    def restore(self, strength: float) -> None:
+    def tell(self, **numbers: float | Tensor) -> None:
+        """Tell a change of the data by what the training loop knows; to be called before a step.
+
+        Optional: a change is noticed without it, also where gradients are clipped.
+
+        Args:
+            numbers: ``loss``, the training loss, or ``norm``, the gradient's norm before it was
+                clipped; floats, or tensors of one element, for which nothing waits.
+
+        Raises:
+            ValueError: another name, a negative number, or more than one.
+        """
+        self.controller.tell(numbers)
+
+    def restore(self, strength: float, model: nn.Module | None = None) -> None:
         """Draw all weights back to their anchors, each as far as its importance asks for.
 
         For the end of a fine-tuning: what the new data had no need of, and the old data suffers
@@ -297,11 +282,14 @@ class SALOptimizer(Optimizer):
 
         Args:
             strength: at least 0, which changes nothing; the larger, the less of the change is kept.
+            model: whose running statistics go back to those of the last ``consolidate(model=...)``.
 
         Raises:
-            ValueError: ``strength`` is out of its range, or a group keeps no anchor (``pull=0``).
+            TypeError: ``model`` is no module.
+            ValueError: ``strength`` is out of its range, a group keeps no anchor (``pull=0``), or
+                nothing was kept of the running statistics of ``model``.
         """
-        self.controller.restore(strength)
+        self.controller.restore(strength, model)
 
     def stability(self, param: Tensor) -> Tensor:
         """The stability s of each element of a parameter, in [0, 1).

@@ -2,19 +2,27 @@
 
 python -m sal_optim.run train.py --optim saladamw --optim_args protection=0.1
 python -m sal_optim.run -m package.train --opt sallion
+python -m sal_optim.run trl sft --optim saladamw ...
+python -m sal_optim.run accelerate launch train.py --optim saladamw
+python -m sal_optim.run torchrun --nproc_per_node 2 train.py --optim saladamw
 """
 
+import os
 import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 from sal_optim.integrations import register
 
-_USAGE = "usage: python -m sal_optim.run [-m] SCRIPT [ARGUMENTS ...]"
+_USAGE = """usage: python -m sal_optim.run SCRIPT [ARGUMENTS ...]
+       python -m sal_optim.run -m MODULE [ARGUMENTS ...]
+       python -m sal_optim.run COMMAND [ARGUMENTS ...]"""
 
 
 def main() -> None:
-    """Register, and become the script."""
+    """Register, and become the script or module; or start the command, and register in it."""
     arguments = sys.argv[1:]
     is_module = arguments[:1] == ["-m"]
     if is_module:
@@ -23,7 +31,13 @@ def main() -> None:
         sys.exit(_USAGE)
     script = arguments[0]
     if not is_module and not Path(script).is_file():
-        sys.exit(f"{_USAGE}\nInvalid SCRIPT value: {script!r}; SCRIPT must be a file")
+        command = _command(script)
+        if command is None:
+            sys.exit(
+                f"{_USAGE}\nInvalid SCRIPT value: {script!r}; SCRIPT must be a file, or a COMMAND "
+                "that is installed, such as trl, accelerate or torchrun"
+            )
+        sys.exit(_start([command, *arguments[1:]]))
     register()
     sys.argv = arguments
     if is_module:
@@ -32,6 +46,20 @@ def main() -> None:
     else:
         sys.path.insert(0, str(Path(script).resolve().parent))
         runpy.run_path(script, run_name="__main__")
+
+
+def _command(name: str) -> str | None:
+    """The path of a command, of this Python's environment before any other."""
+    here = str(Path(sys.executable).parent)
+    return shutil.which(name, path=os.pathsep.join([here, os.environ.get("PATH", os.defpath)]))
+
+
+def _start(command: list[str]) -> int:
+    """Run a command so that every Python in it registers, those that it starts too."""
+    startup = str(Path(__file__).parent / "integrations" / "startup")
+    paths = [startup, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    return subprocess.run(command, env=environment, check=False).returncode
 
 
 if __name__ == "__main__":

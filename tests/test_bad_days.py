@@ -251,8 +251,12 @@ def test_a_cleared_state_is_a_new_beginning(class_row: Row) -> None:
     assert optimizer.diagnostics()["mean_gate"] < 0.5
     optimizer.state.clear()
     assert optimizer.diagnostics()["mean_gate"] == 1.0
-    _noise(optimizer, 8, param)
+    with pytest.warns(UserWarning, match=r"importance of \d+ consolidations is gone"):
+        _noise(optimizer, 1, param)
+    _noise(optimizer, 7, param)
+    assert optimizer.param_groups[0]["threshold"]["total"] == 8
     optimizer.consolidate()
+    assert consolidations(optimizer) == 1
     assert _importance(optimizer, param) == pytest.approx(1.0, abs=0.01)
     assert optimizer.diagnostics()["mean_gate"] < 0.5
 

@@ -20,7 +20,10 @@ PAGES = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"]
 PAGES += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))
 SHARED = "<!-- The blocks of this page share a namespace. -->"
 # What an extra brings; any other package that is missing is an error.
-EXTRAS = {"lightning", "matplotlib", "rich", "sklearn", "tensorboard", "transformers"}
+EXTRAS = {
+    *("accelerate", "avalanche", "fastai", "ignite", "lightning", "matplotlib", "peft"),
+    *("pytorch_optimizer", "rich", "sklearn", "skorch", "tensorboard", "transformers"),
+}
 # Drawn before there was a limit; to be drawn smaller.
 LARGE = {"docs/curves.png"}
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent / "sal_optim"
 # Usable alone: it imports utils and nothing else, and only the top may import it.
 COMPANIONS = "companions"
 # Top to bottom. A layer imports from itself, where there is no circle, and from those below it.
-TOP = {"__init__", "run", "integrations"}
+TOP = {"__init__", "run", "integrations", "transfer"}
 LAYERS = (
     TOP,
     {"monitoring"},

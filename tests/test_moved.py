@@ -10,7 +10,7 @@ import warnings
 import pytest
 
 import sal_optim
-from sal_optim._moved import MOVED, REMOVAL
+from sal_optim._moved import MOVED, PUBLIC, REMOVAL
 
 # Paths that docs and users' scripts have.
 OLD = {
@@ -37,20 +37,29 @@ def test_it_is_the_same_module(old: str) -> None:
 
 
 def test_an_import_warns_at_the_line_that_has_it() -> None:
-    told = in_a_new_process("\nfrom sal_optim.monitors.spectral import spectrum_of\n")
+    told = in_a_new_process("\nfrom sal_optim.objectives.self_model import SelfModel\n")
     assert told.count("FutureWarning") == 1
     expected = (
-        f"sal_optim.monitors is now sal_optim.companions; the old path is removed in {REMOVAL}"
+        f"sal_optim.objectives is now sal_optim.companions; the old path is removed in {REMOVAL}"
     )
     assert f"<string>:2: FutureWarning: {expected}" in told
 
 
-@pytest.mark.parametrize("name", sorted(set(MOVED) - set(sal_optim.__all__)))
+@pytest.mark.parametrize("name", sorted(set(MOVED) - PUBLIC))
 def test_an_attribute_warns_at_the_line_that_has_it(name: str) -> None:
     told = in_a_new_process(f"import sal_optim\nprint(sal_optim.{name}.__name__)\n")
     assert told.count("FutureWarning") == 1
     assert f"<string>:2: FutureWarning: sal_optim.{name} is now" in told
     assert told.startswith(f"sal_optim.{MOVED[name]}\n")
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_short_names_stay_and_warn_of_nothing(name: str) -> None:
+    """As attributes and as modules, each before the other."""
+    assert name in sal_optim.__all__
+    look, load = f"print(sal_optim.{name}.__name__)", f"import sal_optim.{name}"
+    for code in (f"import sal_optim; {look}; {load}", f"{load}; {look}"):
+        assert in_a_new_process(code) == f"sal_optim.{MOVED[name]}\n"
 
 
 def test_new_paths_and_public_names_warn_of_nothing() -> None:

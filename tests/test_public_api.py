@@ -42,8 +42,12 @@ NAMES = {
     "SALOptimizer",
     "SALSGD",
     "__version__",
+    "load_importance",
+    "monitors",
     "plot",
     "report",
+    "save_importance",
+    "writers",
 }
 CONSTRUCTORS = {
     "SALAdam": (
@@ -76,24 +80,26 @@ LAYER = (
 )
 LAYER_METHODS = {
     "analyze": "self, model",
-    "consolidate": "self",
+    "consolidate": "self, model=None",
     "diagnostics": "self",
     "observe": "self",
     "protect": "self, model",
     "remove": "self",
-    "restore": "self, strength",
+    "restore": "self, strength, model=None",
     "stability": "self, param",
+    "tell": "self, **numbers",
 }
 METHODS = {
     "add_param_group": "self, param_group",
-    "consolidate": "self",
+    "consolidate": "self, model=None",
     "diagnostics": "self",
     "load_state_dict": "self, state_dict",
     "observe": "self",
-    "restore": "self, strength",
+    "restore": "self, strength, model=None",
     "stability": "self, param",
     "state_dict": "self",
     "step": "self, closure=None",
+    "tell": "self, **numbers",
 }
 COMPANIONS = {
     "Drift": "self, model, probe, layer=None",

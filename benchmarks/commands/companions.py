@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.commands.options import parser
+from benchmarks.commands.options import check_data_dir, check_folder, parser
 from benchmarks.companions import EXPERIMENTS
 from benchmarks.companions.page import FOLDER, Options, Outcome
 from benchmarks.data.errors import UserError, require_choice, require_range
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         EXAMPLES.format(names=names),
     )
     add = made.add_argument
-    add("name", metavar="NAME", help="one of those below")
+    add("name", metavar="NAME", nargs="?", default="", help="one of those below")
     add("--seeds", type=int, help="seeds 0 … N-1 are run (default: 10; collapse: 20)")
     add("--steps", type=int, help="steps of a run (default: the experiment's own)")
     add("--only", nargs="+", default=[], metavar="PART", help="some parts of the experiment")
@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("seeds", "steps", "jobs"):
         if getattr(args, name) is not None:
             require_range(f"--{name}", getattr(args, name), 1)
-    if args.out.exists() and not args.out.is_dir():
-        raise UserError(f"--out: {str(args.out)!r} is a file; allowed: a folder, made if missing")
+    check_folder(args.out)
+    check_data_dir(args.data_dir)
     module = importlib.import_module(module_name)
     for part in args.only:
         require_choice("--only", part, module.PARTS)

@@ -22,19 +22,21 @@ from benchmarks.commands.options import (
     method_names,
     names,
     parser,
+    read_data,
 )
 from benchmarks.commands.protect import before_and_after, protected
 from benchmarks.data.errors import UserError, require_range
-from benchmarks.data.sets import SOURCES, load
+from benchmarks.data.sets import SOURCES, Dataset
 from benchmarks.methods import GROUPS, METHODS, sal
 from benchmarks.metrics.scores import summarize
 from benchmarks.reports.tables import CAPTION, markdown, terminal
+from benchmarks.runs.checks import check_options, check_rate
 from benchmarks.runs.manifest import write_manifest
 from benchmarks.runs.presets import PRESETS
 from benchmarks.runs.records import write_atomically
 from benchmarks.runs.settings import Settings
 from benchmarks.runs.suite import complete, default_jobs
-from benchmarks.runs.variants import Variant, variants
+from benchmarks.runs.variants import Variant, takers, variants
 from benchmarks.streams import STREAMS
 
 DEFAULT_STREAMS, DEFAULT_SEEDS = ("permuted", "split-domain", "split-task"), 5
@@ -114,7 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     own = _available(args.methods, messages) if args.methods or not args.protect else []
     methods = list(dict.fromkeys([*own, *(protected(args.protect) if args.protect else [])]))
     rows = variants(methods, _options(methods, args), args.grid, args.also_default)
-    data = load(args.data, args.data_dir)
+    data = read_data(args, streams)
+    _check_options(rows, streams, data, args)
     plan = {
         (stream, row.label, seed): row.settings(stream, seed, data, args)
         for stream in streams
@@ -159,19 +162,28 @@ def _options(methods: Sequence[str], args: argparse.Namespace) -> dict[str, dict
             if METHODS[method].uses_sal:
                 chosen[method]["protection"] = args.protection
     for only, name, value in assignments(args.set, methods):
-        takers = [
-            method
-            for method in methods
-            if (only is None or only == method) and name in METHODS[method].allowed()
-        ]
-        if not takers:
-            raise UserError(
-                f"--set: {name!r} is an option of no chosen method; allowed: "
-                + "; ".join(f"{m}: {', '.join(METHODS[m].allowed()) or 'none'}" for m in methods)
-            )
-        for method in takers:
+        meant = [only] if only is not None and only in methods else methods
+        for method in takers("--set", f"{name}={value}", name, meant):
             chosen[method][name] = value
     return chosen
+
+
+def _check_options(
+    rows: Sequence[Variant], streams: Sequence[str], data: Dataset, args: argparse.Namespace
+) -> None:
+    """Raise a UserError where a method cannot take a step with what was given to it."""
+    seen = set()
+    for row in rows:
+        if "lr" in row.options:
+            check_rate(row.options["lr"], row.origins["lr"])
+        origins = dict(row.origins)
+        if origins.get("protection") == "--set" and args.protection is not None:
+            origins["protection"] = "--protection"
+        for stream in streams:
+            options = row.settings(stream, 0, data, args).options
+            if (row.row.name, repr(options)) not in seen:
+                check_options(row.row.name, options, origins)
+            seen.add((row.row.name, repr(options)))
 
 
 Key = tuple[str, str, int]
@@ -187,7 +199,7 @@ def _report(
 ) -> None:
     """One stream: its table, its figures, and its part of the suite's manifest."""
     shape = plan[stream, rows[0].label, 0]
-    name = Path(args.data).name
+    name = _name(args)
     # A manifest's rows may come from several commands, each with its own number of seeds.
     what = f"{name}, {stream}: {shape.shape()}"
     title = f"{what}, {args.seeds} seed{'s' * (args.seeds > 1)}"
@@ -209,13 +221,18 @@ def _report(
 
 def _part(args: argparse.Namespace, stream: str, suffix: str) -> Path:
     folder: Path = args.out / "tables"
-    return folder / f"{Path(args.data).name}-{stream}{suffix}"
+    return folder / f"{_name(args)}-{stream}{suffix}"
+
+
+def _name(args: argparse.Namespace) -> str:
+    """Of the data set; a folder's is its last part."""
+    return Path(args.data).expanduser().resolve().name
 
 
 def _finish(args: argparse.Namespace, streams: Sequence[str], output: Console) -> None:
     """All streams of the command in one document each, and where everything is."""
     output.print(CAPTION, style="dim")
-    stem = f"continual-{Path(args.data).name}"
+    stem = f"continual-{_name(args)}"
     sections = [_part(args, stream, ".md").read_text() for stream in streams]
     text = "# Forgetting\n\n" + "\n".join(sections) + f"\n{CAPTION}\n"
     write_atomically(args.out / f"{stem}.md", text)

@@ -19,9 +19,9 @@ from rich.console import Console
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.commands.options import add_common, check_common, parser
+from benchmarks.commands.options import add_common, check_common, parser, read_data
 from benchmarks.data.errors import UserError
-from benchmarks.data.sets import Dataset, load
+from benchmarks.data.sets import Dataset
 from benchmarks.methods import METHODS
 from benchmarks.metrics.scores import average, learned, worst
 from benchmarks.metrics.spread import Spread
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if importlib.util.find_spec("avalanche") is None:
         raise UserError("crosscheck: needs Avalanche; `pip install avalanche-lib` installs it")
     torch.set_num_threads(1)
-    data, messages = load(args.data, args.data_dir), Console(stderr=True)
+    data, messages = read_data(args, [STREAM]), Console(stderr=True)
     heads = "average accuracy | minimum | learning accuracy"
     lines = [f"| method | implementation | strength | {heads} |",
              "|---|---|---:|---:|---:|---:|"]  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.commands.options import parser
+from benchmarks.commands.options import check_data_dir, check_folder, parser
 from benchmarks.data.errors import UserError, require_choice, require_range
 from benchmarks.finetune import choices, report
 from benchmarks.finetune.choices import trial_for, trials_of
@@ -144,7 +144,12 @@ def _stem(name: str) -> str:
 
 
 def _plain(args: Namespace) -> Setting:
-    prints = [load(name, args.data_dir).fingerprint() for name in (args.old, args.new)]
+    prints = []
+    for argument, name in (("--old", args.old), ("--new", args.new)):
+        try:
+            prints.append(load(name, args.data_dir).fingerprint())
+        except UserError as error:
+            raise UserError(f"{argument}: {error}") from error
     return Setting(
         old=args.old,
         new=args.new,
@@ -172,7 +177,8 @@ def _methods(given: Sequence[str] | None, console: Console) -> list[str]:
         if package is not None and importlib.util.find_spec(package) is None:
             if given:
                 raise UserError(f"--methods: {name!r} needs {package}; pip install .[finetune]")
-            console.print(f"{name} left out: {package} is not installed (pip install .[finetune])")
+            console.print(f"{name} left out: {package} is not installed (pip install .[finetune])",
+                          markup=False)  # fmt: skip
             chosen.remove(name)
     return chosen
 
@@ -218,6 +224,10 @@ def _arguments(argv: Sequence[str] | None) -> Namespace:
         require_range(f"--{name.replace('_', '-')}", getattr(args, name), 1)
     require_range("--width", args.width, 4)
     if args.width % 4:
-        raise UserError(f"--width: {args.width} is not a multiple of 4, the number of heads")
+        raise UserError(
+            f"--width: {args.width} is not a multiple of 4, the number of heads; allowed: 4, 8 …"
+        )
+    check_folder(args.out)
+    check_data_dir(args.data_dir)
     args.tuned = args.tuned if args.tuned == "none" else Path(args.tuned)
     return args

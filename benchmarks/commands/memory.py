@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.commands.options import parser
+from benchmarks.commands.options import check_folder, parser
 from benchmarks.cost.contestants import CONTESTANTS, parameters
 from benchmarks.cost.plan import Model, rows_of
 from benchmarks.data.errors import UserError, require_range
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _show_plan(Model.read(args.plan), 2 if args.two_byte else 4)
         return 0
     require_range("--size", args.size, 1e5, 1e10)
+    check_folder(args.out)
     if args.one:
         print(json.dumps(_measure(args.one, int(args.size))))
         return 0
@@ -72,7 +73,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{row['peak']:.2f}",
         )
     console.print(table)
-    args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "memory.json").write_text(json.dumps(rows, indent=1))
     console.print(f"written: {args.out / 'memory.json'}")
     return 0
@@ -105,7 +105,9 @@ def _show_plan(model: Model, item: int) -> None:
 def _measure(name: str, size: int) -> dict[str, Any]:
     found = [c for c in CONTESTANTS if c.name == name]
     if not found:
-        raise UserError(f"--one: {name!r} is unknown")
+        raise UserError(
+            f"--one: {name!r} is unknown; allowed: {', '.join(c.name for c in CONTESTANTS)}"
+        )
     params = parameters(size, TENSORS)
     optimizer = found[0].make(params)
     for _ in range(8):

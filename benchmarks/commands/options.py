@@ -7,18 +7,22 @@ names the argument, the value and what is allowed.
 from __future__ import annotations
 
 import argparse
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from benchmarks.data.errors import UserError, require_choice, require_range
-from benchmarks.data.sets import SOURCES
+from benchmarks.data.sets import SOURCES, Dataset, load
 from benchmarks.methods import GROUPS, METHODS, renamed
 from benchmarks.methods.sal import current_option
+from benchmarks.runs.checks import check_data
 from benchmarks.runs.networks import NETWORKS
 from benchmarks.runs.plan import literal
 from benchmarks.runs.presets import PRESETS, Preset
 from benchmarks.runs.settings import NO_FILE, TUNED, moved, tuned
+from benchmarks.runs.variants import takers
 from benchmarks.streams import ORDERS
 
 
@@ -26,6 +30,10 @@ class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line; exit status 2."""
 
     def error(self, message: str) -> NoReturn:
+        wrong = re.fullmatch(r"argument (\S+): invalid (int|float) value: (.+)", message)
+        if wrong:
+            kind = "whole number" if wrong[2] == "int" else "number"
+            message = f"{wrong[1]}: {wrong[3]} is no {kind}; allowed: a {kind}"
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
@@ -74,13 +82,52 @@ def check_common(args: argparse.Namespace) -> Preset | None:
         if getattr(args, name) is not None:
             require_range(f"--{name}", getattr(args, name), 0, open_low=True)
     require_range("--dropout", args.dropout, 0, 0.99)
-    if args.out.exists() and not args.out.is_dir():
-        raise UserError(f"--out: {str(args.out)!r} is a file; allowed: a folder, made if missing")
-    if args.data_dir is not None and not Path(args.data_dir).expanduser().exists():
-        raise UserError(f"--data-dir: {args.data_dir!r} does not exist; allowed: a folder or .tgz")
+    check_folder(args.out)
+    check_data_dir(args.data_dir)
     if args.tuned != NO_FILE:
         tuned(args.tuned)
     return preset
+
+
+def read_data(args: argparse.Namespace, streams: Sequence[str]) -> Dataset:
+    """The data set that was asked for; raises a UserError where the streams can't be made of it."""
+    try:
+        data = load(args.data, args.data_dir)
+    except (IndexError, RuntimeError, ValueError) as error:  # files of another shape
+        said = str(error).partition("\n")[0]
+        raise UserError(
+            f"--data: {args.data!r} cannot be read ({said}); allowed: IDX files of images in three "
+            "dimensions, with as many labels"
+        ) from error
+    check_data(data, streams, args)
+    return data
+
+
+def check_data_dir(given: str | None) -> None:
+    """Raise a UserError where --data-dir is not there."""
+    if given is not None and not Path(given).expanduser().exists():
+        raise UserError(f"--data-dir: {given!r} does not exist; allowed: a folder or .tgz")
+
+
+def check_folder(path: Path, argument: str = "--out") -> None:
+    """Make a folder for results; raise a UserError where it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(path, os.W_OK) else "it cannot be written to"
+    except FileExistsError:
+        reason = "it is a file"
+    except OSError as error:
+        reason = str(error.strerror)
+    if reason:
+        raise UserError(f"{argument}: {str(path)!r} cannot be used ({reason}); "
+                        "allowed: a folder, made if missing")  # fmt: skip
+
+
+def check_file(path: Path, argument: str) -> None:
+    """Raise a UserError unless a file can be written there; its folder is made."""
+    if path.is_dir():
+        raise UserError(f"{argument}: {str(path)!r} is a folder; allowed: a file to write")
+    check_folder(path.parent, argument)
 
 
 def _preset(args: argparse.Namespace) -> Preset | None:
@@ -89,9 +136,9 @@ def _preset(args: argparse.Namespace) -> Preset | None:
         return None
     require_choice("--preset", args.preset, PRESETS)
     preset = PRESETS[args.preset]
-    for name, value in preset.arguments.items():
-        if hasattr(args, name) and getattr(args, name) is None:
-            setattr(args, name, value)
+    args.by_preset = [name for name in preset.arguments if getattr(args, name, 0) is None]
+    for name in args.by_preset:
+        setattr(args, name, preset.arguments[name])
     return preset
 
 
@@ -132,8 +179,6 @@ def assignments(
         name, chosen = current_option(name, literal(value))
         if dot:
             require_choice("--set", method, list(dict.fromkeys([*METHODS, *methods])))
-            if name not in METHODS[method].allowed():
-                allowed = ", ".join(METHODS[method].allowed()) or "none"
-                raise UserError(f"--set: {method} has no option {name!r}; allowed: {allowed}")
+            takers("--set", text, name, [method])
         found.append((method or None, name, chosen))
     return found

@@ -1,8 +1,9 @@
 """`python -m benchmarks ordinary`: on one distribution SAL must lose nothing.
 
 A perceptron on digits and a small GPT on Python's own standard library, each trained by a base
-optimizer and by its SAL counterpart with the same seeds. Nothing changes in the data, so nothing
-should be consolidated, and both should end at the same loss.
+optimizer and by its SAL counterpart with the same seeds. Nothing changes in the data, so both
+should end at the same loss. `--cases` has everyday situations on digits instead, in which gradients
+leap though the data stays: `python -m benchmarks ordinary --cases all --seeds 10 --steps 900`.
 """
 
 from __future__ import annotations
@@ -20,17 +21,38 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import sal_optim
+from benchmarks.commands.options import parser
 from benchmarks.data.characters import corpus, next_loss, windows
+from benchmarks.data.errors import require_choice, require_range
 from benchmarks.data.sets import load
+from benchmarks.methods.plain import lion
+from benchmarks.metrics.spread import Spread, paired
 from benchmarks.runs.gpt import GPT
 from benchmarks.runs.networks import mlp
+from benchmarks.runs.situations import SITUATIONS, Outcome, run
 
-PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]] = {
+Pair = tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]
+PAIRS: dict[str, Pair] = {
     "Adam": (torch.optim.Adam, sal_optim.SALAdam, {"lr": 1e-3}),
     "AdamW": (torch.optim.AdamW, sal_optim.SALAdamW, {"lr": 1e-3, "weight_decay": 0.1}),
     "SGD": (torch.optim.SGD, sal_optim.SALSGD, {"lr": 0.05, "momentum": 0.9}),
 }
+# Of the situations.
+BASES: dict[str, Pair] = {
+    "Adam": PAIRS["Adam"],
+    "SGD, momentum": PAIRS["SGD"],
+    "SGD": (torch.optim.SGD, sal_optim.SALSGD, {"lr": 0.1}),
+    "Lion": (lion, sal_optim.SALLion, {"lr": 3e-4}),
+}
 BATCH = 16
+EXAMPLES = """\
+examples:
+  python -m benchmarks ordinary
+  python -m benchmarks ordinary --seeds 4 --steps 900
+"""
+# A situation is worse where the difference exceeds this share of the base's loss by two standard
+# errors.
+TOLERATED = 0.02
 
 
 def gpt_loss(seed: int, make: Callable[..., Any], options: dict[str, Any], steps: int) -> Any:
@@ -86,11 +108,18 @@ def _train(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks ordinary", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=1500, help="digits; the GPT trains a third")
-    parser.add_argument("--jobs", type=int, default=2)
-    args = parser.parse_args(argv)
+    made = parser("python -m benchmarks ordinary", "SAL beside its base on one task.", EXAMPLES)
+    add = made.add_argument
+    add("--seeds", type=int, default=5, help="seeds 0 … N-1 are run (default: %(default)s)")
+    add("--steps", type=int, default=1500, help="digits; the GPT trains a third (%(default)s)")
+    add("--jobs", type=int, default=2, help="runs at a time (default: %(default)s)")
+    known = "; ".join(f"{name}: {situation.hint}" for name, situation in SITUATIONS.items())
+    add("--cases", nargs="+", metavar="NAME", help=f"all, or some of {known}")
+    args = made.parse_args(argv)
+    for name, least in (("seeds", 1), ("steps", 3), ("jobs", 1)):
+        require_range(f"--{name}", getattr(args, name), least)
+    if args.cases:
+        return compare_situations(args)
     runs = [
         (task, name, which, seed)
         for task in (digits_loss, gpt_loss)
@@ -124,3 +153,37 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
     Console().print(table)
     return 0
+
+
+def compare_situations(args: argparse.Namespace) -> int:
+    """Run the situations asked for and print a Markdown table of them."""
+    for name in args.cases:
+        require_choice("--cases", name, ["all", *SITUATIONS])
+    names = list(SITUATIONS) if "all" in args.cases else args.cases
+    head = ("situation", "base", "base's held-out loss", "SAL less base, %", "base's training loss",
+            "SAL less base, %", "false alarms", "worse")  # fmt: skip
+    print(f"| {' | '.join(head)} |", "|---|---|" + 5 * "---:|" + "---|", sep="\n", flush=True)
+    for name in names:
+        for base, (plain, protected, options) in BASES.items():
+            found = Parallel(n_jobs=args.jobs)(
+                delayed(run)(name, seed, make, options, args.steps)
+                for make in (plain, protected)
+                for seed in range(args.seeds)
+            )
+            cells = situation_cells(found[: args.seeds], found[args.seeds :])
+            print(f"| {' | '.join((name, base, *cells))} |", flush=True)
+    return 0
+
+
+def situation_cells(base: Sequence[Outcome], sal: Sequence[Outcome]) -> list[str]:
+    """Both losses and their paired differences in percent, alarms, and what is worse."""
+    cells, worse = [], []
+    for loss in ("held_out", "training"):
+        theirs, ours = ([getattr(outcome, loss) for outcome in runs] for runs in (base, sal))
+        mean = fmean(theirs)
+        gaps = Spread.of([b - a for a, b in zip(theirs, ours, strict=True)])
+        cells += [f"{mean:.4f} ± {Spread.of(theirs).sd:.4f}"]
+        cells += [paired(ours, theirs).text(100 / mean)]
+        if gaps.mean - 2.0 * gaps.sem > TOLERATED * mean:
+            worse.append(loss.replace("_", "-"))
+    return [*cells, f"{fmean(o.changes for o in sal):.1f}", ", ".join(worse) or "no"]

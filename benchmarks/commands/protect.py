@@ -6,20 +6,16 @@ Here names are checked, and the two rows put side by side; what the rows are is 
 from __future__ import annotations
 
 import importlib.util
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import nn
-
 from benchmarks.data.errors import UserError
-from benchmarks.methods import METHODS, ROWS, SUFFIX, Method, Row
-from benchmarks.methods.packages import UNFIT, base, optimizer_names
+from benchmarks.methods import METHODS, ROWS, SUFFIX, Method
+from benchmarks.methods.packages import UNFIT, optimizer_names
 from benchmarks.metrics.scores import METRICS, summarize
 from benchmarks.metrics.spread import Spread
 from benchmarks.reports.tables import SCORES, percent
-from benchmarks.streams import Batch
+from benchmarks.runs.checks import step
 
 SHOWN = {name: SCORES[name] for name in ("average", "worst", "learned")}
 ALL, PACKAGE = "all", "torch_optimizer"
@@ -57,10 +53,8 @@ def _check(name: str) -> None:
     if name in UNFIT:
         raise UserError(f"--protect: {name!r} cannot be used ({UNFIT[name]}); allowed: {ALLOWED}")
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")
-            for method in (name, f"{name}{SUFFIX}"):
-                _step(METHODS[method])
+        for method in (name, f"{name}{SUFFIX}"):
+            step(METHODS[method], {})
     except UserError:
         raise
     except Exception as error:  # whatever a package's class may raise
@@ -68,15 +62,6 @@ def _check(name: str) -> None:
         raise UserError(
             f"--protect: {name!r} cannot be used ({said}); allowed: {ALLOWED}"
         ) from None
-
-
-def _step(row: Row) -> None:
-    model = nn.Sequential(nn.Linear(3, 2))
-    method = row.build(model, base(row.base).lr, {})
-    batch = Batch(torch.ones(2, 3), torch.tensor([0, 1]), None)
-    nn.functional.cross_entropy(model(batch.x), batch.y).backward()  # type: ignore[no-untyped-call]
-    method.before_step(batch)
-    method.optimizer.step()
 
 
 def before_and_after(title: str, grouped: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:

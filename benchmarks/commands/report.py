@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.commands.options import parser
+from benchmarks.commands.options import check_file, parser
 from benchmarks.data.errors import UserError, require_choice
 from benchmarks.reports.comparison import REFERENCE, read, section_of
 from benchmarks.reports.document import document
@@ -44,6 +44,10 @@ def arguments() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
     messages = Console(stderr=True)
+    target = args.write or args.out / "report.html"
+    for argument, path in (("--write", target), ("--markdown", args.markdown)):
+        if path is not None and (path != args.out / "report.html" or args.out.is_dir()):
+            check_file(path, argument)
     found = list(manifests(args.out))
     if not found:
         raise UserError(
@@ -61,7 +65,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         section_of(one, args.reference, args.panels, folder / f"{number:02}")
         for number, one in enumerate(comparisons)
     ]
-    target = args.write or args.out / "report.html"
     write_atomically(target, page(sections))
     if args.markdown:
         write_atomically(args.markdown, document(sections))

@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.commands.options import parser
+from benchmarks.commands.options import check_folder, parser
 from benchmarks.cost.contestants import CONTESTANTS, REFERENCES, Contestant, parameters
 from benchmarks.cost.figure import draw
 from benchmarks.cost.timing import copy_bandwidth, paired
@@ -90,11 +90,15 @@ def _arguments(argv: Sequence[str] | None) -> Namespace:
     add("--out", type=Path, default=Path("results"), help="folder for results (default: results)")
     args = made.parse_args(argv)
     try:
-        args.sizes = [int(float(size)) for size in args.sizes.split(",")]
+        args.sizes = [float(size) for size in args.sizes.split(",")]
     except ValueError:
-        raise UserError(f"--sizes: {args.sizes!r} is no list of numbers, as 1e4,1e6") from None
+        raise UserError(
+            f"--sizes: {args.sizes!r} is no list of numbers; allowed: as 1e4,1e6"
+        ) from None
     for size in args.sizes:
         require_range("--sizes", size, 1000, 1e9)
+    args.sizes = [int(size) for size in args.sizes]
+    check_folder(args.out)
     require_range("--repeats", args.repeats, 1)
     require_range("--threads", args.threads, 1)
     cards = [f"cuda:{index}" for index in range(torch.cuda.device_count())]

@@ -19,9 +19,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.commands.options import add_common, check_common, method_names, names, parser
+from benchmarks.commands.options import (
+    add_common,
+    check_common,
+    check_file,
+    method_names,
+    names,
+    parser,
+    read_data,
+)
 from benchmarks.data.errors import require_choice
-from benchmarks.data.sets import Dataset, load
+from benchmarks.data.sets import Dataset
 from benchmarks.methods import METHODS
 from benchmarks.metrics.scores import METRICS
 from benchmarks.runs.plan import settings_for
@@ -84,13 +92,14 @@ def arguments() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
     check_common(args)
+    check_file(args.write, "--write")
     require_choice("--sampler", args.sampler, SAMPLERS)
     require_choice("--objective", args.objective, OBJECTIVES)
     args.seeds, args.tuned = args.seeds or DEFAULT_SEEDS, NO_FILE
     streams = names("--stream", args.stream, ["permuted"], list(STREAMS))
     methods = method_names(args.methods)
     output, messages = Console(), Console(stderr=True)
-    data = load(args.data, args.data_dir)
+    data = read_data(args, streams)
     studies = [
         Study(
             args.out / "optuna" / "journal.log",

@@ -17,6 +17,7 @@ from benchmarks.data.characters import CONTEXT, next_loss
 from benchmarks.reports.drawing import panels_of
 from benchmarks.runs.gpt import GPT
 from sal_optim.companions import horizon
+from sal_optim.utils.palette import CYCLE
 
 PREDICTION = (
     "p^L assumes that errors are independent and equally likely at each place. They are neither: "
@@ -121,7 +122,7 @@ def run(options: Options) -> Outcome:
         f"{spread(ps[1], 1, 4)}."
     )
     figure, axes = panels_of(1, width=5.0, height=3.2, title="Survival, and p^L")
-    for run_, color in zip(runs[:4], ("C0", "C1", "C2", "C3"), strict=False):
+    for run_, color in zip(runs[:4], CYCLE, strict=False):
         axes[0].plot(run_["curve"], color=color)
         axes[0].plot([run_["p, all"] ** i for i in range(CONTEXT)], "--", color=color)
     axes[0].set(xlabel="tokens", ylabel="share without an error")

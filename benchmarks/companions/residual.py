@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.companions.page import Options, Outcome, against, spread, table
 from benchmarks.companions.training import through
 from benchmarks.data.sets import load
-from benchmarks.metrics.spread import RESAMPLES, Difference
+from benchmarks.metrics.spread import Difference, interval
 from benchmarks.reports.drawing import panels_of
 from benchmarks.runs.networks import mlp
 from benchmarks.streams import STREAMS
@@ -179,6 +179,5 @@ def beyond_the_gates(
         order = np.argsort(across[:-1])
         return float(up[-1] - np.interp(across[-1], across[:-1][order], up[:-1][order]))
 
-    draw = np.random.default_rng(0).integers(len(mine), size=(RESAMPLES, len(mine)))
-    low, high = np.percentile([above(row) for row in draw], [2.5, 97.5])
-    return Difference(above(np.arange(len(mine))), float(low), float(high), len(mine))
+    seeds = np.arange(len(mine))
+    return Difference(above(seeds), *interval(above, seeds, vectorized=False), len(mine))

@@ -9,14 +9,16 @@ from typing import Any
 import matplotlib
 from matplotlib import pyplot
 
+from sal_optim.utils.palette import BLACK, BLUE, GRAY, ORANGE, SAL
+
 SHOWN = {
-    "torch AdamW loop": ("#888888", "-"),
-    "torch AdamW foreach": ("#888888", "--"),
-    "torch AdamW fused": ("black", "-"),
-    "SALAdamW": ("#d62728", "-"),
-    "SALAdamW diagonal": ("#1f77b4", "-"),
-    "SALAdamW factored": ("#1f77b4", "--"),
-    "published SAL on AdamW": ("#ff7f0e", "-"),
+    "torch AdamW loop": (GRAY, "-"),
+    "torch AdamW foreach": (GRAY, "--"),
+    "torch AdamW fused": (BLACK, "-"),
+    "SALAdamW": (SAL, "-"),
+    "SALAdamW diagonal": (BLUE, "-"),
+    "SALAdamW factored": (BLUE, "--"),
+    "published SAL on AdamW": (ORANGE, "-"),
 }
 
 

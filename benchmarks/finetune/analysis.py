@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.finetune.methods import Trial
-from benchmarks.metrics.spread import LEVEL, RESAMPLES
+from benchmarks.metrics.spread import interval
 
 Points = Sequence[Sequence[float]]
 
@@ -79,10 +79,11 @@ def matched_lr(rates: Sequence[float], distances: Sequence[float], distance: flo
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
     """Mean of ours over mean of theirs, with a bootstrap interval of 95% over seeds."""
     a, b = np.asarray(ours, dtype=float), np.asarray(theirs, dtype=float)
-    rows = np.random.default_rng(0).integers(len(a), size=(RESAMPLES, len(a)))
-    tail = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(a[rows].mean(1) / b[rows].mean(1), [tail, 100 - tail])
-    return float(a.mean() / b.mean()), float(low), float(high)
+
+    def of_means(x: Any, y: Any, axis: int = -1) -> Any:
+        return x.mean(axis=axis) / y.mean(axis=axis)
+
+    return float(of_means(a, b)), *interval(of_means, a, b)
 
 
 def front(runs: Sequence[Points]) -> list[tuple[float, float]]:

@@ -8,16 +8,14 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import to_rgb
 from rich.table import Table
 
 from benchmarks.finetune.analysis import CHOSEN, LEVELS, Points, front, lost, ratio
 from benchmarks.finetune.choices import AVERAGE, REFERENCE
 from benchmarks.finetune.methods import METHODS, Row, Trial
-from benchmarks.reports.drawing import COLORS, CONTROL, SAL, panels_of, save
+from benchmarks.reports.drawing import panels_of, save
+from sal_optim.utils.palette import BLACK, line
 
-# Of several runs of one method.
-STYLES = ("-", ":", "-.")
 Grouped = Mapping[str, Sequence[dict[str, Any]]]
 CAPTION = (
     "Least rise of the old text's loss, in nats a character, where the new text's loss has fallen "
@@ -123,36 +121,27 @@ def draw(title: str, grouped: Grouped, tried: Mapping[str, Sequence[Points]], pa
         panels[0].plot(points[:, 0], points[:, 1], marker="o", ms=2.5, **looks[label])
     panels[0].set_title("the whole run, at the chosen setting", fontsize=9)
     for label, runs in tried.items():
-        line = np.array(front(runs))
-        panels[1].plot(line[:, 0], line[:, 1], **looks[label])
+        best = np.array(front(runs))
+        panels[1].plot(best[:, 0], best[:, 1], **looks[label])
         panels[1].set_title("fronts over all trials, validation text", fontsize=9)
     for panel in panels:
         panel.set_xlabel("loss on the new text")
         panel.set_ylabel("loss on the old text")
         panel.grid(alpha=0.3)
-    panels[0].legend(fontsize=6, frameon=False)
+        panel.legend(fontsize=6, frameon=False, ncols=2)
     save(figure, path)
 
 
 def _looks(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """A line of its own for each way: AdamW black, controls dashed, SAL's in shades of its red."""
-    ours = [name for name in labels if _row(name).is_sal and not _row(name).control]
+    """A line of its own for each way: AdamW black, the others by color and dashes, SAL's thick."""
     found: dict[str, dict[str, Any]] = {}
-    for place, label in enumerate(labels):
-        color: Any = COLORS((place % 12) / 12)
-        if label in ours:
-            shade = (ours.index(label) + 0.5) / len(ours)  # from half its red to black by half
-            color = tuple(
-                part + (1 - 2 * shade) * ((1 - part) if shade < 0.5 else part) / 2
-                for part in to_rgb(SAL)
-            )
-        if _row(label).control:
-            color = CONTROL
-        if _row(label).name == REFERENCE:
-            color = "black"
-        before = sum(_row(other) == _row(label) for other in labels[:place])
-        style = "--" if _row(label).control else STYLES[before % len(STYLES)]
-        found[label] = {"label": label, "color": color, "linestyle": style, "linewidth": 1.2}
+    others = [label for label in labels if _row(label).name != REFERENCE]
+    for label in labels:
+        own: dict[str, Any] = {"color": BLACK, "linestyle": "-"}
+        if label in others:
+            own = {**line(others.index(label))}
+        thick = _row(label).is_sal and not _row(label).control
+        found[label] = {"label": label, "linewidth": 2.0 if thick else 1.1, **own}
     return found
 
 

@@ -106,6 +106,19 @@ def late_online(online: Sequence[float]) -> float:
     return fmean(online[-tenth:]) - fmean(online[:tenth])
 
 
+def learners(results: Mapping[str, Sequence[Result]]) -> list[str]:
+    """Rows that learned their tasks, in their order.
+
+    A row has learned if its learning accuracy is at least half as far above chance as the best's.
+    """
+    above = {
+        label: fmean(learned(result["matrix"]) - result["chance"] for result in runs)
+        for label, runs in results.items()
+    }
+    best = max(above.values(), default=0.0)
+    return [label for label, value in above.items() if best > 0 and value >= best / 2]
+
+
 METRICS: dict[str, Callable[[Result], float]] = {
     "average": lambda result: average(result["matrix"]),
     "worst": lambda result: worst(result["matrix"]),

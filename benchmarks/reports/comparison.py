@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.methods import GROUPS, row_of
-from benchmarks.metrics.scores import Summary, summarize
+from benchmarks.metrics.scores import Summary, learners, summarize
 from benchmarks.reports.page import Figure, Section
 from benchmarks.runs.manifest import Manifest
 from benchmarks.runs.records import Store
@@ -119,8 +119,11 @@ def _figures(
     add(
         "tradeoff",
         "Stability against plasticity. Small points are grid points; no method lies beyond the "
-        "dashed front. Rows may have different numbers of seeds: the table has them.",
-        lambda path: figures_tradeoff.tradeoff("Stability against plasticity", rows, path),
+        "dashed front, on which methods that never learned are not. Rows may have different "
+        "numbers of seeds: the table has them.",
+        lambda path: figures_tradeoff.tradeoff(
+            "Stability against plasticity", rows, learners(one.results), path
+        ),
     )
     add(
         "matrix",

@@ -8,27 +8,34 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.methods import row_of
+from sal_optim.utils.palette import CONTROL, CYCLE, GIVEN, SAL, SEQUENTIAL, TASK_FREE
 
 Results = Sequence[dict[str, Any]]
-COLORS = matplotlib.colormaps["viridis"]
+COLORS = matplotlib.colormaps[SEQUENTIAL]
 ACROSS = 4  # panels a row
-CONSOLIDATION = "#d62728"
-SAL, TOLD, UNTOLD, CONTROL = "#d62728", "#1f77b4", "#7f7f7f", "#9467bd"
-KINDS = {SAL: "SAL", TOLD: "boundaries given", UNTOLD: "task-free", CONTROL: "control"}
+CONSOLIDATION = SAL
+KINDS = {SAL: "SAL", GIVEN: "boundaries given", TASK_FREE: "task-free", CONTROL: "control"}
+matplotlib.rcParams["axes.prop_cycle"] = cycler(color=CYCLE)
 
 
 def kind_color(label: str) -> str:
     """The color of a row: SAL, a control, given the boundaries or task-free."""
     row = row_of(label)
-    if row.name.startswith("control"):
+    if is_control(label):
         return CONTROL
     if row.is_sal:
         return SAL
-    return TOLD if row.told else UNTOLD
+    return GIVEN if row.told else TASK_FREE
+
+
+def is_control(label: str) -> bool:
+    """Whether a row puts something else in the place of what SAL does."""
+    return row_of(label).summary.startswith("control")
 
 
 def mean_of(results: Results, name: str) -> Any:

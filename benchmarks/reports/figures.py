@@ -25,6 +25,7 @@ from benchmarks.reports.drawing import (
     panels_of,
     save,
 )
+from sal_optim.utils.palette import SIGNAL
 
 
 def matrices(title: str, by_method: Mapping[str, Results], path: Path) -> None:
@@ -39,7 +40,7 @@ def matrices(title: str, by_method: Mapping[str, Results], path: Path) -> None:
     for place, (panel, (method, mean)) in enumerate(zip(panels, means.items(), strict=True)):
         tasks = len(mean)
         labels = [str(task + 1) for task in range(tasks)]
-        shown = panel.imshow(mean, cmap="viridis", vmin=floor, vmax=100)
+        shown = panel.imshow(mean, cmap=COLORS, vmin=floor, vmax=100)
         panel.set_title(f"{method}: {mean[-1].mean():.1f}", fontsize=10)
         panel.set_xticks(range(tasks), labels, fontsize=7)
         panel.set_yticks(range(tasks), labels, fontsize=7)
@@ -123,7 +124,7 @@ def surprise(title: str, by_method: Mapping[str, Results], path: Path) -> bool:
         return False
     figure, panels = panels_of(len(traced), width=10, height=1.9, title=title, across=1)
     for panel, (method, result) in zip(panels, traced.items(), strict=True):
-        for name, color in (("threshold", "0.45"), ("surprise", "#1f77b4")):
+        for name, color in (("threshold", "0.45"), ("surprise", SIGNAL)):
             values = np.array(
                 [np.nan if value is None else value for value in result["trace"][name]], dtype=float
             )

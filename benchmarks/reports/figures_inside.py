@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.reports.drawing import Results, panels_of, save
+from sal_optim.utils.palette import SEQUENTIAL, SPECTRUM, line
 
 # Steps before and after a switch that the zoom shows.
 BEFORE, AFTER = 20, 60
-SHARES = {"volatile": "#9ecae1", "neutral": "#fdd49e", "protected": "#d7301f"}
+SHARES = dict(reversed(SPECTRUM.items()))
 
 
 def zoom(title: str, by_label: Mapping[str, Results], path: Path) -> bool:
@@ -36,8 +37,7 @@ def zoom(title: str, by_label: Mapping[str, Results], path: Path) -> bool:
             continue
         drawn = True
         panel.plot(kept, [100 * np.mean(sums[offset]) for offset in kept], lw=1.3, marker="o",
-                   ms=2.5, color=f"C{number % 10}", ls="-" if number < 10 else "--",
-                   label=label)  # fmt: skip
+                   ms=2.5, label=label, **line(number))  # fmt: skip
     panel.axvline(0, color="0.6", lw=0.8, ls=":")
     panel.set_xlabel("steps after a switch of task")
     panel.set_ylabel("accuracy on the tasks before it (%)")
@@ -94,7 +94,7 @@ def suppressed(title: str, by_label: Mapping[str, Results], path: Path) -> bool:
             axis=0,
         )
         tasks = len(values)
-        shown = panel.imshow(values.T, cmap="magma_r", vmin=0, vmax=100, aspect="auto")
+        shown = panel.imshow(values.T, cmap=f"{SEQUENTIAL}_r", vmin=0, vmax=100, aspect="auto")
         panel.set_title(label, fontsize=9)
         panel.set_yticks(range(len(names)), names if place % 3 == 0 else [], fontsize=7)
         ticks = range(0, tasks, max(1, tasks // 10))

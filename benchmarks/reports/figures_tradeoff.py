@@ -6,7 +6,7 @@ summaries and results.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -16,8 +16,17 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodF
 
 from benchmarks.methods import row_of
 from benchmarks.metrics.scores import Summary
-from benchmarks.reports.drawing import KINDS, SAL, Results, kind_color, mean_of, panels_of, save
+from benchmarks.reports.drawing import (
+    KINDS,
+    Results,
+    is_control,
+    kind_color,
+    mean_of,
+    panels_of,
+    save,
+)
 from benchmarks.runs.settings import Settings
+from sal_optim.utils.palette import SAL, line
 
 MARKERS = "osD^vPX*<>hp"
 FEW = 20  # points that can all be named
@@ -33,8 +42,13 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
     return sorted(front, key=lambda index: points[index])
 
 
-def tradeoff(title: str, summaries: Sequence[Summary], path: Path) -> None:
-    """Stability, 100 less forgetting, against plasticity, learned; and the Pareto front."""
+def tradeoff(
+    title: str, summaries: Sequence[Summary], learners: Collection[str], path: Path
+) -> None:
+    """Stability, 100 less forgetting, against plasticity, learned; and the Pareto front.
+
+    A row that is not among the `learners` has nothing to forget, and is not on the front.
+    """
     figure, (panel,) = panels_of(1, width=8.4, height=5.6, title=title)
     points = [
         (100 * row.scores["learned"].mean, 100 - 100 * row.scores["forgetting"].mean)
@@ -45,7 +59,11 @@ def tradeoff(title: str, summaries: Sequence[Summary], path: Path) -> None:
         panel.scatter(x, y, s=46 if main else 15, color=kind_color(row.label),
                       alpha=0.95 if main else 0.45, lw=0, zorder=3 if main else 2)  # fmt: skip
     # Joint training sees the old data: it bounds the methods and is none.
-    own = [index for index, row in enumerate(summaries) if not row_of(row.label).kind.joint]
+    own = [
+        index
+        for index, row in enumerate(summaries)
+        if row.label in learners and not row_of(row.label).kind.joint
+    ]
     front = [own[place] for place in pareto([points[index] for index in own])]
     panel.plot([points[i][0] for i in front], [points[i][1] for i in front],
                color="0.2", lw=0.9, ls="--", zorder=1)  # fmt: skip
@@ -56,7 +74,7 @@ def tradeoff(title: str, summaries: Sequence[Summary], path: Path) -> None:
         if (row in main_rows and len(main_rows) <= FEW)
         or row.label in ("adam", "sgd", "ewc", "si", "joint", "lwf", "upgd", "bgd")
         or (kind_color(row.label) == SAL and row.label == row_of(row.label).name)
-        or row.label.startswith("control")
+        or is_control(row.label)
     }  # fmt: skip
     _names(panel, [(summaries[i].label, *points[i]) for i in sorted(named)])
     panel.set_xlabel("plasticity: learning accuracy (%)")
@@ -141,7 +159,7 @@ def sensitivity(
             for place, (rest, labels) in enumerate(lines.items()):
                 ordered = sorted(labels, key=lambda label: float(_parts(label)[name]))
                 xs = [float(_parts(label)[name]) for label in ordered]
-                color = f"C{number if name == 'lr' else place}"
+                color = line(number if name == "lr" else place)["color"]
                 said = " ".join(part for part in (method, rest) if part)
                 panel.plot(xs, [_average(summaries[x]) for x in ordered], marker="o", ms=3.5,
                            lw=1.3, color=color, label=said)  # fmt: skip
@@ -181,7 +199,7 @@ def drift(
         panel.scatter(x, y, s=46 if main else 15, color=kind_color(label), lw=0,
                       alpha=0.95 if main else 0.45)  # fmt: skip
         named = main and (label in ("adam", "sgd", "lion", "ewc", "si", "joint")
-                          or kind_color(label) == SAL or label.startswith("control"))  # fmt: skip
+                          or kind_color(label) == SAL or is_control(label))  # fmt: skip
         if named:
             points.append((label, x, y))
     _names(panel, points)
@@ -199,9 +217,8 @@ def online(title: str, by_label: Mapping[str, Results], path: Path) -> None:
     for number, (label, results) in enumerate(by_label.items()):
         values = 100 * mean_of(results, "online")
         marker = MARKERS[number % len(MARKERS)] if len(values) <= 20 else ""
-        color, ls, tasks = f"C{number % 10}", "-" if number < 10 else "--", len(values)
-        panel.plot(range(1, tasks + 1), values, marker=marker, ms=4, lw=1.2, color=color, ls=ls,
-                   label=label)  # fmt: skip
+        at = range(1, len(values) + 1)
+        panel.plot(at, values, marker=marker, ms=4, lw=1.2, label=label, **line(number))
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_xlabel("task")
     panel.set_ylabel("online accuracy (%)")

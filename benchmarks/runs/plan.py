@@ -13,6 +13,7 @@ from benchmarks.runs.networks import default_hidden
 from benchmarks.runs.presets import PRESETS
 from benchmarks.runs.settings import Settings, Split, default_lr, scale, tuned_options
 from benchmarks.streams import STREAMS
+from benchmarks.streams.split import SplitClass
 
 CURVE_POINTS, LONG_CURVE_POINTS = 10, 2  # looks at the accuracies per task
 
@@ -33,8 +34,7 @@ def settings_for(
     """
     defaults = scale(args.data)
     steps = args.steps or defaults.steps
-    own = STREAMS[stream].default_tasks
-    tasks = args.tasks or (own if STREAMS[stream].long else min(own, defaults.most_tasks))
+    tasks = tasks_of(stream, data, args)
     kind = STREAMS[stream](data, seed=seed, tasks=tasks, order=args.order)
     preset = PRESETS[args.preset] if args.preset else None
     batch = args.batch or defaults.batch
@@ -67,6 +67,31 @@ def settings_for(
     )
 
 
+def pairs_of(stream: str, data: Dataset) -> int | None:
+    """How many tasks of two classes the data have for a split stream; None for other streams."""
+    return data.classes // 2 if issubclass(STREAMS[stream], SplitClass) else None
+
+
+def tasks_of(stream: str, data: Dataset, args: argparse.Namespace) -> int:
+    """Tasks of a stream: as asked for, else its own number as far as the data reach."""
+    pairs, kind = pairs_of(stream, data), STREAMS[stream]
+    asked: int | None = args.tasks
+    if asked is None:
+        return kind.default_tasks if kind.long else min(pairs or kind.default_tasks, most(args))
+    if pairs is not None and asked > pairs:
+        by_preset = "tasks" in getattr(args, "by_preset", ())
+        said = f"--preset: {args.preset!r} has {asked} tasks" if by_preset else f"--tasks: {asked}"
+        raise UserError(
+            f"{said}; allowed for {stream} on {data.name}: --tasks 1 to {pairs} (pairs of classes)"
+        )
+    return asked
+
+
+def most(args: argparse.Namespace) -> int:
+    """Tasks that a stream of this data set has at the most where nobody says how many."""
+    return scale(args.data).most_tasks
+
+
 def widths(text: str | None, data: Dataset, net: str = "mlp") -> tuple[int, ...]:
     """`256-256` as (256, 256); `0` or `linear` is a network without hidden layers."""
     if text is None:
@@ -74,7 +99,7 @@ def widths(text: str | None, data: Dataset, net: str = "mlp") -> tuple[int, ...]
     if text in ("0", "linear"):
         return ()
     parts = text.replace(",", "-").split("-")
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise UserError(f"--hidden: {text!r} is no list of widths; allowed: 256-256, 100, 0 (none)")
     return tuple(int(part) for part in parts)
 

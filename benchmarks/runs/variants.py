@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.data.errors import UserError, require_choice
@@ -28,6 +28,8 @@ class Variant:
     row: Row
     options: Mapping[str, Any]
     default: bool = False
+    # Names of options that the command line gave, and by which argument.
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     def settings(self, stream: str, seed: int, data: Dataset, args: argparse.Namespace) -> Settings:
         if self.default:
@@ -50,7 +52,8 @@ def variants(
             point = dict(zip(own, values, strict=True))
             shown = [f"{name}={_short(value)}" for name, value in point.items()]
             label = " ".join([method, *shown])
-            found.append(Variant(label, row, {**options[method], **point}))
+            origins = dict.fromkeys(options[method], "--set") | dict.fromkeys(point, "--grid")
+            found.append(Variant(label, row, {**options[method], **point}, origins=origins))
         if also_default:
             found.append(Variant(f"{method} (default)", row, {}, default=True))
     return found
@@ -73,16 +76,27 @@ def _axes(grids: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, l
         only = renamed(only)
         if dot:
             require_choice("--grid", only, methods)
-        takers = [
-            method
-            for method in ([only] if dot else methods)
-            if name == RATE or name in METHODS[method].allowed()
-        ]
-        if not takers:
-            raise UserError(
-                f"--grid: {name!r} is an option of no chosen method; allowed: {RATE}, and "
-                + "; ".join(f"{m}: {', '.join(METHODS[m].allowed()) or 'none'}" for m in methods)
-            )
-        for method in takers:
-            axes.setdefault(method, {})[name] = chosen
+        for method in takers("--grid", text, name, [only] if dot else methods):
+            axes.setdefault(method, {})[name] = list(dict.fromkeys(chosen))
     return axes
+
+
+def takers(argument: str, text: str, name: str, methods: Sequence[str]) -> list[str]:
+    """Those of the methods that have the option.
+
+    Raises:
+        UserError: none has it. The line says so, and which method it is a part of by its name.
+    """
+    found = [m for m in methods if name == RATE or name in METHODS[m].allowed()]
+    if found:
+        return found
+    allowed = f"allowed: {RATE}, and " + "; ".join(
+        f"{method}: {', '.join(METHODS[method].allowed()) or 'none'}" for method in methods
+    )
+    for method in methods:
+        if name in METHODS[method].fixed:
+            fixed = f"{name}={METHODS[method].fixed[name]}"
+            raise UserError(f"{argument}: {text!r}: {method} has {fixed} by its name; {allowed}")
+    if len(methods) == 1:
+        raise UserError(f"{argument}: {methods[0]} has no option {name!r}; {allowed}")
+    raise UserError(f"{argument}: {name!r} is an option of no chosen method; {allowed}")

@@ -5,7 +5,7 @@ It may come from this version, an older one, the base in ``torch.optim``, or fro
 
 import copy
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sal_optim.checkpoint.frame import check_frame
+from sal_optim.checkpoint.naming import regrouped
 from sal_optim.checkpoint.resharding import IMPORTANCE_STATE, of_own_layout
 from sal_optim.checkpoint.upgrading import upgraded_group, upgraded_state
 from sal_optim.config import check_protection
 from sal_optim.detection.change_detector import new_detector
+from sal_optim.protection import buffers
 from sal_optim.protection.block import NUMBERS, Group, shapes
 from sal_optim.sharding.dtensor import is_distributed
 from sal_optim.sharding.stacked import layout_of, stacked_placements
@@ -46,6 +49,7 @@ def fitted(optimizer: Family, state_dict: StateDict) -> StateDict:
         TypeError: a value is not of its type.
         ValueError: a value, a shape or the number of parameters does not fit.
     """
+    state_dict = regrouped(optimizer.param_groups, state_dict)
     check_frame(optimizer, state_dict)
     groups = [
         _fitted_group(optimizer, index, own, saved)
@@ -81,6 +85,7 @@ def _fitted_group(
 ) -> dict[str, Any]:
     where = f"state_dict['param_groups'][{index}]"
     _check_copyable(where, saved)
+    buffers.checked(where, saved)
     saved = upgraded_group(saved)
     group = {name: own.get(name, default) for name, default in optimizer.defaults.items()}
     # What the optimizer can't do, or is by its class, no checkpoint of another one turns on.
@@ -145,15 +150,18 @@ def _fitted_state(
 
 def fitted_around(optimizer: Optimizer, groups: list[Group], state_dict: StateDict) -> StateDict:
     """A state dict for an optimizer that a layer is around, the layer's part checked."""
+    state_dict = regrouped(optimizer.param_groups, state_dict)
     saved = state_dict.get("param_groups", [])
     sizes = [len(group.get("params", ())) for group in saved]
     if sizes != [len(group["params"]) for group in groups]:
         return state_dict  # torch says what is wrong
     fitted_groups = []
     for index, group in enumerate(saved):
+        where = f"state_dict['param_groups'][{index}]"
+        buffers.checked(where, group)
         if "threshold" in group:
-            where = f"state_dict['param_groups'][{index}]['threshold']"
-            group = {**group, "threshold": fitted_threshold(where, group["threshold"])}
+            threshold = fitted_threshold(f"{where}['threshold']", group["threshold"])
+            group = {**group, "threshold": threshold}
         fitted_groups.append(group)
     state_dict = {**state_dict, "param_groups": fitted_groups}
     owners = [group for group in groups for _ in group["params"]]
@@ -178,52 +186,6 @@ def paired(
     for index, (key, param) in enumerate(zip(saved_ids, params, strict=True)):
         if key in state_dict["state"]:
             yield index, param, state_dict["state"][key]
-
-
-def check_frame(optimizer: Optimizer, state_dict: StateDict) -> None:
-    for name, kind in (("state", dict), ("param_groups", list)):
-        if name not in state_dict:
-            raise KeyError(f"state_dict has no {name!r}; it must come from an optimizer")
-        if not isinstance(state_dict[name], kind):
-            raise TypeError(
-                f"state_dict[{name!r}] is a {type(state_dict[name]).__name__}; "
-                f"it must be a {kind.__name__}"
-            )
-    sizes: list[int] = []
-    ids: list[Any] = []
-    for index, group in enumerate(state_dict["param_groups"]):
-        where = f"state_dict['param_groups'][{index}]"
-        if not isinstance(group, dict):
-            raise TypeError(f"{where} is a {type(group).__name__}; it must be a dict")
-        if "params" not in group:
-            raise KeyError(f"{where} has no 'params'")
-        params = group["params"]
-        if not isinstance(params, (list, tuple)) or not all(
-            isinstance(key, Hashable) and not isinstance(key, (Tensor, tuple)) for key in params
-        ):
-            raise TypeError(
-                f"{where}['params'] is {params!r:.80}; it must be a list of numbers or names"
-            )
-        sizes.append(len(params))
-        ids += params
-    expected = [len(group["params"]) for group in optimizer.param_groups]
-    if len(sizes) != len(expected):
-        raise ValueError(
-            "loaded state dict has a different number of parameter groups: param_groups has "
-            f"{len(sizes)}; this optimizer has {len(expected)}"
-        )
-    if sizes != expected:
-        raise ValueError(
-            "loaded state dict contains a parameter group that doesn't match the size of "
-            f"optimizer's group: params per group {sizes}; this optimizer has {expected}"
-        )
-    if len(set(ids)) != len(ids):
-        raise ValueError("state_dict['param_groups'] lists the same entry of 'params' twice")
-    strangers = [key for key in state_dict["state"] if key not in set(ids)]
-    if strangers:
-        raise KeyError(
-            f"state_dict['state'] has the key {strangers[0]!r}, which is in no group's 'params'"
-        )
 
 
 def fitted_threshold(where: str, saved: Any) -> dict[str, Any]:

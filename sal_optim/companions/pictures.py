@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from sal_optim.companions.shift import ShiftMap
 from sal_optim.utils.canvas import new_figure
+from sal_optim.utils.palette import SIGNAL, WARNING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SHOWN = {"rankme_relative": "rank over its start", "top_share": "top share", "entropy": "entropy"}
-_WARNING, _FLAGGED, _ORDINARY = "#c0392b", "#c0392b", "#2f5d8c"
+_FLAGGED, _ORDINARY = WARNING, SIGNAL
 
 
 def plot_spectra(rows: Iterable[Mapping[str, float]]) -> "Figure":
@@ -41,7 +42,7 @@ def plot_spectra(rows: Iterable[Mapping[str, float]]) -> "Figure":
         for layer in layers:
             axes.plot(steps, [row[f"{layer}/{number}"] for row in found], label=layer)
         for step in _warnings(found, layers):
-            axes.axvline(step, color=_WARNING, linewidth=0.9, linestyle="--")
+            axes.axvline(step, color=WARNING, linewidth=0.9, linestyle="--")
         axes.set_ylabel(title)
         axes.margins(x=0.0)
         axes.set_ylim(bottom=0.0)

@@ -130,7 +130,7 @@ def is_ready(state: DetectorState, signal: Signal = GRAD_NORM) -> bool:
 
 def is_suspicious(state: DetectorState) -> bool:
     """Whether any signal has been surprising, and nothing is confirmed yet."""
-    return any(state[s.prefix + "suspicion"] > 0.0 for s in (GRAD_NORM, NOVELTY))
+    return any(value > 0.0 for name, value in state.items() if name.endswith("suspicion"))
 
 
 def record(state: DetectorState, value: float, *, beta: float, signal: Signal = GRAD_NORM) -> None:

@@ -9,8 +9,9 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from types import ModuleType
+from weakref import WeakKeyDictionary
 
 from sal_optim.adam import SALAdam, SALAdamW
 from sal_optim.lion import SALLion
@@ -31,6 +32,7 @@ OPTIMIZERS = {
 
 # The module that holds a package's registry, and the file here that fills it.
 _REGISTRIES = {
+    "transformers.training_args": "transformers_names",
     "transformers.trainer": "transformers",
     "timm.optim": "timm",
     "pytorch_optimizer": "pytorch_optimizer",
@@ -50,9 +52,17 @@ def register() -> None:
             _fill(module)
 
 
+# What callbacks have measured, beside the diagnostics of what they measured it for.
+published: MutableMapping[Protection, dict[str, float]] = WeakKeyDictionary()
+
+
 def logged(protection: Protection) -> dict[str, float]:
-    """Diagnostics under the names that loggers show, ``sal/protected`` and so on."""
-    return {f"sal/{name}": value for name, value in protection.diagnostics().items()}
+    """Diagnostics under the names that loggers show, ``sal/protected`` and so on.
+
+    With the last ``sal/old_loss`` where a callback has a probe.
+    """
+    found = {**protection.diagnostics(), **published.get(protection, {})}
+    return {f"sal/{name}": value for name, value in found.items()}
 
 
 def _fill(module: str) -> None:

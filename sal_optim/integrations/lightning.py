@@ -1,23 +1,37 @@
-"""Lightning: a monitor that attaches itself to every Trainer, and does nothing without SAL.
+"""Lightning: a callback, and a monitor that attaches itself to every Trainer.
 
 The optimizer itself needs no integration: ``--optimizer=sal_optim.SALAdamW`` in LightningCLI.
 """
 
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from sal_optim.integrations import logged, protection_of
+from sal_optim.integrations.continual import Continual, announce
 
 
 class Monitor(Callback):
     """Logs the diagnostics of each protected optimizer, as often as the Trainer logs."""
 
+    def on_train_batch_start(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """Say once what is protected."""
+        for optimizer in trainer.optimizers:
+            protection = protection_of(optimizer)
+            if protection is not None and trainer.is_global_zero:
+                announce(protection)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
     ) -> None:
+        """Log."""
         if trainer.global_step % max(1, trainer.log_every_n_steps):
             return
+        if type(self) is Monitor and any(isinstance(c, SALCallback) for c in trainer.callbacks):
+            return  # that one logs
         for index, optimizer in enumerate(trainer.optimizers):
             protection = protection_of(optimizer)
             if protection is not None:
@@ -26,6 +40,82 @@ class Monitor(Callback):
                 pl_module.log_dict({f"{name}{suffix}": value for name, value in found.items()})
 
 
+class SALCallback(Monitor):
+    """For ``Trainer(callbacks=[SALCallback(…)])``, with one optimizer of SAL.
+
+    Data are DataLoaders, or other iterables of batches.
+
+    Args:
+        loss: ``loss(pl_module, batch)``; by default the module's ``training_step``, whose own
+            logging is left out.
+        settings: those of :class:`sal_optim.integrations.continual.Continual`.
+    """
+
+    def __init__(
+        self,
+        *,
+        loss: Callable[[LightningModule, Any], Tensor] | None = None,
+        **settings: Any,
+    ) -> None:
+        self._continual = Continual(**settings)
+        self._loss = loss
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Load, observe, and measure the probe."""
+        found = [protection_of(optimizer) for optimizer in trainer.optimizers]
+        protected = [protection for protection in found if protection is not None]
+        if len(protected) != 1 or (self._loss is None and not pl_module.automatic_optimization):
+            raise ValueError(
+                f"Invalid optimizers value: {len(protected)} of them are of sal_optim; SALCallback "
+                "needs exactly one, and where optimization is not automatic, its argument loss"
+            )
+
+        def batches(data: Any) -> Iterable[Any]:
+            for batch in data:
+                yield trainer.strategy.batch_to_device(batch)
+
+        def loss(batch: Any) -> Tensor:
+            with trainer.precision_plugin.train_step_context():
+                if self._loss is not None:
+                    return self._loss(pl_module, batch)
+                with _muted(pl_module):
+                    found = pl_module.training_step(batch, 0)
+            return found["loss"] if isinstance(found, dict) else found  # type: ignore[no-any-return]
+
+        self._continual.begin(
+            protected[0],
+            pl_module,
+            batches,
+            loss,
+            resumed=trainer.global_step > 0,
+            clip=trainer.gradient_clip_val or 0.0,
+        )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
+    ) -> None:
+        """Measure, and log."""
+        self._continual.stepped(trainer.global_step)
+        super().on_train_batch_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore, consolidate, save."""
+        self._continual.end()
+
+
 def callbacks() -> list[Callback]:
     """The entry point ``lightning.pytorch.callbacks_factory``."""
     return [Monitor()]
+
+
+@contextlib.contextmanager
+def _muted(pl_module: LightningModule) -> Iterator[None]:
+    """Within, the module logs nothing: what it would log is none of its training."""
+    names = ("log", "log_dict")
+    for name in names:
+        vars(pl_module)[name] = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        for name in names:
+            vars(pl_module).pop(name, None)

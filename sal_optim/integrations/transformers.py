@@ -1,33 +1,146 @@
-"""transformers' Trainer, and TRL's: ``--optim saladamw --optim_args protection=0.1``.
+"""transformers' Trainer, and TRL's: a callback, and ``--optim saladamw`` for scripts as they are.
 
 The names of optimizers are a closed enumeration there, and what builds them a private table: both
-get new entries. Diagnostics are added to what the Trainer logs, so that they reach the progress
-bar, TensorBoard and ``log_history`` alike.
+get new entries by :func:`register`. Everything else is done by callbacks.
 """
 
 import ast
+import contextlib
 import functools
 import inspect
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from sal_optim.integrations import OPTIMIZERS, logged, protection_of
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback
+
+from sal_optim.checkpoint.naming import names_of
+from sal_optim.integrations import (
+    OPTIMIZERS,
+    logged,
+    protection_of,
+    required_protection,
+    transformers_names,
+)
+from sal_optim.integrations.continual import Continual, announce
+from sal_optim.monitoring.lookup import Protection
+from sal_optim.transfer import load_importance
+
+# The one of ``--optim_args`` that is no argument of an optimizer.
+IMPORTANCE_FROM = "importance_from"
+
+
+class Diagnostics(TrainerCallback):
+    """Adds diagnostics to what the Trainer logs beside a loss; does nothing without SAL.
+
+    It belongs among the Trainer's default callbacks, before those of TensorBoard and others.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Load the file of ``--optim_args importance_from=PATH``, where a run begins."""
+        protection = protection_of(kwargs.get("optimizer"))
+        if protection is None:
+            return
+        path = _optim_args(args).get(IMPORTANCE_FROM)
+        if path is not None and not state.global_step:
+            load_importance(protection, path, kwargs["model"])
+        _keep_names(protection, kwargs["model"])
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say once what is protected, after all callbacks have begun."""
+        protection = protection_of(kwargs.get("optimizer"))
+        if protection is not None and state.is_world_process_zero:
+            announce(protection)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add to what is logged, and to ``log_history``, which has it already."""
+        logs, protection = kwargs["logs"], protection_of(kwargs.get("optimizer"))
+        if protection is None or "loss" not in logs or "sal/protected" in logs:
+            return
+        found = logged(protection)
+        logs.update(found)
+        state.log_history[-1].update(found)
+
+
+class SALCallback(Diagnostics):
+    """For ``Trainer(callbacks=[SALCallback(…)])``, TRL's trainers too, with an optimizer of SAL.
+
+    Data sets are those that the Trainer could train on, or DataLoaders. Make it before the Trainer,
+    so that TensorBoard and others log what it measures.
+
+    Args:
+        loss: ``loss(model, batch)``; by default the ``loss`` of ``model(**batch)``.
+        settings: those of :class:`sal_optim.integrations.continual.Continual`.
+    """
+
+    def __init__(
+        self, *, loss: Callable[[Any, Any], Tensor] | None = None, **settings: Any
+    ) -> None:
+        self._continual = Continual(**settings)
+        self._loss = loss or _own_loss
+        self._ended = False
+        log_first()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Load, observe, and measure the probe."""
+        super().on_train_begin(args, state, control, **kwargs)
+        model, loader = kwargs["model"], kwargs["train_dataloader"]
+        self._ended = False
+
+        def batches(data: Any) -> Iterable[Any]:
+            made = data
+            if not isinstance(data, DataLoader):
+                made = DataLoader(
+                    data, args.per_device_train_batch_size, collate_fn=loader.collate_fn
+                )
+            for batch in made:
+                yield {name: value.to(args.device) for name, value in batch.items()}
+
+        self._continual.begin(
+            required_protection(kwargs["optimizer"]),
+            model,
+            batches,
+            lambda batch: self._loss(model, batch),
+            resumed=bool(state.global_step),
+            clip=args.max_grad_norm or 0.0,
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure; and end before the last checkpoint is written."""
+        self._continual.stepped(state.global_step)
+        if control.should_training_stop and not args.load_best_model_at_end:
+            self._end()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End, where the last step has not."""
+        self._end()
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._continual.end()
+
+
+def log_first() -> None:
+    """Put :class:`Diagnostics` among the default callbacks of Trainers made from now on."""
+    # Here, and not above: the registries are filled as the Trainer is imported, by this file.
+    from transformers import trainer
+
+    if Diagnostics not in trainer.DEFAULT_CALLBACKS:
+        trainer.DEFAULT_CALLBACKS.append(Diagnostics)
 
 
 def register() -> None:
     """Open ``--optim`` to the family, and log its diagnostics beside the loss."""
-    from transformers import trainer, trainer_optimizer
+    from transformers import trainer_optimizer
     from transformers.training_args import OptimizerNames
 
+    transformers_names.register()
     for name, cls in OPTIMIZERS.items():
-        if name not in OptimizerNames._value2member_map_:
-            member = str.__new__(OptimizerNames, name)
-            member._name_, member._value_ = name.upper(), name
-            OptimizerNames._member_names_.append(name.upper())
-            OptimizerNames._member_map_[name.upper()] = member
-            OptimizerNames._value2member_map_[name] = member
         trainer_optimizer._OPTIMIZER_HANDLERS[OptimizerNames(name)] = functools.partial(_build, cls)
-    if not hasattr(trainer.Trainer.log, "__wrapped__"):
-        trainer.Trainer.log = _with_diagnostics(trainer.Trainer.log)
+    log_first()
 
 
 def _build(cls: type, context: Any) -> tuple[type, dict[str, Any]]:
@@ -35,8 +148,21 @@ def _build(cls: type, context: Any) -> tuple[type, dict[str, Any]]:
     kwargs = dict(context.optimizer_kwargs)
     if "eps" in inspect.signature(cls).parameters:  # Adam's; Lion's usual betas are not Adam's
         kwargs.update(context.adam_kwargs)
-    kwargs.update({name: _value(text) for name, text in context.optim_args.items()})
+    for name, text in context.optim_args.items():
+        if name != IMPORTANCE_FROM:
+            kwargs[name] = _value(text)
     return cls, kwargs
+
+
+def _own_loss(model: Any, batch: Any) -> Tensor:
+    output = model(**batch)
+    found: Tensor = output["loss"] if isinstance(output, dict) else output[0]
+    return found
+
+
+def _optim_args(args: Any) -> dict[str, str]:
+    pairs = (pair.split("=", 1) for pair in (args.optim_args or "").split(",") if "=" in pair)
+    return {name.strip(): value.strip() for name, value in pairs}
 
 
 def _value(text: str) -> Any:
@@ -47,12 +173,12 @@ def _value(text: str) -> Any:
         return text
 
 
-def _with_diagnostics(log: Any) -> Any:
-    @functools.wraps(log)
-    def wrapped(self: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
-        protection = protection_of(self.optimizer)
-        if protection is not None and "loss" in logs:
-            logs.update(logged(protection))
-        return log(self, logs, *args, **kwargs)
-
-    return wrapped
+def _keep_names(protection: Protection, model: Any) -> None:
+    """Put names into the groups, which the Trainer leaves out: its checkpoints then have them."""
+    inner = protection if isinstance(protection, Optimizer) else protection.optimizer
+    if any("param_names" in group for group in inner.param_groups):
+        return
+    with contextlib.suppress(ValueError):  # parameters that are not the model's
+        names = names_of(inner.param_groups, model)
+        for group in inner.param_groups:
+            group["param_names"] = [names[param] for param in group["params"]]

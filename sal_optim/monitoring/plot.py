@@ -14,6 +14,7 @@ from torch import nn
 
 from sal_optim.monitoring import report
 from sal_optim.utils.canvas import new_figure
+from sal_optim.utils.palette import BLACK, LIMIT, MARK, SIGNAL, SPECTRUM
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,9 +31,7 @@ COLUMNS = (
     "consolidations",
     "drift",
 )
-# The spectrum's colors, from held to free; they differ in lightness too.
-SPECTRUM = {"protected": "#2f5d8c", "neutral": "#a9bfd3", "volatile": "#f2d9a6"}
-GATE, SURPRISE, THRESHOLD, CONSOLIDATION = "#111111", "#2f5d8c", "#c0392b", "#7f7f7f"
+GATE, SURPRISE, THRESHOLD, CONSOLIDATION = BLACK, SIGNAL, LIMIT, MARK
 # Layers beyond which a picture grows no longer, and only some names are written.
 TALLEST = 60
 

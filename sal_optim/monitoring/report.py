@@ -10,6 +10,7 @@ from torch import nn
 
 from sal_optim.detection.change_detector import GRAD_NORM
 from sal_optim.monitoring.lookup import required_protection
+from sal_optim.protection.buffers import KEY, running_statistics
 from sal_optim.protection.diagnostics import count, drift, total_drift
 from sal_optim.protection.statistics import published_stability
 from sal_optim.utils import checks
@@ -88,6 +89,9 @@ def report(optimizer: object, model: nn.Module) -> None:
     console = Console()
     console.print(table)
     console.print(summary(optimizer, found), markup=False, highlight=False)
+    told = statistics_in_words(optimizer, model)
+    if told:
+        console.print(told, markup=False, highlight=False)
 
 
 @torch.no_grad()
@@ -108,7 +112,7 @@ def rows(optimizer: object, model: nn.Module) -> list[Row]:
         importance, _ = controller.importance(param)
         size = max(1, counts.size)
         row = Row(
-            name=name,
+            name=readable(name),
             size=counts.size,
             protected=counts.protected / size,
             neutral=(counts.size - counts.protected - counts.volatile) / size,
@@ -120,6 +124,14 @@ def rows(optimizer: object, model: nn.Module) -> list[Row]:
         )
         found.append(row)
     return found
+
+
+def readable(name: str) -> str:
+    """A parameter's name without what PEFT puts around every one; others as they are."""
+    if not name.startswith("base_model.model."):
+        return name
+    short = name.removeprefix("base_model.model.").removesuffix(".weight")
+    return short.removesuffix(".default")
 
 
 def state_in_words(optimizer: object) -> str:
@@ -135,6 +147,29 @@ def state_in_words(optimizer: object) -> str:
     if threshold["consolidations"] > 0.0 and threshold["steps"] < GRAD_NORM.warmup:
         return "consolidating"
     return "drifting" if total_drift(controller) > DRIFTING else "stable"
+
+
+def statistics_in_words(optimizer: object, model: nn.Module) -> str:
+    """What happens to the running statistics of a model (BatchNorm); empty where it has none.
+
+    Raises:
+        TypeError: nothing protects ``optimizer``.
+    """
+    count = len(running_statistics(model))
+    if not count:
+        return ""
+    groups = required_protection(optimizer).controller.optimizer.param_groups
+    kept = any(KEY in group for group in groups)
+    said = (
+        "Those of the last consolidate(model=model) are kept"
+        if kept
+        else "consolidate(model=model) keeps them"
+    )
+    return (
+        f"The model has {count} buffers of running statistics, as BatchNorm has, which no "
+        f"optimizer protects: in training mode they follow the new data. {said}; "
+        "restore(strength, model=model) brings them back."
+    )
 
 
 def summary(optimizer: object, found: list[Row]) -> str:

@@ -10,12 +10,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sal_optim.detection.change_detector import begin_segment
 from sal_optim.detection.grad_norm import norms
+from sal_optim.detection.told import TOLD
 from sal_optim.importance import code_of
+from sal_optim.protection import buffers
 from sal_optim.protection.block import Block, Group, blocks_of
 from sal_optim.protection.clock import strength
 from sal_optim.protection.consolidation import draw_back, importance_of
@@ -30,6 +32,7 @@ from sal_optim.protection.gradients import (
 )
 from sal_optim.protection.holder import Holder
 from sal_optim.protection.judge import Decision, Judge
+from sal_optim.protection.silence import Patience, begin_anew_if_emptied
 from sal_optim.sharding.dtensor import plain
 from sal_optim.utils import checks
 from sal_optim.utils.rounding import dither
@@ -54,6 +57,7 @@ class ProtectionController(Holder):
         self._descends = isinstance(optimizer, torch.optim.SGD)
         self._spectrum: Spectrum | None = None
         self._observed = 0
+        self._patience = Patience()
 
     @property
     def observing(self) -> bool:
@@ -64,7 +68,11 @@ class ProtectionController(Holder):
 
     def collect(self) -> list[Block]:
         """Protected parameters that have a gradient. All is checked before anything changes."""
-        return blocks_of(self.groups, self.optimizer.state, self.early, type(self.optimizer))
+        blocks = blocks_of(self.groups, self.optimizer.state, self.early, type(self.optimizer))
+        known = not blocks or any(block.state["evidence_weight"] > 0.0 for block in blocks)
+        if not known and begin_anew_if_emptied(self):
+            self.judge.forget()
+        return blocks
 
     def decide(self, blocks: list[Block], *, moves: bool, loss_scale: float = 1.0) -> Decision:
         """Judge this step's gradients; consolidate where that is due.
@@ -74,7 +82,10 @@ class ProtectionController(Holder):
             moves: whether any learning rate is above 0.
             loss_scale: factor that the gradients still carry.
         """
-        return self.judge.decide(blocks, moves=moves, loss_scale=loss_scale)
+        decision = self.judge.decide(blocks, moves=moves, loss_scale=loss_scale)
+        if blocks and not self.observing:
+            self._patience.count(self.detector, self.groups[0]["consolidate_every"])
+        return decision
 
     def gather(self, decision: Decision) -> None:
         """Add this step's gradients to what is pending."""
@@ -145,12 +156,29 @@ class ProtectionController(Holder):
     # ---------------------------------------------------------------- what users call
 
     @torch.no_grad()
-    def consolidate(self) -> None:
-        """Declare that a task ends here."""
+    def consolidate(self, model: nn.Module | None = None) -> None:
+        """Declare that a task ends here; see ``SALOptimizer.consolidate``."""
+        if model is not None:
+            buffers.keep(self.optimizer.param_groups, model)
         self.settle()
         if self.judge.consolidate():
             self.detector["firm"] = 1.0
         begin_segment(self.detector)
+
+    @torch.no_grad()
+    def tell(self, numbers: dict[str, Any]) -> None:
+        """Hear what the training loop knows; see ``SALOptimizer.tell``."""
+        for name, number in numbers.items():
+            checks.choice("signal", name, list(TOLD))
+            if not isinstance(number, Tensor):
+                number = torch.tensor(checks.number(name, number, high_open=False), device="cpu")
+            elif number.numel() != 1:
+                raise ValueError(
+                    f"Invalid {name} value: a tensor of shape {tuple(number.shape)}; {name} must "
+                    "be one number"
+                )
+            if not self.observing:
+                self.judge.hear_told(name, number.detach())
 
     def settle(self) -> None:
         """Take what the last step has left underway to the host."""
@@ -177,7 +205,7 @@ class ProtectionController(Holder):
         self._observed += 1
 
     @torch.no_grad()
-    def restore(self, strength: float) -> None:
+    def restore(self, strength: float, model: nn.Module | None = None) -> None:
         """Draw all weights back to their anchors; see ``SALOptimizer.restore``."""
         # More than 1e30 draws back entirely too, and leaves the range of float32.
         strength = min(checks.number("strength", strength), 1e30)
@@ -187,6 +215,7 @@ class ProtectionController(Holder):
                 "Invalid pull value: 0.0; restore() draws weights to anchors, which are kept with "
                 "a pull above 0"
             )
+        kept = [] if model is None else buffers.kept_for(self.optimizer.param_groups, model)
         found = [(p, self.state_of(p), group) for group in groups for p in group["params"]]
         if not any(state.get("evidence_weight", 0.0) > 0.0 for _, state, _ in found):
             warnings.warn(
@@ -197,6 +226,8 @@ class ProtectionController(Holder):
             )
         for param, state, group in found:
             draw_back(param, state, group, strength)
+        if strength > 0.0:
+            buffers.put_back(kept)
 
     @torch.no_grad()
     def importance(self, param: Tensor) -> tuple[Tensor, Group]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sal_optim.detection import novelty
+from sal_optim.detection import novelty, told
 from sal_optim.detection.change_detector import (
     NOVELTY,
     DetectorState,
@@ -151,6 +151,19 @@ class Judge:
                 self.holder.detector["firm"] = 1.0
 
         self.send(torch.stack([joined(damped).norm(), joined(whole).norm()]), hear)
+
+    def hear_told(self, name: str, number: Tensor) -> None:
+        """Pass on a number that the training loop tells, 0-dim."""
+
+        def hear(values: list[float]) -> None:
+            detector = self.holder.detector
+            if told.hear(detector, name, values[0], self.holder.groups[0]):
+                detector["firm"] = 1.0
+                if self.consolidate():
+                    detector["changes"] += 1.0
+                begin_segment(detector)
+
+        self.send(number.reshape(1), hear)
 
     def measure(self, decision: Decision) -> None:
         """Take the lengths of the steps that led here from the weights before."""

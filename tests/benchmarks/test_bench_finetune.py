@@ -15,7 +15,7 @@ from benchmarks.__main__ import main
 from benchmarks.data.characters import VOCABULARY, windows
 from benchmarks.data.characters import next_loss as loss
 from benchmarks.data.errors import UserError
-from benchmarks.finetune import texts
+from benchmarks.finetune import report, texts
 from benchmarks.finetune.analysis import best, forgetting, front, matched_lr, ratio, target
 from benchmarks.finetune.choices import choose, read
 from benchmarks.finetune.methods import METHODS
@@ -347,3 +347,9 @@ def test_wrong_arguments_are_named(
 ) -> None:
     assert main(["finetune", *wrong]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_every_method_has_a_line_of_its_own() -> None:
+    looks = report._looks(list(METHODS))
+    lines = {(look["color"], look["linestyle"]) for look in looks.values()}
+    assert len(lines) == len(METHODS)

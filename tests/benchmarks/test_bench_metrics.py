@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from benchmarks.data.errors import UserError
@@ -19,7 +20,7 @@ from benchmarks.metrics.scores import (
     summarize,
     worst,
 )
-from benchmarks.metrics.spread import Spread, paired
+from benchmarks.metrics.spread import LEVEL, RESAMPLES, Spread, interval, paired
 
 # Task 0 is better after task 1 (0.95) than when it was learned (0.90).
 R = [[0.90, 0.10, 0.20], [0.95, 0.80, 0.10], [0.50, 0.60, 0.70]]
@@ -89,6 +90,23 @@ def test_paired_interval() -> None:
     assert not paired([0.9], [0.1]).excludes_zero
     with pytest.raises(UserError, match="2 seeds against 1"):
         paired([0.1, 0.2], [0.1])
+
+
+@pytest.mark.parametrize("count", [2, 5, 12])
+def test_intervals_are_those_of_resampled_seeds(count: int) -> None:
+    source = np.random.default_rng(1)
+    ours, theirs = source.normal(0.8, 0.1, (2, count))
+    rows = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
+    ends = [50 * (1 - LEVEL), 50 * (1 + LEVEL)]
+
+    def ratio(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+        return x.mean(axis=axis) / y.mean(axis=axis)
+
+    expected = np.percentile(ratio(ours[rows], theirs[rows]), ends)
+    assert interval(ratio, ours, theirs) == pytest.approx(tuple(expected), abs=1e-12)
+    found = paired(list(ours), list(theirs))
+    expected = np.percentile((ours - theirs)[rows].mean(1), ends)
+    assert (found.low, found.high) == pytest.approx(tuple(expected), abs=1e-12)
 
 
 def test_detection_counts_changes_found_and_false_alarms() -> None:

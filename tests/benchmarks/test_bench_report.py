@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.metrics.scores import learners
 from benchmarks.reports import document
 from benchmarks.reports.comparison import Comparison, equal_learning
 from benchmarks.reports.figures_tradeoff import axes_of_grid, pareto
@@ -53,6 +54,26 @@ def test_the_page_is_whole_and_needs_nothing_else(out: Path) -> None:
     for name in ("tradeoff", "matrix", "curves", "zoom", "sensitivity", "spectrum", "suppressed",
                  "drift", "online"):  # fmt: skip
         assert {f"00-{name}.png", f"00-{name}.svg"} <= names
+
+
+def test_the_page_begins_with_the_result(out: Path) -> None:
+    text = (out / "report.html").read_text()
+    front = text[text.index('<section id="front">') : text.index('<section id="s0">')]
+    assert text.index('id="front"') < text.index('id="s0"') < text.index('id="words"')
+    assert "De Lange" not in front
+    shown = re.findall(r"<td>([a-z-]+)</td>\s*<td>(?:yes|no)</td>", front)
+    left_out = re.findall(r"never learned: ([^.]*)\.", front)
+    assert shown
+    assert {*shown, *", ".join(left_out).split(", ")} - {""} == {"adam", "ewc", "sal-adam"}
+
+
+def test_who_never_learned_is_not_in_front() -> None:
+    def runs(accuracy: float) -> list[dict[str, object]]:
+        return [{"matrix": [[accuracy, 0.5], [accuracy, accuracy]], "chance": 0.5}]
+
+    found = learners({"good": runs(0.9), "fair": runs(0.75), "frozen": runs(0.6), "bad": runs(0.4)})
+    assert found == ["good", "fair"]
+    assert learners({"bad": runs(0.4)}) == []
 
 
 def test_differences_are_paired_with_the_reference(out: Path, tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -63,17 +61,3 @@ def test_lightning(tmp_path: Path) -> None:
     last = max(tmp_path.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime)
     state = torch.load(last, weights_only=False)["optimizer_states"][0]
     assert state["param_groups"][0]["threshold"]["consolidations"] == 5.0
-
-
-def test_the_launcher_says_what_it_wants(tmp_path: Path) -> None:
-    for arguments in ([], ["--optim"], ["missing.py"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "sal_optim.run", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            cwd=tmp_path,
-        )
-        assert done.returncode == 1
-        assert "usage: python -m sal_optim.run" in done.stderr
-    assert "'missing.py'" in done.stderr

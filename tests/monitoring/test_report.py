@@ -13,7 +13,7 @@ from torch import nn
 import sal_optim
 from sal_optim import CommunicationLayer, SALAdam
 from sal_optim.layer import layer_of
-from sal_optim.monitoring.report import Row, rows, state_in_words, summary
+from sal_optim.monitoring.report import Row, readable, rows, state_in_words, summary
 from tests.testing.drive import drive, profile, snapshot, stream
 from tests.testing.rows import KINDS
 
@@ -167,3 +167,15 @@ def test_without_rich() -> None:
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError")
     assert "pip install sal_optim[report]" in last
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("0.weight", "0.weight"),
+        ("base_model.model.h.0.attn.lora_A.default.weight", "h.0.attn.lora_A"),
+        ("base_model.model.h.0.attn.lora_B.second.weight", "h.0.attn.lora_B.second"),
+    ],
+)
+def test_names_of_peft_are_short(name: str, shown: str) -> None:
+    assert readable(name) == shown

@@ -1,0 +1,122 @@
+"""Names of an optimizer's parameters, by which state of one optimizer fits another one's groups.
+
+Names are ``param_names`` of the param groups, which torch.optim keeps where an optimizer is made of
+``model.named_parameters()``, or those of a model.
+"""
+
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any
+
+from torch import Tensor, nn
+
+from sal_optim.utils import checks
+
+Groups = list[dict[str, Any]]
+StateDict = dict[str, Any]
+
+# What torch puts into names when it wraps a module.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
+
+def unwrapped(names: Iterable[str]) -> list[str]:
+    """Names as they are without torch.compile, FSDP and DataParallel around the model."""
+    found = [".".join(part for part in n.split(".") if part not in _WRAPPERS) for n in names]
+    if found and all(name.startswith("module.") for name in found):
+        found = [name.removeprefix("module.") for name in found]
+    return found
+
+
+def names_of(groups: Groups, model: nn.Module | None = None) -> dict[Tensor, str]:
+    """Each parameter of the groups with its name.
+
+    Args:
+        groups: param groups of an optimizer.
+        model: whose names are taken; without one, those that the groups hold.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        ValueError: there are no names, or ``model`` lacks some of the parameters.
+    """
+    params = [param for group in groups for param in group["params"]]
+    if model is None:
+        if not all("param_names" in group for group in groups):
+            raise ValueError(
+                "Invalid model value: None; the optimizer was made without names, so model must be "
+                "the module that holds its parameters (or make it of model.named_parameters())"
+            )
+        names = list(chain.from_iterable(group["param_names"] for group in groups))
+        return dict(zip(params, unwrapped(names), strict=True))
+    checks.model(model, groups)
+    named = list(model.named_parameters())
+    known = dict(zip((p for _, p in named), unwrapped(n for n, _ in named), strict=True))
+    missing = [param for param in params if param not in known]
+    if missing:
+        raise ValueError(
+            f"Invalid model value: a {type(model).__name__} without {len(missing)} of the "
+            f"optimizer's {len(params)} parameters (the first is of shape "
+            f"{tuple(missing[0].shape)}); model must be the module that holds all of them"
+        )
+    return {param: known[param] for param in params}
+
+
+def regrouped(groups: Groups, state_dict: StateDict) -> StateDict:
+    """A state dict with its parameters in the groups that an optimizer has them in, by name.
+
+    Returned as it is where groups are alike already, or where one of the two has no names. A group
+    whose parameters were all in one saved group has that one's settings, any other its own.
+
+    Raises:
+        ValueError: names are missing on one side.
+    """
+    saved = state_dict.get("param_groups")
+    if not (isinstance(saved, list) and _named(groups) and _named(saved)):
+        return state_dict
+    own_names = [unwrapped(group["param_names"]) for group in groups]
+    saved_names = [unwrapped(group["param_names"]) for group in saved]
+    if own_names == saved_names or any(
+        len(group["params"]) != len(names) for group, names in zip(saved, saved_names, strict=True)
+    ):
+        return state_dict
+    places = {
+        name: (index, key)
+        for index, (group, names) in enumerate(zip(saved, saved_names, strict=True))
+        for name, key in zip(names, group["params"], strict=True)
+    }
+    _check_same_names(set(chain.from_iterable(own_names)), set(places))
+    found = []
+    for own, names in zip(groups, own_names, strict=True):
+        sources = {places[name][0] for name in names}
+        if len(sources) == 1:
+            settings = dict(saved[sources.pop()])
+        else:
+            settings = {name: value for name, value in own.items() if name != "threshold"}
+        settings["params"] = [places[name][1] for name in names]
+        settings["param_names"] = list(own["param_names"])
+        found.append(settings)
+    if found and "threshold" in saved[0]:
+        found[0]["threshold"] = saved[0]["threshold"]
+    return {**state_dict, "param_groups": found}
+
+
+def _named(groups: list[Any]) -> bool:
+    return bool(groups) and all(
+        isinstance(group, dict)
+        and isinstance(group.get("params"), (list, tuple))
+        and isinstance(group.get("param_names"), (list, tuple))
+        and all(isinstance(name, str) for name in group["param_names"])
+        for group in groups
+    )
+
+
+def _check_same_names(own: set[str], saved: set[str]) -> None:
+    for missing, where, has in (
+        (sorted(saved - own), "this optimizer", "the state dict"),
+        (sorted(own - saved), "the state dict", "this optimizer"),
+    ):
+        if missing:
+            raise ValueError(
+                f"loaded state dict has other parameters: {where} has no {missing[0]!r}, which "
+                f"{has} has ({len(missing)} such); importance of the parameters that both have can "
+                "be passed on by save_importance() and load_importance(strict=False)"
+            )

@@ -1,0 +1,73 @@
+"""Avalanche: a plugin for strategies, which knows where an experience ends."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from avalanche.evaluation.metric_results import MetricValue
+from avalanche.training.plugins import SupervisedPlugin
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from sal_optim.integrations import logged, required_protection
+from sal_optim.integrations.continual import Continual
+
+
+class SALPlugin(SupervisedPlugin):
+    """For ``Naive(plugins=[SALPlugin(…)], …)`` and other strategies, with an optimizer of SAL.
+
+    The end of each experience is declared as the end of a task. After each epoch the strategy's
+    loggers have the diagnostics and, with a probe, ``sal/old_loss``. Data are DataLoaders or data
+    sets of Avalanche, of inputs, targets and task labels.
+
+    Args:
+        settings: those of :class:`sal_optim.integrations.continual.Continual`.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self._continual = Continual(**settings)
+        self._begun = False
+
+    def before_training_exp(self, strategy: Any, *_: Any, **__: Any) -> None:
+        """Load, observe, and measure the probe: the strategy has emptied the optimizer by now."""
+
+        def batches(data: Any) -> Iterable[Any]:
+            made = data
+            if not isinstance(data, DataLoader):
+                made = DataLoader(data, strategy.train_mb_size, collate_fn=_collate(data))
+            for batch in made:
+                yield [value.to(strategy.device) for value in batch]
+
+        def loss(batch: Any) -> Tensor:
+            found: Tensor = strategy._criterion(strategy.model(batch[0]), batch[1])
+            return found
+
+        self._continual.begin(
+            required_protection(strategy.optimizer),
+            strategy.model,
+            batches,
+            loss,
+            resumed=self._begun or strategy.clock.train_exp_counter > 0,
+        )
+        self._begun = True
+
+    def after_training_iteration(self, strategy: Any, *_: Any, **__: Any) -> None:
+        """Measure."""
+        self._continual.stepped(strategy.clock.train_iterations)
+
+    def after_training_epoch(self, strategy: Any, *_: Any, **__: Any) -> list[MetricValue]:
+        """Publish the diagnostics."""
+        found = logged(required_protection(strategy.optimizer))
+        step = strategy.clock.train_iterations
+        values = [MetricValue(self, name, value, step) for name, value in found.items()]
+        for value in values:
+            strategy.evaluator.publish_metric_value(value)
+        return values
+
+    def after_training_exp(self, strategy: Any, *_: Any, **__: Any) -> None:
+        """Restore, consolidate, save."""
+        self._continual.end()
+
+
+def _collate(data: Any) -> Any:
+    return getattr(data, "collate_fn", None)

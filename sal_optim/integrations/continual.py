@@ -1,0 +1,193 @@
+"""What the callbacks of all trainers do, once: observe, load, probe, restore, consolidate, save.
+
+A callback says when, and how its trainer makes batches and a loss of a data set. Nothing here knows
+a trainer. Random numbers are drawn aside, so that training is the same with a probe and without.
+"""
+
+import contextlib
+import itertools
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sal_optim.integrations import published
+from sal_optim.monitoring.lookup import Protection
+from sal_optim.monitoring.status import protection_line
+from sal_optim.transfer import load_importance, save_importance
+from sal_optim.utils import checks
+
+logger = logging.getLogger("sal_optim")
+_announced: WeakSet[Protection] = WeakSet()
+
+
+class Continual:
+    """Settings that the callbacks share, and what is done by them.
+
+    Args:
+        observe: data that the model has learned and should keep; its first batches are observed
+            before training. What it may be is the trainer's: a data set, or an iterable of batches.
+        observe_batches: how many of them, at least 1.
+        probe: old data whose loss is measured while training. It is logged as ``sal/old_loss``.
+        probe_batches: how many batches of it, at least 1.
+        probe_every: steps from one measurement to the next, at least 1.
+        importance_from: a file of :func:`sal_optim.save_importance`, which is loaded before
+            training. Neither this nor ``observe`` is done where a run is resumed.
+        importance_to: where importance is saved at the end.
+        restore: strength of :meth:`SALOptimizer.restore` at the end; 0 restores nothing.
+        consolidate: whether the end of training is declared as the end of a task.
+
+    Raises:
+        TypeError: an argument is of a wrong kind.
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        observe: Any = None,
+        observe_batches: int = 32,
+        probe: Any = None,
+        probe_batches: int = 8,
+        probe_every: int = 100,
+        importance_from: str | os.PathLike[str] | None = None,
+        importance_to: str | os.PathLike[str] | None = None,
+        restore: float = 0.0,
+        consolidate: bool = True,
+    ) -> None:
+        self.observed, self.probed = observe, probe
+        self.observe_batches = checks.whole("observe_batches", observe_batches, low=1)
+        self.probe_batches = checks.whole("probe_batches", probe_batches, low=1)
+        self.probe_every = checks.whole("probe_every", probe_every, low=1)
+        self.importance_from, self.importance_to = importance_from, importance_to
+        self.restore = checks.number("restore", restore)
+        self.consolidate = checks.flag("consolidate", consolidate)
+        if importance_to is not None and not self.consolidate:
+            raise ValueError(
+                "Invalid consolidate value: False; with importance_to it must be True, as what is "
+                "saved is what is consolidated"
+            )
+
+    def begin(
+        self,
+        protection: Protection,
+        model: nn.Module,
+        batches: Callable[[Any], Iterable[Any]],
+        loss: Callable[[Any], Tensor],
+        *,
+        resumed: bool = False,
+        clip: float = 0.0,
+    ) -> None:
+        """Load, observe, say in the log what is protected, and measure the old data once.
+
+        Args:
+            protection: of the trainer's optimizer.
+            model: that is trained.
+            batches: batches of a data set, where the model is.
+            loss: of a batch, with a graph.
+            resumed: whether the optimizer has its state from a checkpoint.
+            clip: the norm that the trainer clips gradients to; 0: none.
+        """
+        self._protection, self._model = protection, model
+        self._batches, self._loss = batches, loss
+        if not resumed:
+            if self.importance_from is not None:
+                load_importance(protection, self.importance_from, model)
+            if self.observed is not None:
+                self._observe(clip)
+        announce(protection)
+        self.measure()
+
+    def stepped(self, step: int) -> bool:
+        """After each step of training; measures where that is due, and returns whether it was."""
+        due = self.probed is not None and step % self.probe_every == 0
+        if due:
+            self.measure()
+        return due
+
+    def end(self) -> None:
+        """Restore, consolidate, save, and measure the old data once more."""
+        if self.restore > 0.0:
+            self._protection.restore(self.restore)
+        if self.consolidate:
+            self._protection.consolidate()
+        if self.importance_to is not None:
+            save_importance(self._protection, self.importance_to, self._model)
+        self.measure()
+
+    def measure(self) -> None:
+        """The loss of the old data, for the trainer's log; nothing without a probe."""
+        if self.probed is None:
+            return
+        with torch.no_grad(), aside(self._model):
+            losses = [
+                float(self._loss(batch))
+                for batch in itertools.islice(self._batches(self.probed), self.probe_batches)
+            ]
+        if not losses:
+            raise ValueError(f"Invalid probe value: {self.probed!r:.80}; probe must have a batch")
+        published[self._protection] = {"old_loss": sum(losses) / len(losses)}
+
+    def _observe(self, clip: float) -> None:
+        protection = self._protection
+        inner = protection if isinstance(protection, Optimizer) else protection.optimizer
+        params = [param for group in inner.param_groups for param in group["params"]]
+        count = 0
+        with aside(self._model), protection.observe(), torch.enable_grad():
+            for batch in itertools.islice(self._batches(self.observed), self.observe_batches):
+                inner.zero_grad()
+                self._loss(batch).backward()  # type: ignore[no-untyped-call]
+                _average(params)
+                if clip > 0.0:
+                    nn.utils.clip_grad_norm_(params, clip)
+                inner.step()
+                count += 1
+        inner.zero_grad()
+        if not count:
+            raise ValueError(
+                f"Invalid observe value: {self.observed!r:.80}; observe must have a batch"
+            )
+        protection.consolidate()
+
+
+@contextlib.contextmanager
+def aside(model: nn.Module) -> Iterator[None]:
+    """Within, the model is evaluated; its modes and all random numbers are as before after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    devices = {param.device for param in model.parameters() if param.is_cuda}
+    with torch.random.fork_rng([device.index for device in devices]):
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+def announce(protection: Protection) -> None:
+    """Log what is protected, once; to standard error where no logging is configured."""
+    if protection in _announced:
+        return
+    _announced.add(protection)
+    if not logger.hasHandlers():
+        logger.addHandler(logging.StreamHandler())
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+    logger.info(protection_line(protection))
+
+
+def _average(params: list[Tensor]) -> None:
+    """Gradients of replicas, which see batches of their own, are averaged as training does it."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    size = distributed.get_world_size()
+    for param in params:
+        if size > 1 and param.grad is not None and type(param.grad) is Tensor:
+            distributed.all_reduce(param.grad)
+            param.grad.div_(size)

@@ -1,0 +1,40 @@
+"""One line for the start of a run: what is protected, or that nothing is yet, and why."""
+
+from sal_optim.monitoring.lookup import required_protection
+
+
+def protection_line(optimizer: object) -> str:
+    """What is protected at this moment, in one line.
+
+    Args:
+        optimizer: one of the family, a ``CommunicationLayer``, or the optimizer inside of one.
+
+    Raises:
+        TypeError: nothing protects ``optimizer``.
+    """
+    protection = required_protection(optimizer)
+    controller = protection.controller
+    groups = controller.groups
+    params = [param for group in groups for param in group["params"]]
+    held = [
+        param
+        for group in groups
+        for param in group["params"]
+        if group["protection"] > 0.0
+        and controller.state_of(param).get("evidence_weight", 0.0) > 0.0
+    ]
+    found = protection.diagnostics()
+    if held:
+        return (
+            f"sal_optim: {len(held)} of {len(params)} parameter tensors are protected, by "
+            f"{found['consolidations']:.0f} consolidations; {found['mean_gate']:.0%} of an update "
+            f"is let through; the weights are {found['drift']:.1%} from the anchor"
+        )
+    if all(group["protection"] == 0.0 for group in groups):
+        return "sal_optim: nothing is protected, as protection is 0"
+    every = groups[0]["consolidate_every"]
+    clock = {"auto": "after 60 steps, ", None: ""}.get(every, f"after {every} steps, ")
+    return (
+        f"sal_optim: nothing is protected yet; the first consolidation comes {clock}at a detected "
+        "change of the data or by consolidate(); observe() or load_importance() protects earlier"
+    )

@@ -1,0 +1,75 @@
+"""Running statistics of normalization layers, kept beside the anchors where a model is handed over.
+
+They are buffers, which no optimizer sees: they go on with new data, and undo what weights keep. Of
+a model they are all buffers of each module that has ``running_mean`` or ``running_var``.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sal_optim.protection.block import Group
+from sal_optim.utils import checks
+
+# In the first param group, so that state_dict, deepcopy and pickling take it along.
+KEY = "buffers"
+STATISTICS = ("running_mean", "running_var")
+
+
+def running_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers of a model that follow the data, by name."""
+    found = {}
+    for path, module in model.named_modules():
+        own = dict(module.named_buffers(recurse=False))
+        if any(name in own for name in STATISTICS):
+            found.update({f"{path}.{name}" if path else name: b for name, b in own.items()})
+    return found
+
+
+def keep(groups: Sequence[Group], model: nn.Module) -> None:
+    """Keep the running statistics of a model as they are now, in the groups' first."""
+    checks.model(model, groups)
+    found = running_statistics(model)
+    for group in groups:
+        group.pop(KEY, None)
+    if found:
+        groups[0][KEY] = {name: buffer.detach().clone() for name, buffer in found.items()}
+
+
+def kept_for(groups: Sequence[Group], model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Each running statistic of a model, and the value that was kept of it.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        ValueError: nothing was kept for it, or for a model of another build.
+    """
+    checks.model(model, groups)
+    kept: dict[str, Tensor] = next((group[KEY] for group in groups if KEY in group), {})
+    pairs = []
+    for name, buffer in running_statistics(model).items():
+        value = kept.get(name)
+        if value is None or value.shape != buffer.shape:
+            was = "nothing" if value is None else f"a tensor of shape {tuple(value.shape)}"
+            raise ValueError(
+                f"Invalid model value: {was} was kept for its buffer {name!r} of shape "
+                f"{tuple(buffer.shape)}; model must be one that consolidate(model=model) was given"
+            )
+        pairs.append((buffer, value))
+    return pairs
+
+
+def put_back(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Give buffers the values that were kept of them."""
+    for buffer, value in pairs:
+        buffer.copy_(value)
+
+
+def checked(where: str, group: dict[str, Any]) -> None:
+    """Refuse a saved group whose running statistics are none; raises TypeError."""
+    saved = group.get(KEY, {})
+    if not isinstance(saved, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in saved.items()
+    ):
+        raise TypeError(f"{where}[{KEY!r}] is {saved!r:.80}; it must be a dict of tensors by name")

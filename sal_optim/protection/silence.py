@@ -1,0 +1,62 @@
+"""Warnings of a protection that is asked for and does not happen."""
+
+import warnings
+from typing import Any
+
+from sal_optim.detection.change_detector import DetectorState, new_detector
+from sal_optim.protection.clock import window
+from sal_optim.protection.holder import Holder
+
+# Windows of the clock without a consolidation after which it is told.
+PATIENCE = 4
+
+
+class Patience:
+    """Counts the steps that one instance has seen since a consolidation, and warns once."""
+
+    def __init__(self) -> None:
+        self._steps, self._consolidations, self._told = 0, 0.0, False
+
+    def count(self, detector: DetectorState, every: Any) -> None:
+        """One more step.
+
+        Args:
+            detector: state of the change detector.
+            every: the clock's setting.
+        """
+        same = detector["consolidations"] == self._consolidations
+        self._steps = self._steps + 1 if same else 0
+        self._consolidations = detector["consolidations"]
+        wait = PATIENCE * window(detector, every)
+        if self._told or every is None or self._steps < wait:
+            return
+        self._told = True
+        warnings.warn(
+            f"in {self._steps} steps there was nothing to consolidate, so nothing new is "
+            "protected: steps at lr=0, and with gradients that are zero or not finite, tell "
+            "nothing; look at the gradients and the learning rate",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
+def begin_anew_if_emptied(holder: Holder) -> bool:
+    """Where a framework or a user emptied the state, the change detector begins anew with it.
+
+    Returns whether that was so.
+    """
+    detector = holder.detector
+    params = (param for group in holder.groups for param in group["params"])
+    if not detector["consolidations"] or any(
+        holder.state_of(param).get("evidence_weight", 0.0) > 0.0 for param in params
+    ):
+        return False
+    warnings.warn(
+        f"the importance of {int(detector['consolidations'])} consolidations is gone, as "
+        "optimizer.state was emptied or the parameters were replaced; protection begins anew. "
+        "Load the state_dict after that, or keep the entries of optimizer.state",
+        UserWarning,
+        stacklevel=5,
+    )
+    detector.update(new_detector())
+    return True

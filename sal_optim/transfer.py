@@ -1,0 +1,91 @@
+"""What one training run learned, for the next: importance and anchors in a small file.
+
+People fine-tune by one run after the other, each with an optimizer of its own. The second run
+begins without importance unless it is handed over. A whole checkpoint does that too, where the
+next optimizer has the same parameters; this file is smaller, and fits by name.
+"""
+
+import os
+from typing import NamedTuple
+
+from torch import nn
+
+from sal_optim.checkpoint.importance_file import path_text, put, read, written
+from sal_optim.checkpoint.naming import names_of
+from sal_optim.monitoring.lookup import required_protection
+
+
+class Loaded(NamedTuple):
+    """What :func:`load_importance` has done, by names of parameters."""
+
+    loaded: list[str]  # have the file's importance now
+    new: list[str]  # of the optimizer, and not in the file: nothing protects them yet
+    unused: list[str]  # in the file, and not used (with ``strict=False``)
+
+
+def save_importance(
+    optimizer: object, path: str | os.PathLike[str], model: nn.Module | None = None
+) -> None:
+    """Write importance and anchors to a file, by name, without the base optimizer's state.
+
+    Call ``consolidate()`` before, so that the last steps count.
+
+    Args:
+        optimizer: one of the family, a ``CommunicationLayer``, or the optimizer inside of one, also
+            in Accelerate's, fastai's or Lightning's wrapper.
+        path: of the file, such as ``importance.safetensors``, in a folder that exists.
+        model: the module that holds the parameters. Not needed where the optimizer was made of
+            ``model.named_parameters()``.
+
+    Raises:
+        ImportError: safetensors is not installed (``pip install sal_optim[transfer]``).
+        TypeError: nothing protects ``optimizer``; an argument is of a wrong kind.
+        ValueError: nothing is consolidated yet; names are missing; parameters are sharded.
+    """
+    protection = required_protection(optimizer)
+    protection.diagnostics()  # what is underway arrives
+    controller = protection.controller
+    written(controller, names_of(controller.optimizer.param_groups, model), path_text(path))
+
+
+def load_importance(
+    optimizer: object,
+    path: str | os.PathLike[str],
+    model: nn.Module | None = None,
+    *,
+    strict: bool = True,
+) -> Loaded:
+    """Protect what an earlier run learned: its importance and anchors, from a file.
+
+    Protection has its whole strength from the next step on. The weights should be those that the
+    earlier run ended with: this reads none. Nothing is changed when an error is raised.
+
+    Args:
+        optimizer: as of :func:`save_importance`; before its first step, or later.
+        path: of a file that :func:`save_importance` wrote.
+        model: as of :func:`save_importance`.
+        strict: whether all that the file holds must fit. Parameters that it does not hold, such as
+            those of a new head, begin without importance in any case.
+
+    Returns:
+        Names of the parameters that have importance now, and of the others.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: safetensors is not installed (``pip install sal_optim[transfer]``).
+        TypeError: nothing protects ``optimizer``; an argument is of a wrong kind.
+        ValueError: names are missing, or something in the file does not fit; the message names it.
+    """
+    protection = required_protection(optimizer)
+    text = path_text(path)
+    protection.diagnostics()
+    controller = protection.controller
+    names = names_of(controller.optimizer.param_groups, model)
+    content = read(text)
+    loaded = put(controller, names, content, strict=strict)
+    known = set(loaded)
+    return Loaded(
+        loaded,
+        [name for name in names.values() if name not in known],
+        [name for name in content.tensors if name not in known],
+    )

@@ -1,0 +1,90 @@
+"""What a training loop tells: a change that clipping hides from the norm is consolidated."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sal_optim import SALAdam
+from sal_optim.detection import told
+from sal_optim.detection.change_detector import Signal
+
+STEPS = 120
+
+
+def trained(name: str | None) -> tuple[SALAdam, list[float]]:
+    """Two tasks of random labels, gradients clipped; the optimizer and when it consolidated."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 4))
+    optimizer = SALAdam(model.parameters(), lr=3e-3, consolidate_every=None)
+    changes = []
+    for _ in range(2):
+        x, y = torch.randn(256, 20), torch.randint(4, (256,))
+        for _ in range(STEPS):
+            rows = torch.randint(256, (64,))
+            loss = nn.functional.cross_entropy(model(x[rows]), y[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            if name is not None:
+                optimizer.tell(**{name: {"loss": loss, "norm": norm}[name]})
+            optimizer.step()
+            changes.append(optimizer.diagnostics()["changes"])
+    return optimizer, changes
+
+
+@pytest.mark.parametrize("name", ["loss", "norm"])
+def test_a_change_is_told(name: str) -> None:
+    _, changes = trained(name)
+    assert changes[STEPS - 1] == 0
+    assert changes[STEPS + 10] == 1
+
+
+def test_the_clipped_norm_tells_nothing() -> None:
+    _, changes = trained(None)
+    assert changes[-1] == 0
+
+
+def test_what_is_told_is_saved() -> None:
+    optimizer, _ = trained("loss")
+    other = SALAdam([torch.nn.Parameter(p.detach().clone()) for p in _params(optimizer)])
+    other.load_state_dict(optimizer.state_dict())
+    assert other.param_groups[0]["threshold"] == optimizer.param_groups[0]["threshold"]
+    assert other.param_groups[0]["threshold"]["loss_mean"] > 0
+
+
+def test_a_signal_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(told.TOLD, "perplexity", Signal("perplexity_", 5.0, 10.0))
+    optimizer = SALAdam([torch.nn.Parameter(torch.zeros(3))])
+    for _ in range(20):
+        optimizer.tell(perplexity=2.0)
+    assert optimizer.param_groups[0]["threshold"]["perplexity_mean"] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("number", [0.0, math.inf, math.nan])
+def test_what_tells_nothing(number: float) -> None:
+    optimizer = SALAdam([torch.nn.Parameter(torch.zeros(3))])
+    optimizer.tell(loss=torch.tensor(number))
+    assert "loss_steps" not in optimizer.param_groups[0]["threshold"]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ({"entropy": 1.0}, "signal"),
+        ({"loss": "high"}, "loss"),
+        ({"loss": -1.0}, "loss"),
+        ({"loss": torch.zeros(2)}, "loss"),
+    ],
+)
+def test_bad_numbers(numbers: dict[str, float], words: str) -> None:
+    optimizer = SALAdam([torch.nn.Parameter(torch.zeros(3))])
+    with pytest.raises((ValueError, TypeError), match=words):
+        optimizer.tell(**numbers)
+
+
+def _params(optimizer: SALAdam) -> list[torch.Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
