@@ -117,9 +117,6 @@ def refusals() -> dict[str, str]:
         "plain state": lambda: _load_plain(sharded, "diagonal"),
         "factors of a plain state": lambda: _load_plain(sharded, "kronecker"),
         "sharded state": lambda: _load_sharded(sharded, "diagonal"),
-        "sharded state without factors": lambda: make(
-            "SALAdam", sharded.parameters()
-        ).load_state_dict(_stepped(sharded.parameters(), importance="diagonal").state_dict()),
         "sharded gradient": _step_by_sharded,
     }
     errors = {}
