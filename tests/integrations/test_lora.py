@@ -16,6 +16,6 @@ def test_lora(tmp_path: Path) -> None:
         shown = run([script, "--optimizer", name, "--steps", "150", "--report"], tmp_path)
         found = re.findall(r"W: old (\d+\.\d+), new (\d+\.\d+)", shown)
         old[name], new[name] = (float(value) for value in found[-1])
-    assert old["saladamw"] < 0.7 * old["adamw"]
+    assert old["saladamw"] < 0.85 * old["adamw"]
     assert new["saladamw"] < 1.1 * new["adamw"]
     assert "base_model" not in shown, "names of tensors are short"
