@@ -165,7 +165,8 @@ def test_add_param_group(row: Row, mode: Mode) -> None:
         step_with(optimizer, [*params, *head], now)
         step_with(base, twin, now[-1:])
     assert consolidations(optimizer) == 1
-    assert_equal(head, twin, "a new parameter has no evidence, so it moves as the base's:")
+    # A new parameter has no evidence, so it moves as the base's, which rounds otherwise fused.
+    assert_near(head, twin)
     assert not torch.equal(params[0], before[0])
 
 
@@ -243,7 +244,7 @@ def test_no_state_on_the_instance(row: Row, mode: Mode) -> None:
     optimizer.diagnostics()
     optimizer.load_state_dict(optimizer.state_dict())
     # Kept by neither, and made anew when asked for; False is what the class says.
-    passing = {"_own_controller", "_protection_defaults"}
+    passing = {"_own_controller", "_protection_defaults", "_need_device_dtype_check_for_fused"}
     assert vars(optimizer).keys() - vars(row.base(make_params())).keys() <= passing
     assert not optimizer.controller.observing
     copied = copy.deepcopy(optimizer)

@@ -57,7 +57,7 @@ class Method:
         """Bytes of all tensors kept between steps, beyond the weights and their gradients."""
         sizes: dict[int, int] = {}
         own = {name: value for name, value in vars(self).items() if name not in ("model", "params")}
-        _tensor_bytes([own, self.optimizer.state], sizes)
+        _tensor_bytes([own, self.optimizer.state], sizes, set())
         for p in self.model.parameters():
             sizes.pop(p.data_ptr(), None)
             if p.grad is not None:
@@ -65,18 +65,22 @@ class Method:
         return sum(sizes.values())
 
 
-def _tensor_bytes(value: Any, sizes: dict[int, int]) -> None:
-    """Collect the sizes of all tensors within `value`, each once."""
+def _tensor_bytes(value: Any, sizes: dict[int, int], seen: set[int]) -> None:
+    """Collect the sizes of all tensors within `value`, each once; objects may hold each other."""
+    if hasattr(value, "__dict__"):
+        if id(value) in seen:
+            return
+        seen.add(id(value))
     if isinstance(value, Tensor):
         sizes[value.data_ptr()] = value.numel() * value.element_size()
     elif isinstance(value, nn.Module):
-        _tensor_bytes(list(value.parameters()), sizes)
+        _tensor_bytes(list(value.parameters()), sizes, seen)
     elif isinstance(value, Method):
-        _tensor_bytes([vars(value), value.optimizer.state], sizes)
+        _tensor_bytes([vars(value), value.optimizer.state], sizes, seen)
     elif isinstance(value, Mapping):
-        _tensor_bytes(list(value.values()), sizes)
+        _tensor_bytes(list(value.values()), sizes, seen)
     elif isinstance(value, (list, tuple, deque)):
         for item in value:
-            _tensor_bytes(item, sizes)
+            _tensor_bytes(item, sizes, seen)
     elif hasattr(value, "__dict__") and not isinstance(value, (type, Optimizer)):
-        _tensor_bytes(vars(value), sizes)
+        _tensor_bytes(vars(value), sizes, seen)

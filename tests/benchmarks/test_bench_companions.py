@@ -67,7 +67,7 @@ def test_a_leak_amounts_to_a_weaker_gate(leak: float) -> None:
         state = optimizer.state[weights]
         state["evidence"].copy_(torch.tensor([0.0, 1.0, 4.0]))
         state["evidence_weight"] = 1.0
-        optimizer.param_groups[0]["threshold"]["firm"] = 1.0
+        optimizer.param_groups[0]["threshold"].update(firm=1.0, consolidations=1.0)
     expected = 1.0 / (1.0 + (1.0 - leak) * torch.tensor([0.0, 1.0, 4.0]))
     torch.testing.assert_close(optimizer.given[0], expected, rtol=1e-5, atol=1e-7)
 
