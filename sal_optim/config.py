@@ -13,7 +13,7 @@ Clock = int | Literal["auto"] | None
 PROTECTION, PULL = 10.0, 1.2
 # A sign leaves no room beside a firm damping: less of it, and a stronger penalty.
 LION_PROTECTION, LION_PULL = 3.0, 7.0
-RETENTION, RANK = 0.97, 16
+RETENTION, RANK = 0.95, 16
 TAU0, ALPHA, STATS_BETA = 1.0, 4.0, 0.98
 # Settings that hold for all groups together, since the detector and the clock are shared.
 SHARED_BY_ALL = ("tau0", "alpha", "stats_beta", "consolidate_every")

@@ -23,7 +23,7 @@ from sal_optim.detection.change_detector import (
 )
 from sal_optim.detection.grad_norm import arrived, joined, norms, to_host
 from sal_optim.protection.block import Block, Group
-from sal_optim.protection.clock import INTERVAL, MEASURED, UNIT_RETENTION, is_due, window
+from sal_optim.protection.clock import INTERVAL, LEAST, MEASURED, UNIT_RETENTION, is_due, window
 from sal_optim.protection.consolidation import consolidate_param
 from sal_optim.protection.holder import Holder
 from sal_optim.protection.statistics import track
@@ -132,7 +132,7 @@ class Judge:
             if not is_ready(detector, NOVELTY):
                 # Later this is for the novelty to say: norms leap for many reasons.
                 detector["firm"] = 1.0
-            if self.consolidate():
+            if self.consolidate(ended=True):
                 detector["changes"] += 1.0
             begin_segment(detector)
             # The first norm of the new segment opens its statistics.
@@ -159,7 +159,7 @@ class Judge:
             detector = self.holder.detector
             if told.hear(detector, name, values[0], self.holder.groups[0]):
                 detector["firm"] = 1.0
-                if self.consolidate():
+                if self.consolidate(ended=True):
                     detector["changes"] += 1.0
                 begin_segment(detector)
 
@@ -180,10 +180,15 @@ class Judge:
         states = [self.holder.state_of(param) for param in params]
         track(states, values, beta, update=update)
 
-    def consolidate(self) -> bool:
-        """Merge what was gathered by all parameters; return whether there was anything."""
+    def consolidate(self, *, ended: bool = False) -> bool:
+        """Merge what was gathered by all parameters; return whether there was anything.
+
+        Args:
+            ended: what was gathered is the end of a segment, which counts whole however short.
+        """
         detector, groups = self.holder.detector, self.holder.groups
-        usual = window(detector, groups[0]["consolidate_every"]) / INTERVAL
+        every = groups[0]["consolidate_every"]
+        usual = (LEAST if ended else window(detector, every)) / INTERVAL
         done = False
         for group in groups:
             for param in group["params"]:
