@@ -52,8 +52,8 @@ class SALPlugin(SupervisedPlugin):
         self._begun = True
 
     def after_training_iteration(self, strategy: Any, *_: Any, **__: Any) -> None:
-        """Measure."""
-        self._continual.stepped(strategy.clock.train_iterations)
+        """Tell the loss, and measure."""
+        self._continual.stepped(strategy.clock.train_iterations, loss=strategy.loss)
 
     def after_training_epoch(self, strategy: Any, *_: Any, **__: Any) -> list[MetricValue]:
         """Publish the diagnostics."""

@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -39,7 +39,10 @@ class Continual:
         importance_from: a file of :func:`sal_optim.save_importance`, which is loaded before
             training. Neither this nor ``observe`` is done where a run is resumed.
         importance_to: where importance is saved at the end.
-        restore: strength of :meth:`SALOptimizer.restore` at the end; 0 restores nothing.
+        restore: strength of :meth:`SALOptimizer.restore` at the end; 0 restores nothing. Of several
+            strengths the one is taken that leaves the least sum of the losses of ``probe`` and
+            ``validation``; the weights as they are, strength 0, are tried with them.
+        validation: new data, weighed against ``probe`` where ``restore`` is several strengths.
         consolidate: whether the end of training is declared as the end of a task.
 
     Raises:
@@ -57,15 +60,22 @@ class Continual:
         probe_every: int = 100,
         importance_from: str | os.PathLike[str] | None = None,
         importance_to: str | os.PathLike[str] | None = None,
-        restore: float = 0.0,
+        restore: float | Sequence[float] = 0.0,
+        validation: Any = None,
         consolidate: bool = True,
     ) -> None:
-        self.observed, self.probed = observe, probe
+        self.observed, self.probed, self.validation = observe, probe, validation
         self.observe_batches = checks.whole("observe_batches", observe_batches, low=1)
         self.probe_batches = checks.whole("probe_batches", probe_batches, low=1)
         self.probe_every = checks.whole("probe_every", probe_every, low=1)
         self.importance_from, self.importance_to = importance_from, importance_to
-        self.restore = checks.number("restore", restore)
+        given = restore if isinstance(restore, Sequence) else [restore]
+        self.restore = [checks.number("restore", strength) for strength in given]
+        if len(self.restore) > 1 and (probe is None or validation is None):
+            raise ValueError(
+                f"Invalid restore value: {restore!r}; several strengths need probe and validation, "
+                "by which one of them is chosen"
+            )
         self.consolidate = checks.flag("consolidate", consolidate)
         if importance_to is not None and not self.consolidate:
             raise ValueError(
@@ -103,17 +113,31 @@ class Continual:
         announce(protection)
         self.measure()
 
-    def stepped(self, step: int) -> bool:
-        """After each step of training; measures where that is due, and returns whether it was."""
+    def stepped(self, step: int, **told: Any) -> bool:
+        """After each step of training; measures where that is due, and returns whether it was.
+
+        Args:
+            step: how many there were.
+            told: numbers for :meth:`SALOptimizer.tell`; None where the trainer has none.
+        """
+        self.told(**told)
         due = self.probed is not None and step % self.probe_every == 0
         if due:
             self.measure()
         return due
 
+    def told(self, **numbers: Any) -> None:
+        """Hand on what the trainer knows of a step; what is no number is passed over."""
+        for name, number in numbers.items():
+            if isinstance(number, float) or (isinstance(number, Tensor) and number.numel() == 1):
+                # A tensor may be negative, as a likelihood is: it then tells nothing.
+                self._protection.tell(**{name: torch.as_tensor(number)})
+
     def end(self) -> None:
         """Restore, consolidate, save, and measure the old data once more."""
-        if self.restore > 0.0:
-            self._protection.restore(self.restore)
+        strength = self._searched() if len(self.restore) > 1 else sum(self.restore)
+        if strength > 0.0:
+            self._protection.restore(strength)
         if self.consolidate:
             self._protection.consolidate()
         if self.importance_to is not None:
@@ -122,16 +146,35 @@ class Continual:
 
     def measure(self) -> None:
         """The loss of the old data, for the trainer's log; nothing without a probe."""
-        if self.probed is None:
-            return
+        if self.probed is not None:
+            published[self._protection] = {"old_loss": self._mean_loss("probe", self.probed)}
+
+    def _mean_loss(self, name: str, data: Any) -> float:
         with torch.no_grad(), aside(self._model):
             losses = [
                 float(self._loss(batch))
-                for batch in itertools.islice(self._batches(self.probed), self.probe_batches)
+                for batch in itertools.islice(self._batches(data), self.probe_batches)
             ]
         if not losses:
-            raise ValueError(f"Invalid probe value: {self.probed!r:.80}; probe must have a batch")
-        published[self._protection] = {"old_loss": sum(losses) / len(losses)}
+            raise ValueError(f"Invalid {name} value: {data!r:.80}; {name} must have a batch")
+        return sum(losses) / len(losses)
+
+    @torch.no_grad()
+    def _searched(self) -> float:
+        """The strength that leaves the least sum of both losses; the weights are as before."""
+        params = list(self._model.parameters())
+        weights = [param.detach().clone() for param in params]
+        sums = {}
+        for strength in {0.0, *self.restore}:
+            if strength > 0.0:
+                self._protection.restore(strength)
+            old = self._mean_loss("probe", self.probed)
+            sums[strength] = old + self._mean_loss("validation", self.validation)
+            for param, weight in zip(params, weights, strict=True):
+                param.copy_(weight)
+        best = min(sums, key=lambda strength: sums[strength])
+        logger.info("restored with strength %g, of %s", best, sorted(sums))
+        return best
 
     def _observe(self, clip: float) -> None:
         protection = self._protection

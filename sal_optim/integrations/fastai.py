@@ -59,10 +59,10 @@ class SALCallback(Callback):
         self._begun = True
 
     def after_batch(self) -> None:
-        """Measure."""
+        """Tell the loss, and measure."""
         if self.training:
             self._steps += 1
-            self._continual.stepped(self._steps)
+            self._continual.stepped(self._steps, loss=self.loss)
 
     def after_fit(self) -> None:
         """Restore, consolidate, save."""

@@ -57,7 +57,7 @@ class SALHandler:
         self._report(engine)
 
     def _stepped(self, engine: Engine) -> None:
-        measured = self._continual.stepped(engine.state.iteration)
+        measured = self._continual.stepped(engine.state.iteration, loss=engine.state.output)
         if measured or engine.state.iteration % self._every == 0:
             self._report(engine)
 

@@ -92,10 +92,11 @@ class SALCallback(Monitor):
         )
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any = None, *_: Any, **__: Any
     ) -> None:
-        """Measure, and log."""
-        self._continual.stepped(trainer.global_step)
+        """Tell the loss, measure, and log."""
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        self._continual.stepped(trainer.global_step, loss=loss)
         super().on_train_batch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -113,6 +113,11 @@ class SALCallback(Diagnostics):
         if control.should_training_stop and not args.load_best_model_at_end:
             self._end()
 
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell the norm that the Trainer clipped, as often as it logs one, and log."""
+        self._continual.told(norm=kwargs["logs"].get("grad_norm"))
+        super().on_log(args, state, control, **kwargs)
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End, where the last step has not."""
         self._end()

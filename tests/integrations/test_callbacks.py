@@ -54,7 +54,9 @@ def test_transformers(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
 
     model = WithLoss()
     model.layers = pretrained()
-    callback = SALCallback(observe=rows(1), probe=rows(1), probe_every=10, restore=0.1)
+    callback = SALCallback(
+        observe=rows(1), probe=rows(1), probe_every=10, restore=[0.1, 1.0], validation=rows(2)
+    )
     log = {"report_to": "tensorboard", "save_strategy": "steps", "save_steps": 120}
     trainer = fine_tune(model, 2, tmp_path, callbacks=[callback], **log)
     losses = [row["sal/old_loss"] for row in trainer.state.log_history if "sal/old_loss" in row]
@@ -63,8 +65,10 @@ def test_transformers(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
     (events,) = tmp_path.rglob("events.out.tfevents*")
     assert b"sal/old_loss" in events.read_bytes()
     assert "4 of 4 parameter tensors are protected" in said.text
+    assert "restored with strength" in said.text
     saved = torch.load(tmp_path / "checkpoint-120" / "optimizer.pt", weights_only=True)
     assert saved["param_groups"][0]["threshold"]["consolidations"] > 1.0
+    assert saved["param_groups"][0]["threshold"]["norm_steps"] > 1.0, "told the norm before clipping"
     assert saved["param_groups"][0]["param_names"] == ["layers.0.weight", "layers.2.weight"]
     alone = SALAdamW(model.named_parameters())
     alone.load_state_dict(saved)
@@ -134,6 +138,8 @@ def test_lightning(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
     assert old[1.0] < 1.1 * old[0.0]
     assert old[1.0] < 0.5 * loss_on(base, 1)
     assert trainer.callback_metrics["sal/old_loss"] > 0.0
+    (group,) = trainer.optimizers[0].param_groups
+    assert group["threshold"]["loss_steps"] > 1.0, "told the loss"
     rows = (Path(trainer.logger.log_dir) / "metrics.csv").read_text()
     assert "sal/old_loss" in rows
     assert "4 of 4 parameter tensors are protected" in said.text
@@ -265,6 +271,7 @@ def test_avalanche() -> None:
         ({"observe_batches": 0}, "observe_batches"),
         ({"probe_every": 0.5}, "probe_every"),
         ({"restore": -1.0}, "restore"),
+        ({"restore": [0.1, 1.0]}, "need probe and validation"),
         ({"consolidate": False, "importance_to": "a"}, "consolidate value: False"),
     ],
 )
