@@ -245,7 +245,7 @@ class Reference:
         surprising, change = self.norms.judge(norm)
         if change:
             self.firm = self.firm or self.novelty.steps < 8
-            self.changes += self.merge()
+            self.changes += self.merge(ended=True)
             self.norms.begin_segment()
             surprising, _ = self.norms.judge(norm)
         if self.consolidations:
@@ -273,8 +273,8 @@ class Reference:
             return max(clock.LEAST, clock.SHARE * self.total)
         return 0.0 if every is None else every
 
-    def merge(self) -> bool:
-        usual = self.interval() / clock.INTERVAL
+    def merge(self, *, ended: bool = False) -> bool:
+        usual = (clock.LEAST if ended else self.interval()) / clock.INTERVAL
         done = [
             param.consolidate(usual) for param in self.params if param.settings["protection"] > 0
         ]
