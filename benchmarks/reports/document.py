@@ -1,4 +1,4 @@
-"""The tables of a report as Markdown: a row a method, with its difference from the reference.
+"""The tables of a report as Markdown: one of all streams, and one a stream with differences.
 
 The page has all figures; a document has what a reader compares. What they mean is in
 metrics/scores.py.
@@ -21,8 +21,34 @@ LEAST_SEEDS = 5
 
 
 def document(sections: Sequence[Section]) -> str:
-    """One table for each stream."""
-    return "\n".join(_table(section) for section in sections)
+    """A summary where there are several streams, and one table for each."""
+    tables = [_table(section) for section in sections]
+    return "\n".join([_summary(sections), *tables] if len(sections) > 1 else tables)
+
+
+def _summary(sections: Sequence[Section]) -> str:
+    """Average / minimum at the end, and learning accuracy, of each method on each stream."""
+    by_stream = [{one.label: one for one in section.summaries} for section in sections]
+    labels = dict.fromkeys(label for found in by_stream for label in found)
+    head = ["method", "boundaries", *[section.title.partition(":")[0] for section in sections]]
+    lines = [
+        "Average / minimum accuracy over tasks at the end (accuracy when just learned), in %.",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|---|---|" + "---:|" * len(sections),
+    ]
+    for label in labels:
+        cells = [_three(found[label]) if label in found else "" for found in by_stream]
+        told = "yes" if row_of(label).told else "no"
+        lines.append("| " + " | ".join([label, told, *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _three(summary: Summary) -> str:
+    average, worst, learned = (
+        percent(summary.scores[name], False) for name in ("average", "worst", "learned")
+    )
+    return f"{average} / {worst} ({learned})"
 
 
 def _table(section: Section) -> str:
