@@ -102,6 +102,7 @@ METHODS = {
     "tell": "self, **numbers",
 }
 COMPANIONS = {
+    "CellularMemory": "self, features, budget, *, decay=1.0, floor=0.5",
     "Drift": "self, model, probe, layer=None",
     "SpectralMonitor": (
         "self, model, layers, every=100, *, drifting=0.8, warning=0.5, alarm=None, measured=None"
