@@ -63,4 +63,14 @@ EXPERIMENTS = {
         10,
         "does each typed route of a mixture of experts carry its channel?",
     ),
+    "correction": (
+        "benchmarks.companions.correction",
+        15,
+        "at an alarm: a lower rate, safer data, or both, against the same at random times",
+    ),
+    "edges": (
+        "benchmarks.companions.edges",
+        10,
+        "blocks trained side by side under constraints, against backpropagation",
+    ),
 }

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from benchmarks.companions.page import Options, Outcome, against, spread, table
 from benchmarks.companions.training import accuracy
 from benchmarks.data.characters import corpus, next_loss, windows
-from benchmarks.data.sets import TEST_PART, load
+from benchmarks.data.sets import load
 from benchmarks.metrics import scores
 from benchmarks.runs.gpt import GPT
 from benchmarks.runs.networks import mlp

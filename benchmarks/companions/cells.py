@@ -30,9 +30,9 @@ PREDICTION = (
     "decay helps with Adam. At equal bytes cells beat a reservoir of features, as classifier and "
     "as replay, by a few points. Replay of whole images from a reservoir beats all replay of "
     "features, which trains the head alone. The nearest cell in raw pixels, without any network, "
-    "is above 90% on both data sets and the best row on digits. Added after a trial on seed 0, in which "
-    "nearest cells of features were at 20%: where the body is frozen after the first task, cells of "
-    "features end between 60 and 85%, above a reservoir of the same bytes."
+    "is above 90% on both data sets and the best row on digits. Added after a trial on seed 0, in "
+    "which nearest cells of features were at 20%: where the body is frozen after the first task, "
+    "cells of features end between 60 and 85%, above a reservoir of the same bytes."
 )
 PARTS = ("digits", "mnist")
 OPTIMIZERS = {"Adam": torch.optim.Adam, "SALAdam": SALAdam}
@@ -103,7 +103,7 @@ def one(name: str, arm: str, data_name: str, data_dir: str | None, steps: int, s
                     old, labels = memory.sample(BATCH, generator=draw)
                     again = head(body(old) if space == "pixels" else old)
                     loss = loss + cross_entropy(again, labels)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
             if memory is not None:
                 memory.observe(batch.x if space == "pixels" else hidden.detach(), batch.y)
@@ -132,9 +132,10 @@ def one(name: str, arm: str, data_name: str, data_dir: str | None, steps: int, s
 def _nearest_mean(kept: Tensor, labels: Tensor, x: Tensor) -> Tensor:
     """The class whose mean of what is kept is nearest, all of length 1 (Rebuffi et al. 2017)."""
     unit = torch.nn.functional.normalize
-    classes = labels.unique()
+    classes: Tensor = labels.unique()  # type: ignore[no-untyped-call]
     means = torch.stack([unit(kept[labels == c]).mean(0) for c in classes])
-    return classes[torch.cdist(unit(x), unit(means)).argmin(1)]
+    nearest: Tensor = classes[torch.cdist(unit(x), unit(means)).argmin(1)]
+    return nearest
 
 
 def run(options: Options) -> Outcome:
@@ -177,7 +178,8 @@ def _table(found: Any, data_name: str, steps: int, seeds: int) -> str:
     return (
         f"**{data_name}**, 5 tasks of 2 classes, {steps} steps of {BATCH} each, {seeds} seeds; "
         "average and minimum accuracy over tasks at the end, %. *Held*: cells or samples, of the "
-        "same bytes but for class means. *Frozen*: the body is trained on the first task only. Rows of pixels with the nearest have no network, and are "
+        "same bytes but for class means. *Frozen*: the body is trained on the first task only. "
+        "Rows of pixels with the nearest have no network, and are "
         f"compared with SALAdam's.\n\n{table(heads, rows)}"
     )
 

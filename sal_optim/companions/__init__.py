@@ -13,6 +13,8 @@ __all__ = [
     "Cascade",
     "CellularMemory",
     "Channels",
+    "ConsistencyEdges",
+    "Correction",
     "Drift",
     "HealthLine",
     "Node",
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from sal_optim.companions.cascade import Cascade
     from sal_optim.companions.cells import CellularMemory
     from sal_optim.companions.channels import Channels
+    from sal_optim.companions.consistency import ConsistencyEdges
+    from sal_optim.companions.correction import Correction
     from sal_optim.companions.drift import Drift, linear_cka
     from sal_optim.companions.health import HealthLine, SpectrumRows
     from sal_optim.companions.lineage import Node, plot_lineage
@@ -56,6 +60,8 @@ else:
             "Cascade": "cascade",
             "CellularMemory": "cells",
             "Channels": "channels",
+            "ConsistencyEdges": "consistency",
+            "Correction": "correction",
             "Drift": "drift",
             "HealthLine": "health",
             "Node": "lineage",

@@ -1,4 +1,4 @@
-"""``Cascade``: a checkpoint is perturbed, trained on in branches, and branches live on, merge or die.
+"""``Cascade``: a checkpoint is perturbed and trained in branches, which live on, merge or die.
 
 It keeps and swaps checkpoints, and counts scores. How a branch is trained, and on which data it is
 scored, is the caller's. The tree of branches is drawn by ``lineage.py``.

@@ -28,8 +28,8 @@ class CellularMemory:
       the running mean, if that increases the sum of squares, by m/(m + 1)·d², no more than the last
       merging within the label did, which is what room for a cell has cost.
     - *birth*: any other sample becomes a cell.
-    - *merging*: while there are more than ``budget``, those two cells of the label that has the most
-      cells are pooled that increase the sum of squares least, m₁·m₂/(m₁ + m₂)·d² (Ward, 1963). So
+    - *merging*: while there are more than ``budget``, two cells of the label with most cells are
+      pooled: those that increase the sum of squares least, by m₁·m₂/(m₁ + m₂)·d² (Ward, 1963). So
       labels share the budget evenly, however many samples each has had.
 
     It keeps ``features + 3`` numbers of float32 a cell, and no sample.
@@ -77,13 +77,13 @@ class CellularMemory:
         """
         x = self._checked(features).float()
         y = _labels(labels, len(x)).to(x.device)
-        self._to(x.device)
-        known = torch.cat([self.labels, y]).unique()
+        known = _unique(torch.cat([self.labels.to(x.device), y]))
         if len(known) > self.budget:
             raise ValueError(
                 f"Invalid labels value: {len(known)} labels with those before; labels must be at "
                 f"most as many as the budget of {self.budget} cells"
             )
+        self._to(x.device)
         self._age(y)
         inside, nearest = self._near(x, y)
         if inside.any():
@@ -123,7 +123,7 @@ class CellularMemory:
         self._not_empty("sample")
         shares = torch.zeros(len(self))
         labels, masses = self.labels.cpu(), self.masses.cpu()
-        for label in labels.unique():
+        for label in _unique(labels):
             own = labels == label
             shares[own] = masses[own] / masses[own].sum()
         rows = torch.multinomial(shares, count, replacement=True, generator=generator)
@@ -181,7 +181,7 @@ class CellularMemory:
         factor = torch.where(aged, self.decay, 1.0)
         self.masses, self.scatters = self.masses * factor, self.scatters * factor
         keep = ~aged | (self.masses >= self.floor)
-        for label in seen.unique():
+        for label in _unique(seen):
             own = (self.labels == label).nonzero().squeeze(1)
             if len(own) and not keep[own].any():
                 keep[own[self.masses[own].argmax()]] = True
@@ -226,7 +226,8 @@ class CellularMemory:
         cost = _ward(torch.cdist(centres, centres), masses[:, None], masses)
         cost.fill_diagonal_(torch.inf)
         keep = torch.ones_like(masses, dtype=torch.bool)
-        names, own = self.labels.unique(return_inverse=True)
+        names = _unique(self.labels)
+        own = torch.searchsorted(names, self.labels)
         counts = torch.bincount(own)
         for _ in range(excess):
             most = int(counts.argmax())
@@ -265,6 +266,11 @@ class CellularMemory:
     def _not_empty(self, what: str) -> None:
         if not len(self):
             raise ValueError(f"Invalid {what}: the memory is empty; observe() must come before")
+
+
+def _unique(labels: Tensor) -> Tensor:
+    found: Tensor = labels.unique()  # type: ignore[no-untyped-call]
+    return found
 
 
 def _ward(distance: Tensor, mass: Tensor, other: Tensor) -> Tensor:

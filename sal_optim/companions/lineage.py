@@ -46,15 +46,21 @@ def plot_lineage(lineage: Sequence[Node]) -> "Figure":
             ends = [parent.round, node.round], [parent.score, node.score]
             dashes = ":" if len(node.parents) > 1 else "-"
             axes.plot(*ends, color=color, linewidth=0.8, linestyle=dashes)
-    kinds = (
-        ("lives", "o", SIGNAL, lambda n: n.fate == "lives" and len(n.parents) < 2),
-        ("lives, a merger", "s", LIMIT, lambda n: n.fate == "lives" and len(n.parents) > 1),
-        ("dies", "x", GRAY, lambda n: n.fate != "lives"),
-    )
-    for label, marker, color, wanted in kinds:
-        shown = [node for node in nodes if wanted(node)]
+    kinds = {
+        "lives": ("o", SIGNAL),
+        "lives, a merger": ("s", LIMIT),
+        "dies": ("x", GRAY),
+    }
+    for label, (marker, color) in kinds.items():
+        shown = [node for node in nodes if _kind(node) == label]
         places = [n.round for n in shown], [n.score for n in shown]
         axes.scatter(*places, marker=marker, color=color, s=22, label=f"{label}, {len(shown)}")
     axes.set(xlabel="round", ylabel="score")
     axes.legend(frameon=False)
     return figure
+
+
+def _kind(node: Node) -> str:
+    if node.fate != "lives":
+        return "dies"
+    return "lives, a merger" if len(node.parents) > 1 else "lives"

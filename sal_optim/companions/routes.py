@@ -80,7 +80,7 @@ class TypedRoutes(nn.Module):
 
 
 def route_gaps(
-    routes: Mapping[str, nn.Module],
+    routes: Mapping[str, nn.Module] | nn.ModuleDict,
     metrics: Mapping[str, Callable[[], float | Tensor]],
     how: str = "zero",
     *,
