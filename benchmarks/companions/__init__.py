@@ -73,4 +73,9 @@ EXPERIMENTS = {
         10,
         "blocks trained side by side under constraints, against backpropagation",
     ),
+    "basins": (
+        "benchmarks.companions.basins",
+        10,
+        "fluent, looping or collapsed generations, and whether the prompt tells which",
+    ),
 }

@@ -71,7 +71,7 @@ def one(arm: str, count: int, epochs: int, seed: int) -> dict[str, Any]:
             edges._dual.param_groups[0]["lr"] = 0.0
     passes = epochs * (2 if arm.endswith("passes") else 1)
     for _ in range(passes):
-        for rows in torch.randperm(len(data.train_y), generator=draw).split(BATCH):
+        for rows in torch.split(torch.randperm(len(data.train_y), generator=draw), BATCH):
             if not penalty:
                 optimizer.zero_grad()
                 loss = cross_entropy(model(data.train_x[rows]), data.train_y[rows])

@@ -50,7 +50,7 @@ def backpropagation(width: int, rounds: int, seed: int) -> dict[str, float]:
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
-        for rows in torch.randperm(len(data.train_y), generator=draw).split(BATCH):
+        for rows in torch.split(torch.randperm(len(data.train_y), generator=draw), BATCH):
             optimizer.zero_grad()
             loss = cross_entropy(model(data.train_x[rows]), data.train_y[rows])
             loss.backward()  # type: ignore[no-untyped-call]
@@ -106,13 +106,13 @@ def _run(rank: int, world: int, width: int, rounds: int, seed: int) -> dict[str,
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
-        for rows in torch.randperm(len(data.train_y), generator=draw).split(BATCH):
+        for rows in torch.split(torch.randperm(len(data.train_y), generator=draw), BATCH):
             edges.local(rows, block=rank if world > 1 else None)
         if world > 1:
             for place, block in enumerate(edges.blocks):
                 for param in block.parameters():
                     dist.broadcast(param.data, place)
-        for rows in halves[rank].split(BATCH):
+        for rows in torch.split(halves[rank], BATCH):
             edges.outer(rows)
         if world > 1:
             for whole in (edges.values[0], edges.multiplier(0)):

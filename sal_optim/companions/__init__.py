@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sal_optim.utils.lazy_import import lazy_names
 
 __all__ = [
+    "BasinMap",
     "Cascade",
     "CellularMemory",
     "Channels",
@@ -23,10 +24,12 @@ __all__ = [
     "SpectrumRows",
     "TypedRoutes",
     "ablate",
+    "basin_map",
     "halve_lr",
     "horizon",
     "linear_cka",
     "necessity_gap",
+    "plot_basins",
     "plot_lineage",
     "plot_shift",
     "plot_spectra",
@@ -38,6 +41,8 @@ __all__ = [
 
 if TYPE_CHECKING:
     from sal_optim.companions.ablation import ablate, necessity_gap
+    from sal_optim.companions.basin_plot import plot_basins
+    from sal_optim.companions.basins import BasinMap, basin_map
     from sal_optim.companions.cascade import Cascade
     from sal_optim.companions.cells import CellularMemory
     from sal_optim.companions.channels import Channels
@@ -57,6 +62,7 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "BasinMap": "basins",
             "Cascade": "cascade",
             "CellularMemory": "cells",
             "Channels": "channels",
@@ -70,10 +76,12 @@ else:
             "SpectrumRows": "health",
             "TypedRoutes": "routes",
             "ablate": "ablation",
+            "basin_map": "basins",
             "halve_lr": "spectral",
             "horizon": "repetition",
             "linear_cka": "drift",
             "necessity_gap": "ablation",
+            "plot_basins": "basin_plot",
             "plot_lineage": "lineage",
             "plot_shift": "pictures",
             "plot_spectra": "pictures",
