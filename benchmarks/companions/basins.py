@@ -47,7 +47,7 @@ class Shorter(GPT):
 
     def forward(self, text: Tensor) -> Tensor:
         time = text.shape[1]
-        x = self.token(text) + self.place.weight.narrow(0, 0, time)
+        x = self.token(text) + self.place(torch.arange(time, device=text.device))
         for block in self.blocks:
             x = block(x, src_mask=self.mask[:time, :time], is_causal=True)
         logits: Tensor = self.head(self.norm(x))
@@ -271,8 +271,8 @@ def _changes(runs: list[Made], steps: int, tune: int) -> str:
     return (
         f"**Small GPT**, width {WIDTH}, {steps} steps on code, {len(runs)} seeds; "
         f"{PROMPTS} held-out prompts of {', '.join(map(str, LENGTHS))} characters, {MADE} "
-        f"generated at a temperature of {TEMPERATURE:g}, {GRAMS}-grams; {tune} steps of fine-tuning. *Changed*: prompts whose "
-        "basin is another than before. Bases: before; AdamW's; uniform weights.\n\n"
+        f"generated at a temperature of {TEMPERATURE:g}, {GRAMS}-grams; {tune} steps of "
+        "fine-tuning. *Changed*: prompts whose basin is another than before. Bases: before; AdamW's; uniform weights.\n\n"
         f"{table(heads, rows)}"
     )
 

@@ -55,7 +55,7 @@ class ConsistencyEdges:
         blocks: Sequence[nn.Module],
         inputs: Tensor,
         targets: Tensor,
-        loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         *,
         optimizer: Make | None = None,
         penalty: float = 1.0,
@@ -75,6 +75,7 @@ class ConsistencyEdges:
                 f"Invalid targets value: {len(targets)} samples; targets must be as many as the "
                 f"{len(inputs)} inputs"
             )
+        loss = nn.functional.cross_entropy if loss is None else loss
         if not callable(loss):
             raise TypeError(
                 f"Invalid loss value: a {type(loss).__name__}; loss must be a function of outputs "
