@@ -38,7 +38,7 @@ WIDTH, STEPS, TUNE, BATCH, OBSERVED = 64, 500, 150, 8, 16
 PROMPTS, LENGTHS, MADE, TEMPERATURE, GRAMS, HELD = 80, (24, 40, 56), 64, 0.8, 8, 24
 ASKED = 240  # prompts of which the basin is predicted
 FACTOR, FOLDS, REPEATS = 4.0, 5, 4
-SMOL_PROMPTS, SMOL_TOKENS, SMOL_MADE = 80, (12, 24), 48
+SMOL_PROMPTS, SMOL_TOKENS, SMOL_MADE = 60, (12, 24), 40
 Made = dict[str, Any]
 
 
@@ -272,7 +272,8 @@ def _changes(runs: list[Made], steps: int, tune: int) -> str:
         f"**Small GPT**, width {WIDTH}, {steps} steps on code, {len(runs)} seeds; "
         f"{PROMPTS} held-out prompts of {', '.join(map(str, LENGTHS))} characters, {MADE} "
         f"generated at a temperature of {TEMPERATURE:g}, {GRAMS}-grams; {tune} steps of "
-        "fine-tuning. *Changed*: prompts whose basin is another than before. Bases: before; AdamW's; uniform weights.\n\n"
+        "fine-tuning. *Changed*: prompts whose basin is another than before. Bases: before; "
+        "AdamW's; uniform weights.\n\n"
         f"{table(heads, rows)}"
     )
 
