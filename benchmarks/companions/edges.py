@@ -133,11 +133,13 @@ def _table(runs: dict[str, list[dict[str, Any]]], count: int, epochs: int) -> st
     rows = []
     for arm, mine in runs.items():
         reached = [r["reached"] for r in mine if r["reached"] is not None]
-        told = f"{sum(reached) / len(reached):.1f}; {len(reached)} of {len(mine)}"
+        told = f"none of {len(mine)}"
+        if reached:
+            told = f"{sum(reached) / len(reached):.1f}; {len(reached)} of {len(mine)}"
         gaps = list(zip(*[r["violations"] for r in mine], strict=True))
         cells = [
             spread([r["accuracy"] for r in mine], 100),
-            told if reached else f"none of {len(mine)}",
+            told,
             ", ".join(f"{sum(g) / len(g):.2f}" for g in gaps),
         ]
         for other in (REFERENCE, OURS):

@@ -34,14 +34,23 @@ def test_memories_have_the_same_bytes() -> None:
 
 
 def test_cells_of_pixels_remember_and_the_head_alone_does_not() -> None:
-    outcome = cells.run(Options(seeds=1, steps=10, only=("digits",)))
-    found = {name: runs[0]["average"] for name, runs in outcome.values["digits"].items()}
-    assert set(found) == {
-        *(f"{o} {arm}" for o in cells.OPTIMIZERS for arm in cells.ARMS),
+    def average(name: str, arm: str) -> float:
+        return float(cells.one(name, arm, "digits", None, 100, 0)["average"])
+
+    alone = average("Adam", "none")
+    assert alone < 0.4
+    assert average("", "cells of pixels, nearest") > 0.9
+    assert average("Adam", "cells of pixels, replay") > alone + 0.2
+
+
+def test_cells_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = {arm: cells.ARMS[arm] for arm in ("none", cells.OURS)}
+    monkeypatch.setattr(cells, "ARMS", some)
+    outcome = cells.run(Options(seeds=1, steps=3, only=("digits",)))
+    assert set(outcome.values["digits"]) == {
+        *(f"{o} {arm}" for o in cells.OPTIMIZERS for arm in some),
         *cells.PIXELS,
     }
-    assert found["Adam none"] < 0.4 < 0.8 < found["cells of pixels, nearest"]
-    assert found["Adam reservoir of pixels, a byte each, replay"] > found["Adam none"]
 
 
 def test_branches_have_the_steps_of_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,11 +104,11 @@ def test_who_carries_a_channel() -> None:
 
 def test_what_a_correction_changes() -> None:
     runs = {
-        "nothing": train(0, "both", steps=80),
-        "again": train(0, "both", steps=80),
-        "healthy": train(0, None, steps=80),
-        "halved": train(0, "both", steps=80, decide=correction.AtSteps(2, 72, 0), halve=True),
-        "drawn": train(0, "both", steps=80, always=True, reweight=True),
+        "nothing": train(0, "both", steps=90),
+        "again": train(0, "both", steps=90),
+        "healthy": train(0, None, steps=90),
+        "halved": train(0, "both", steps=90, decide=correction.AtSteps(2, 72, 0), halve=True),
+        "drawn": train(0, "both", steps=90, always=True, reweight=True),
     }
     ends = {name: trace.held_out[-1] for name, trace in runs.items()}
     assert ends.pop("again") == ends["nothing"]
@@ -118,10 +127,11 @@ def test_two_processes_learn_what_one_does() -> None:
 
 def test_edges_and_backpropagation() -> None:
     pytest.importorskip("cooper")
-    found = {arm: edges.one(arm, 2, 1, 0) for arm in edges.ARMS}
+    found = {arm: edges.one(arm, 2, 3, 0) for arm in edges.ARMS}
     assert len(found["edges, r = 0.1"]["violations"]) == 1
-    assert len(found["backpropagation, equal passes"]["curve"]) == 2
+    assert len(found["backpropagation, equal passes"]["curve"]) == 6
     assert found["last block alone"]["violations"] == [pytest.approx(0.0, abs=1e-6)]
+    assert "none of 1" in edges._table({arm: [run] for arm, run in found.items()}, 2, 3)
     scores = [run["accuracy"] for run in found.values()]
     assert len(set(scores)) > 3
 
