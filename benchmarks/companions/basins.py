@@ -48,6 +48,7 @@ class Shorter(GPT):
     def forward(self, text: Tensor) -> Tensor:
         time = text.shape[1]
         x = self.token(text) + self.place(torch.arange(time, device=text.device))
+        assert isinstance(self.mask, Tensor)
         for block in self.blocks:
             x = block(x, src_mask=self.mask[:time, :time], is_causal=True)
         logits: Tensor = self.head(self.norm(x))
