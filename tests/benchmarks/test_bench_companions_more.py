@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.companions import basins, cascade, cells, correction, edges, routes
+from benchmarks.companions import basin_parts, basins, cascade, cells, correction, edges, routes
 from benchmarks.companions.correction_runs import train
 from benchmarks.companions.page import Options
 from benchmarks.companions.reservoir import Reservoir
@@ -140,10 +140,10 @@ def test_a_basin_that_can_be_told() -> None:
     draw = torch.Generator().manual_seed(0)
     fluent = torch.arange(60) % 3 == 0
     features = torch.randn(60, 4, generator=draw)
-    assert basins.area(features, torch.zeros(60, dtype=torch.bool), 0) is None
-    chance = basins.area(features, fluent, 0)
+    assert basin_parts.area(features, torch.zeros(60, dtype=torch.bool), 0) is None
+    chance = basin_parts.area(features, fluent, 0)
     features[:, 1] += 3.0 * fluent
-    told = basins.area(features, fluent, 0)
+    told = basin_parts.area(features, fluent, 0)
     assert chance is not None
     assert told is not None
     assert told > 0.95 > 0.7 > chance
