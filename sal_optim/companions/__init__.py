@@ -1,8 +1,9 @@
 """Additional tools, each usable alone and with any optimizer; they import only ``sal_optim.utils``.
 
-Some are terms of a loss: self-modelling, a floor of the rank, channels with budgets. The others
-look at a run without changing it: spectra of activations, drift, a map of shift. Each is imported
-when it is first asked for; ``import sal_optim`` imports none of them.
+Some are terms of a loss: self-modelling, a floor of the rank, channels with budgets. Some train in
+another way: in branches, in blocks, by routes, from a memory of prototypes, with corrections. The
+others look at a run without changing it: spectra of activations, drift, maps of shift and basins.
+Each is imported when it is first asked for; ``import sal_optim`` imports none of them.
 """
 
 from typing import TYPE_CHECKING
