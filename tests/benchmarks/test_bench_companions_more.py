@@ -5,12 +5,22 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.companions import basin_parts, basins, cascade, cells, correction, edges, routes
+from benchmarks.companions import (
+    basin_parts,
+    basins,
+    basins_smollm2,
+    cascade,
+    cells,
+    correction,
+    edges,
+    routes,
+)
 from benchmarks.companions.correction_runs import train
 from benchmarks.companions.page import Options
 from benchmarks.companions.reservoir import Reservoir
 from benchmarks.companions.side_by_side import alone, in_two_processes
-from sal_optim.companions import Node
+from sal_optim.companions import Node, basin_map
+from sal_optim.companions.basins import BASINS
 
 
 def test_a_reservoir_keeps_each_sample_as_likely() -> None:
@@ -156,3 +166,24 @@ def test_shorter_texts_have_the_same_logits() -> None:
     whole = model(text)
     torch.testing.assert_close(whole, super(basins.Shorter, model).forward(text))
     torch.testing.assert_close(model(text[:, :20]), whole[:, :20], rtol=1e-4, atol=1e-5)
+
+
+def test_basins_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("ASKED", 24), ("PROMPTS", 12), ("MADE", 12), ("WIDTH", 16)):
+        monkeypatch.setattr(basins, name, value)
+    outcome = basins.run(Options(seeds=1, steps=3, only=("gpt",)))
+    rows = outcome.values["gpt"][0]["rows"]
+    assert rows["before"]["changed"] == 0.0
+    assert rows["fine-tuned, AdamW"]["loss"] != rows["fine-tuned, SALAdamW"]["loss"]
+    assert sum(rows["before"][name] for name in BASINS) == pytest.approx(1.0)
+
+
+def test_the_tables_of_the_real_model() -> None:
+    torch.manual_seed(0)
+    prompts = [torch.randint(0, 128, (9,)) for _ in range(12)]
+    made = basin_map(basins.Shorter(16), prompts, length=20, layer="norm", temperature=1.0)
+    areas = {"length": 0.5, "perplexity": 0.4, "last hidden state": None}
+    text = basins_smollm2.told_of([{"map": made, "areas": areas, "real": 0.1}] * 2)
+    assert "| fluent | 100.0 ± 0.0 |" in text
+    assert "| length | 2 | 0.500 [0.500, 0.500] |" in text
+    assert "last hidden state" not in text
