@@ -102,6 +102,24 @@ METHODS = {
     "tell": "self, **numbers",
 }
 COMPANIONS = {
+    "BasinMap": "self, /, *args, **kwargs",
+    "Cascade": (
+        "self, model, optimizer, score, branches=4, *, survivors=2, pulse=0.01, merge=True, seed=0"
+    ),
+    "ConsistencyEdges": (
+        "self, blocks, inputs, targets, loss=None, *, optimizer=None, penalty=1.0, edge_lr=0.5"
+    ),
+    "Correction": "self, optimizer, sources=0, *, sharpness=1.0, memory=0.9, lowest=0.0",
+    "Node": "self, /, *args, **kwargs",
+    "TypedRoutes": "self, inputs, hidden, outputs, names=('task', 'memory', 'safety')",
+    "basin_map": (
+        "model, prompts, *, length=64, layer=None, temperature=0.0, "
+        "context=None, n=3, loop=0.2, collapse=0.3606737602222409, generate=None, seed=0"
+    ),
+    "plot_basins": "found",
+    "plot_lineage": "lineage",
+    "route_gaps": "routes, metrics, how='zero', *, repeats=5, seed=0",
+    "CellularMemory": "self, features, budget, *, decay=1.0, floor=0.5",
     "Drift": "self, model, probe, layer=None",
     "SpectralMonitor": (
         "self, model, layers, every=100, *, drifting=0.8, warning=0.5, alarm=None, measured=None"

@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = made.add_argument
     add("name", metavar="NAME", nargs="?", default="", help="one of those below")
-    add("--seeds", type=int, help="seeds 0 … N-1 are run (default: 10; collapse: 20)")
+    shown = "seeds 0 … N-1 are run (default: 10; collapse: 20; correction: 15)"
+    add("--seeds", type=int, help=shown)
     add("--steps", type=int, help="steps of a run (default: the experiment's own)")
     add("--only", nargs="+", default=[], metavar="PART", help="some parts of the experiment")
     add("--data-dir", help="where to look for the data first (then $SAL_OPTIM_DATA, ./data, …)")

@@ -48,4 +48,34 @@ EXPERIMENTS = {
         10,
         "data admitted in stages by a monitored score, against a random order",
     ),
+    "cells": (
+        "benchmarks.companions.cells",
+        10,
+        "prototypes under a budget, against a reservoir of the same bytes and class means",
+    ),
+    "cascade": (
+        "benchmarks.companions.cascade",
+        10,
+        "branches that live on, merge or die, against the same compute in one run",
+    ),
+    "routes": (
+        "benchmarks.companions.routes",
+        10,
+        "does each typed route of a mixture of experts carry its channel?",
+    ),
+    "correction": (
+        "benchmarks.companions.correction",
+        15,
+        "at an alarm: a lower rate, safer data, or both, against the same at random times",
+    ),
+    "edges": (
+        "benchmarks.companions.edges",
+        10,
+        "blocks trained side by side under constraints, against backpropagation",
+    ),
+    "basins": (
+        "benchmarks.companions.basins",
+        10,
+        "fluent, looping or collapsed generations, and whether the prompt tells which",
+    ),
 }

@@ -105,7 +105,7 @@ def train(
         norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf)
         optimizer.step()
         if monitor.step():
-            _see(trace, step, monitor, float(loss.detach()), float(norm), model, held)
+            see(trace, step, monitor, float(loss.detach()), float(norm), model, held)
             if halve is not None and halve(trace, step):
                 factor *= 0.5
                 trace.halvings.append(step)
@@ -125,7 +125,7 @@ def _rank(rows: Tensor) -> float:
     return float(torch.exp(-(p * p.clamp_min(1e-12).log()).sum()))
 
 
-def _see(
+def see(
     trace: Trace,
     step: int,
     monitor: SpectralMonitor,
