@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sal_optim.checkpoint.validation import IMPORTANCE_STATE, STATISTICS
+from sal_optim.config import RETENTION
 from sal_optim.detection.change_detector import new_detector
 from tests.testing.drive import (
     assert_equal,
@@ -222,7 +223,7 @@ def test_a_removed_group_takes_nothing_with_it(class_row: Row) -> None:
     optimizer.consolidate()
     assert _importance(optimizer, b) == pytest.approx(1.0, abs=0.1)
     assert consolidations(optimizer) == 2
-    assert optimizer.state[b]["evidence_weight"] == pytest.approx(1.97)
+    assert optimizer.state[b]["evidence_weight"] == pytest.approx(1.0 + RETENTION)
 
 
 def test_a_state_dict_kept_in_memory_does_not_go_on_counting(class_row: Row) -> None:
