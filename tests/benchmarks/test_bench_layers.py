@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2] / "benchmarks"
 # From top to bottom. Folders of one line do not import from each other.
 LAYERS = (
     {"commands"},
-    {"companions", "cost", "finetune"},
+    {"companions", "cost", "external", "finetune"},
     {"reports"},
     {"runs"},
     {"methods"},
