@@ -19,10 +19,10 @@ from rich.console import Console
 from benchmarks.commands.options import check_data_dir, check_folder, names, parser
 from benchmarks.data.errors import UserError, require_choice, require_range
 from benchmarks.data.sets import SOURCES, Dataset, load
-from benchmarks.external import HARNESSES, Absent, Harness, harness
+from benchmarks.external import HARNESSES, AbsentError, Harness, harness
 from benchmarks.external.idx import write_folder
 from benchmarks.external.jobs import Job, Place, complete, grouped, label
-from benchmarks.external.optimizers import SAL
+from benchmarks.external.optimizers import OURS, SAL
 from benchmarks.metrics.scores import average, backward_transfer, learned, worst
 from benchmarks.metrics.spread import Spread, paired
 from benchmarks.runs.plan import literal
@@ -39,7 +39,8 @@ examples:
   python -m benchmarks external idx --data mnist --to ~/mnist
 """
 IDX = "idx"
-# A score's name in a table, and how it is taken from an accuracy matrix.
+# A score's name in a table, and how it is taken from an accuracy matrix. The first two need only
+# its last row, which is all there is of a harness that looks at the stream alone.
 SCORES = {
     "average accuracy": average,
     "minimum": worst,
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = harness(args.name)
     try:
         version = chosen.version(args.checkout)
-    except Absent as reason:
+    except AbsentError as reason:
         print(f"skipped: {args.name}: {reason}")
         return 0
     data = load(args.data, args.data_dir)
@@ -158,8 +159,9 @@ def _settings(
             raise UserError(f"--set: {text!r} is no assignment; allowed: [METHOD.]NAME=VALUE")
         if dot:
             require_choice("--set", method, methods)
-            if name != "strength" and method not in SAL:
-                raise UserError(f"--set: {method} has no option {name!r}; allowed: strength")
+            if method not in SAL and (method in OURS or name != "strength"):
+                allowed = "none" if method in OURS else "strength"
+                raise UserError(f"--set: {method} has no option {name!r}; allowed: {allowed}")
             options[method][name] = literal(value)
             continue
         require_choice("--set", name, settings)
@@ -187,22 +189,32 @@ def _best(job: Job, strengths: Sequence[float], place: Place, workers: int, say:
 def table(title: str, rows: dict[str, list[dict[str, Any]]], own: str | None) -> str:
     """Rows of results as Markdown, in %: mean ± SD, and `own` less each row, paired by seed."""
     some = next(iter(rows.values()))[0]
-    heads = [*SCORES, *(["online accuracy"] if "online" in some else []), "seconds"]
+    scores = list(SCORES.items())[: None if "matrix" in some else 2]
+    heads = [
+        *[name for name, _ in scores],
+        *(["online accuracy"] if "online" in some else []),
+        "seconds",
+    ]
     if own is not None:
         heads.insert(len(heads) - 1, f"{own} less it, average [95%]")
     lines = [f"## {title}\n", f"| method | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for name, results in rows.items():
-        matrices = [result["matrix"] for result in results]
-        cells = [_spread([score(matrix) for matrix in matrices]) for score in SCORES.values()]
+        matrices = [_matrix(result) for result in results]
+        cells = [_spread([score(matrix) for matrix in matrices]) for _, score in scores]
         if "online" in some:
             cells.append(_spread([fmean(result["online"]) for result in results]))
         if own is not None:
-            ours = [average(result["matrix"]) for result in rows[own]]
+            ours = [average(_matrix(result)) for result in rows[own]]
             gap = paired(ours, [average(matrix) for matrix in matrices])
             cells.append("" if name == own else gap.text(100))
         cells.append(f"{fmean(result['seconds'] for result in results):.0f}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _matrix(result: dict[str, Any]) -> Any:
+    """Of accuracies; its last row alone where a harness has no other."""
+    return result["matrix"] if "matrix" in result else [result["final"]]
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -22,7 +22,7 @@ HARNESSES = {
 }
 
 
-class Absent(Exception):
+class AbsentError(Exception):
     """A harness or its data are not on this machine; the message says how they come there."""
 
 
@@ -37,7 +37,7 @@ class Harness(Protocol):
     SETTINGS: Mapping[str, Any]
 
     def version(self, checkout: Path | None) -> str:
-        """Of the harness, as text; raises `Absent` where it is not there."""
+        """Of the harness, as text; raises `AbsentError` where it is not there."""
 
     def check(self, data: Any) -> None:
         """Raise a UserError where the data cannot be used here."""
@@ -45,8 +45,8 @@ class Harness(Protocol):
     def run(self, job: Any, data: Any, folder: Path, checkout: Path | None) -> dict[str, Any]:
         """Train and measure, in a process of its own whose working folder is `folder`.
 
-        The result has `matrix`, accuracies as fractions: R[t][j] on task j after task t, and
-        whatever else the harness measures.
+        The result has accuracies as fractions: `matrix`, R[t][j] on task j after task t, or, where
+        the harness looks at the stream alone, `final`, its last row, and `online`, by task.
         """
 
 

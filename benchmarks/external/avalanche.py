@@ -18,7 +18,7 @@ from torch import nn
 
 from benchmarks.data.errors import UserError
 from benchmarks.data.sets import Dataset
-from benchmarks.external import Absent
+from benchmarks.external import AbsentError
 from benchmarks.external.avalanche_plugins import plugins_of
 from benchmarks.external.idx import write_raw
 from benchmarks.external.jobs import Job
@@ -56,7 +56,7 @@ def version(checkout: Path | None) -> str:
     """Avalanche's, where it is installed."""
     del checkout
     if importlib.util.find_spec("avalanche") is None:
-        raise Absent("needs Avalanche; `pip install avalanche-lib` installs it")
+        raise AbsentError("needs Avalanche; `pip install avalanche-lib` installs it")
     require_torchvision()
     return importlib.metadata.version("avalanche-lib")
 

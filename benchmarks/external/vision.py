@@ -11,15 +11,15 @@ import importlib.util
 
 import torch
 
-from benchmarks.external import Absent
+from benchmarks.external import AbsentError
 
 _DECLARED: list[torch.library.Library] = []
 
 
 def require_torchvision() -> None:
-    """Make `import torchvision` work; raises `Absent` where it is not installed."""
+    """Make `import torchvision` work; raises `AbsentError` where it is not installed."""
     if importlib.util.find_spec("torchvision") is None:
-        raise Absent("needs torchvision; `pip install torchvision` installs it")
+        raise AbsentError("needs torchvision; `pip install torchvision` installs it")
     if torch.cuda.is_available() or _DECLARED or hasattr(torch.ops.torchvision, "nms"):
         return
     library = torch.library.Library("torchvision", "FRAGMENT")
