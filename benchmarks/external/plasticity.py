@@ -59,6 +59,12 @@ def check(data: Dataset) -> None:
 def run(job: Job, data: Dataset, folder: Path, checkout: Path | None) -> dict[str, Any]:
     """One run of its `online_expr`."""
     assert checkout is not None
+    tasks, change, batch = (job.settings[name] for name in ("tasks", "change", "batch"))
+    if tasks * change < IMAGES or change % batch:
+        raise UserError(
+            f"--set: tasks={tasks}, change={change}, batch={batch}; allowed for plasticity: "
+            f"tasks x change of {IMAGES} or more, and change a multiple of batch"
+        )
     on_path(checkout)
     (folder / "data").mkdir()
     with open(folder / "data" / "mnist_", "wb") as file:
