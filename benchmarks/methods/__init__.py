@@ -147,7 +147,7 @@ TOLD = (
     ),
     Row("mas", "adam", "memory aware synapses", MAS, {"strength": "λ", "examples": "per task"}),
     Row("owm", "sgd", "orthogonal weights modification", OWM,
-        {"alpha": "inputs below it count as unused", "examples": "per task"}),
+        {"damping": "inputs below it count as unused", "examples": "per task"}),
     Row("gpm", "plain-sgd", "gradient projection memory", GPM,
         {"first_threshold": "share held at the first layer", "threshold": "at later layers",
          "examples": "per task"}),

@@ -53,7 +53,7 @@ class Projected(Method):
 class OWM(Projected):
     """Orthogonal weights modification: Zeng et al. 2019 (arXiv 1810.01256), eqs. 1 and 2.
 
-    P = (S / alpha + I)⁻¹ with S the sum over past tasks of the mean of a aᵀ. The paper updates P
+    P = (S / damping + I)⁻¹ with S the sum over past tasks of the mean of a aᵀ. The paper updates P
     recursively after each batch; here S is summed exactly at each boundary.
     """
 
@@ -62,11 +62,11 @@ class OWM(Projected):
         model: nn.Module,
         optimizer: Optimizer,
         *,
-        alpha: float = 1e-1,
+        damping: float = 1e-1,
         examples: int = 10_000,
     ) -> None:
         super().__init__(model, optimizer)
-        self.alpha, self.examples = alpha, examples
+        self.damping, self.examples = damping, examples
         self.seen = [joined(layer).new_zeros(n, n) for layer, n in sized(self.layers)]
 
     def gathered(self, task: Batch) -> list[Tensor]:
@@ -77,7 +77,7 @@ class OWM(Projected):
         found = []
         for total in self.seen:
             eye = torch.eye(len(total))
-            found.append(torch.linalg.inv(total / self.alpha + eye))
+            found.append(torch.linalg.inv(total / self.damping + eye))
         return found
 
 

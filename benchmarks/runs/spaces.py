@@ -40,7 +40,7 @@ OPTIONS: dict[str, Mapping[str, Range]] = {
     "kfac-ewc": {"strength": Range(0.1, 1e6, 10.0)},
     "si": {"strength": PATH_STRENGTH},
     "mas": {"strength": Range(1e-3, 1e3, 1.0)},
-    "owm": {"alpha": Range(1e-4, 10.0, 1e-1)},
+    "owm": {"damping": Range(1e-4, 10.0, 1e-1)},
     "gpm": {"first_threshold": Range(0.7, 0.999, 0.95), "threshold": Range(0.7, 0.9999, 0.99)},
     "ncl": {"prior": Range(1e-6, 1.0, 1e-2)},
     "lwf": {"strength": Range(0.05, 20.0, 1.0)},

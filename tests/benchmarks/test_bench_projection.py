@@ -78,7 +78,7 @@ def test_gpm_holds_the_fewest_directions_that_reach_the_threshold() -> None:
 def test_owm_is_recursive_least_squares() -> None:
     """P ← P - P a aᵀ P / (1 + aᵀ P a) over examples, which is what the paper does by batches."""
     model, first, second = network(), task(0), task(1)
-    method = OWM(model, BASES["sgd"].make(model.parameters(), 0.1), alpha=0.3)
+    method = OWM(model, BASES["sgd"].make(model.parameters(), 0.1), damping=0.3)
     expected = torch.eye(9, dtype=torch.float64)
     for batch in (first, second):
         method.boundary(batch)
