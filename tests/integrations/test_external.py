@@ -37,9 +37,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.fixture(autouse=True)
+def _torchvision() -> None:
+    importlib.import_module("tests.integrations.shim.sitecustomize")
+    pytest.importorskip("torchvision", exc_type=ImportError)
+
+
 def run(folder: Path, out: Path, *given: str) -> dict[str, list[dict[str, Any]]]:
     """What the command has written of its one benchmark, by label."""
-    importlib.import_module("tests.integrations.shim.sitecustomize")
     arguments = [*given, "--data", str(folder), "--seeds", "1", "--out", str(out)]
     assert external.main(arguments) == 0
     (table,) = (out / "external").glob("*.json")
@@ -49,7 +54,7 @@ def run(folder: Path, out: Path, *given: str) -> dict[str, list[dict[str, Any]]]
 
 @pytest.mark.timeout(600)
 def test_avalanche(folder: Path, tmp_path: Path) -> None:
-    pytest.importorskip("torchvision", exc_type=ImportError)
+    pytest.importorskip("avalanche", exc_type=ImportError)
     settings = ["--set", "tasks=2", "--set", "epochs=3", "--set", "batch=20"]
     methods = ["--methods", "adam", "sal-adam", "ewc", "--set", "ewc.strength=100"]
     found = run(folder, tmp_path, "avalanche", "--benchmark", "split-domain", *methods, *settings)
