@@ -94,7 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     data = load(args.data, args.data_dir)
     chosen.check(data)
-    for benchmark in names("--benchmark", args.benchmark, [*chosen.BENCHMARKS], chosen.BENCHMARKS):
+    for benchmark in names(
+        "--benchmark", args.benchmark, [*chosen.BENCHMARKS], [*chosen.BENCHMARKS]
+    ):
         _compare(chosen, version, benchmark, data, args)
     return 0
 
@@ -119,7 +121,7 @@ def _compare(
         console.print(line, soft_wrap=True, highlight=False)
 
     place = Place(args.out / "records" / "external", args.data, args.data_dir, args.checkout)
-    methods = names("--methods", args.methods, [*chosen.METHODS], chosen.METHODS)
+    methods = names("--methods", args.methods, [*chosen.METHODS], [*chosen.METHODS])
     settings, options = _settings(chosen, methods, args)
     first = {
         method: Job(args.name, version, benchmark, method, 0, data.name, data.fingerprint(),

@@ -75,18 +75,18 @@ def complete(jobs: Sequence[Job], place: Place, workers: int, say: Any) -> list[
     """The results of all jobs, in their order; `say` has a line for each that was run."""
     found = {job.key(): read_result(job.path(place.records), job.key(), say) for job in jobs}
     missing = {job.key(): job for job in jobs if found[job.key()] is None}
-    with ThreadPoolExecutor(max(1, min(workers, len(missing) or 1))) as pool:
-        for key, job, result in pool.map(lambda item: _compute(*item, place), missing.items()):
-            found[key] = result
-            say(f"{job.benchmark} {job.method} {_text(job.options)} {job.split} "
-                f"seed {job.seed}: {result['seconds']:.0f} s")  # fmt: skip
+
+    def compute(job: Job) -> tuple[Job, dict[str, Any]]:
+        made = in_a_process(job, place)
+        write_result(job.path(place.records), job.key(), made, {"job": asdict(job)})
+        return job, made
+
+    with ThreadPoolExecutor(max(1, min(workers, len(missing)))) as pool:
+        for job, made in pool.map(compute, missing.values()):
+            found[job.key()] = made
+            say(f"{job.benchmark} {label(job)}, {job.split}, seed {job.seed}: "
+                f"{made['seconds']:.0f} s")  # fmt: skip
     return [result for job in jobs if (result := found[job.key()]) is not None]
-
-
-def _compute(key: str, job: Job, place: Place) -> tuple[str, Job, dict[str, Any]]:
-    result = in_a_process(job, place)
-    write_result(job.path(place.records), key, result, {"job": asdict(job)})
-    return key, job, result
 
 
 def in_a_process(job: Job, place: Place) -> dict[str, Any]:

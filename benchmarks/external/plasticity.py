@@ -67,12 +67,12 @@ def run(job: Job, data: Dataset, folder: Path, checkout: Path | None) -> dict[st
         )
     on_path(checkout)
     (folder / "data").mkdir()
-    with open(folder / "data" / "mnist_", "wb") as file:
-        pickle.dump([data.train_x, data.train_y, data.test_x, data.test_y], file)
+    parts = [data.train_x, data.train_y, data.test_x, data.test_y]
+    (folder / "data" / "mnist_").write_bytes(pickle.dumps(parts))
     np.random.seed(job.seed)
     torch.manual_seed(job.seed)
-    experiment = importlib.import_module("lop.permuted_mnist.online_expr")
-    backprop = importlib.import_module("lop.algos.bp")
+    experiment: Any = importlib.import_module("lop.permuted_mnist.online_expr")
+    backprop: Any = importlib.import_module("lop.algos.bp")
     made: list[Any] = []
     nets: list[Any] = []
 
@@ -107,8 +107,7 @@ def run(job: Job, data: Dataset, folder: Path, checkout: Path | None) -> dict[st
             "data_file": str(folder / "found"),
         }
     )
-    with open(folder / "found", "rb") as file:
-        right = pickle.load(file)["accuracies"]
+    right = pickle.loads((folder / "found").read_bytes())["accuracies"]
     length = len(right) // settings["tasks"]
     online = [fmean(part.tolist()) for part in right.split(length)]
     held = _held(nets[-1], data, job)

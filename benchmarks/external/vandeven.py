@@ -91,7 +91,7 @@ def run(job: Job, data: Dataset, folder: Path, checkout: Path | None) -> dict[st
     write_raw(data, store / "datasets", Path("MNIST") / RAW)
     sys.argv = ["main.py", *_arguments(job, store, len(data.test_y))]
     on_path(checkout)
-    main = importlib.import_module("main")
+    main: Any = importlib.import_module("main")
     made: list[Any] = []
     if job.method in OURS:
         # What a user writes in the place of main.py's `optim.Adam`.

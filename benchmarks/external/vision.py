@@ -22,7 +22,8 @@ def require_torchvision() -> None:
         raise AbsentError("needs torchvision; `pip install torchvision` installs it")
     if torch.cuda.is_available() or _DECLARED or hasattr(torch.ops.torchvision, "nms"):
         return
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for operator in ("nms", "qnms"):
-        library.define(f"{operator}(Tensor dets, Tensor scores, float threshold) -> Tensor")
+        schema = f"{operator}(Tensor dets, Tensor scores, float threshold) -> Tensor"
+        library.define(schema)  # type: ignore[no-untyped-call]
     _DECLARED.append(library)
