@@ -24,6 +24,10 @@ COMMANDS = {
         "benchmarks.commands.crosscheck",
         "our baselines beside Avalanche's, on the same batches",
     ),
+    "external": (
+        "benchmarks.commands.external",
+        "harnesses that others wrote, given our optimizers",
+    ),
     "finetune": (
         "benchmarks.commands.finetune",
         "a pretrained language model learns a text: what it still knows",

@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks.commands.options import add_common, check_common, parser, read_data
 from benchmarks.data.errors import UserError
 from benchmarks.data.sets import Dataset
+from benchmarks.external.avalanche_plugins import copying_si
 from benchmarks.methods import METHODS
 from benchmarks.metrics.scores import average, learned, worst
 from benchmarks.metrics.spread import Spread
@@ -185,30 +186,13 @@ def _plugins(name: str, strength: float, epoch: int) -> list[Any]:
             once = dataset.subset(range(epoch))
             return super().compute_importances(model, criterion, optimizer, once, device, 1, **more)
 
-    class Copying(plugins.SynapticIntelligencePlugin):  # type: ignore[misc]
-        """Its anchor and its path's start are views of the weights on a CPU: all it does is 0."""
-
-        def before_training_iteration(self, strategy: Any, **more: Any) -> None:
-            super().before_training_iteration(strategy, **more)
-            self._copy(self.syn_data["old_theta"], self.ewc_data[0])
-
-        def before_training_exp(self, strategy: Any, **more: Any) -> None:
-            super().before_training_exp(strategy, **more)
-            self._copy(self.ewc_data[0])
-
-        @staticmethod
-        def _copy(*kept: Any) -> None:
-            for values in kept:
-                for value in values.values():
-                    value.data = value.data.clone()
-
     # Its penalties: λ · F · Δ² for EWC, which has a half here; c/2 · Ω · Δ² for SI, which has none.
     made: dict[str, Callable[[], list[Any]]] = {
         "naive": list,
         "EWC": lambda: [plugins.EWCPlugin(strength / 2)],
         "EWC, Fisher by example": lambda: [ByExample(strength / 2)],
         "SI": lambda: [plugins.SynapticIntelligencePlugin(2 * strength)],
-        "SI, weights copied": lambda: [Copying(2 * strength)],
+        "SI, weights copied": lambda: [copying_si(2 * strength)],
         "MAS": lambda: [plugins.MASPlugin(lambda_reg=strength)],
     }
     return made[name]()

@@ -23,7 +23,9 @@ from benchmarks.methods.kfac import KFAC
 from benchmarks.methods.layered import SUFFIX, Layered
 from benchmarks.methods.lwf import LwF
 from benchmarks.methods.mas import MAS
+from benchmarks.methods.ncl import NCL
 from benchmarks.methods.packages import base
+from benchmarks.methods.projection import GPM, OWM
 from benchmarks.methods.published_sal import PublishedSAL
 from benchmarks.methods.quadratic import L2
 from benchmarks.methods.second_order import SECOND_ORDER, Graphed, GraphedLayered
@@ -144,6 +146,13 @@ TOLD = (
         {**FISHER, "decay": "γ"},
     ),
     Row("mas", "adam", "memory aware synapses", MAS, {"strength": "λ", "examples": "per task"}),
+    Row("owm", "sgd", "orthogonal weights modification", OWM,
+        {"damping": "inputs below it count as unused", "examples": "per task"}),
+    Row("gpm", "plain-sgd", "gradient projection memory", GPM,
+        {"first_threshold": "share held at the first layer", "threshold": "at later layers",
+         "examples": "per task"}),
+    Row("ncl", "sgd", "natural continual learning", NCL,
+        {"prior": "p, precision of the prior", "fisher_examples": FISHER["fisher_examples"]}),
     Row("lwf", "adam", "learning without forgetting", LwF,
         {"strength": "λ", "temperature": "T"}),
 )  # fmt: skip

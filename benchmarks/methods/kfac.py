@@ -80,7 +80,9 @@ def linear_layers(model: nn.Module) -> list[nn.Linear]:
     """The linear layers, which must have all parameters."""
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if {p for layer in layers for p in layer.parameters()} != set(model.parameters()):
-        raise UserError("kfac-ewc: needs a network of linear layers alone; allowed: --net mlp")
+        raise UserError(
+            "kfac-ewc, owm, gpm, ncl: need a network of linear layers alone; allowed: --net mlp"
+        )
     return layers
 
 
@@ -107,11 +109,10 @@ def kronecker_fisher(model: nn.Module, examples: Batch) -> list[tuple[Tensor, Te
         x, mask = examples.x[start : start + CHUNK], examples.mask
         if mask is not None and mask.dim() > 1:
             mask = mask[start : start + CHUNK]
-        inputs, outputs, logits = _passed(model, layers, x)
+        inputs, outputs, logits = passed(model, layers, x)
         log_p = masked(logits, mask).log_softmax(1)
         for (a, _), layer, seen in zip(found, layers, inputs, strict=True):
-            if layer.bias is not None:
-                seen = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)
+            seen = with_ones(layer, seen)
             a.addmm_(seen.T, seen, alpha=1 / size)
         for column in range(log_p.shape[1]):
             weight = log_p[:, column : column + 1].detach().exp()
@@ -123,7 +124,12 @@ def kronecker_fisher(model: nn.Module, examples: Batch) -> list[tuple[Tensor, Te
     return found
 
 
-def _passed(
+def with_ones(layer: nn.Linear, inputs: Tensor) -> Tensor:
+    """A layer's inputs (batch, n), a 1 appended for the bias where there is one."""
+    return inputs if layer.bias is None else torch.cat([inputs, torch.ones_like(inputs[:, :1])], 1)
+
+
+def passed(
     model: nn.Module, layers: list[nn.Linear], x: Tensor
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """Inputs (batch, n) and outputs (batch, m) of each layer, and the model's output."""

@@ -27,14 +27,18 @@ INFINITE = float("inf")
 RANGES: dict[str, tuple[float, float, bool]] = {
     "alpha": (0, INFINITE, False),
     "beta_utility": (0, 1, False),
+    "damping": (0, INFINITE, True),
     "decay": (0, 1, False),
     "factor": (0, INFINITE, True),
     "max_importance": (0, INFINITE, True),
+    "first_threshold": (0, 1, False),
     "noise": (0, INFINITE, False),
+    "prior": (0, INFINITE, True),
     "std": (0, INFINITE, True),
     "strength": (0, INFINITE, False),
     "tau0": (0, INFINITE, False),
     "temperature": (0, INFINITE, True),
+    "threshold": (0, 1, False),
     "weight_decay": (0, INFINITE, False),
     "window": (0, INFINITE, True),
     "xi": (0, INFINITE, True),
@@ -54,7 +58,7 @@ def check_data(data: Dataset, streams: Sequence[str], args: argparse.Namespace) 
             raise UserError(f"{said}: its {part} images differ in size; allowed: one size")
     if args.batch is not None:
         require_range("--batch", args.batch, 1, max(MOST_BATCH, len(data.train_y)))
-    square = "--net conv" if net == "conv" else ""
+    square = f"--net {net}" if net.startswith("conv") else ""
     for stream in streams:
         if stream == "rotated":
             square = "--stream rotated"
@@ -67,7 +71,7 @@ def check_data(data: Dataset, streams: Sequence[str], args: argparse.Namespace) 
             raise UserError(
                 f"{said} has images of {data.features} pixels; allowed for {square}: square images"
             ) from None
-        if net == "conv" and side < SMALLEST_CONV:
+        if net.startswith("conv") and side < SMALLEST_CONV:
             raise UserError(
                 f"{said} has images of {side} x {side}; allowed for --net conv: at least "
                 f"{SMALLEST_CONV} x {SMALLEST_CONV}"

@@ -1,4 +1,4 @@
-"""The networks that are trained: fully connected ones by list of widths, and a small conv net.
+"""The networks that are trained: fully connected ones by list of widths, and small conv nets.
 
 The same seed gives the same initial weights to every method. What is learned, and how, is not
 decided here.
@@ -17,7 +17,7 @@ CHANNELS = (16, 32)
 
 def default_hidden(features: int, net: str = "mlp") -> tuple[int, ...]:
     """Widths of the hidden layers: small for 8 x 8 images, 256-256 from 28 x 28 on."""
-    if net == "conv":
+    if net.startswith("conv"):
         return (100,)
     return (100, 100) if features < 400 else (256, 256)
 
@@ -56,15 +56,26 @@ def _mlp(features: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def _conv(features: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
-    """Two blocks of 3 x 3 convolution, ReLU and 2 x 2 pooling, then hidden… -> outputs."""
+def _conv(
+    features: int, hidden: Sequence[int], outputs: int, *, norm: bool = False
+) -> nn.Sequential:
+    """Two blocks of 3 x 3 convolution, ReLU and 2 x 2 pooling, then hidden… -> outputs.
+
+    With `norm` a BatchNorm follows each convolution, which keeps running statistics of its own.
+    """
     side = round(features**0.5)
     layers: list[nn.Module] = [nn.Unflatten(1, (1, side, side))]
     channels = 1
     for width in CHANNELS:
-        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        between = [nn.BatchNorm2d(width)] if norm else []
+        convolution = nn.Conv2d(channels, width, 3, padding=1)
+        layers += [convolution, *between, nn.ReLU(), nn.MaxPool2d(2)]
         channels, side = width, side // 2
     return nn.Sequential(*layers, nn.Flatten(), *_mlp(channels * side * side, hidden, outputs))
 
 
-NETWORKS = {"mlp": _mlp, "conv": _conv}
+def _conv_bn(features: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
+    return _conv(features, hidden, outputs, norm=True)
+
+
+NETWORKS = {"mlp": _mlp, "conv": _conv, "conv-bn": _conv_bn}

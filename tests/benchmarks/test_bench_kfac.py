@@ -112,5 +112,5 @@ def test_the_penalty_of_a_small_move_is_the_loss_of_what_was_learned() -> None:
 
 def test_a_conv_net_is_refused() -> None:
     model = build("conv", 16, (5,), 3, seed=0)
-    with pytest.raises(UserError, match="kfac-ewc: needs a network of linear layers"):
+    with pytest.raises(UserError, match="need a network of linear layers"):
         KFAC(model, BASES["sgd"].make(model.parameters(), 0.1))

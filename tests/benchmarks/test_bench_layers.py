@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2] / "benchmarks"
 LAYERS = (
     {"commands"},
     {"companions"},
-    {"cost", "finetune"},
+    {"cost", "external", "finetune"},
     {"reports"},
     {"runs"},
     {"methods"},

@@ -90,9 +90,9 @@ def test_online_ewc_decays_its_fisher_and_moves_its_anchor() -> None:
         assert torch.allclose(p.grad, 3.0 * (0.5 * one + two) * (p - a), atol=1e-6)
 
 
-@pytest.mark.parametrize("net", ["mlp", "conv"])
+@pytest.mark.parametrize("net", ["mlp", "conv", "conv-bn"])
 def test_mas_equals_a_loop_over_examples(net: str) -> None:
-    model = build(net, 16, (5,), 3, seed=0).double()
+    model = build(net, 16, (5,), 3, seed=0).double().eval()
     x = torch.rand(7, 16, dtype=torch.float64)
     expected = [torch.zeros_like(p) for p in model.parameters()]
     for row in x:
