@@ -76,7 +76,7 @@ def run(job: Job, data: Dataset, folder: Path, checkout: Path | None) -> dict[st
     made: list[Any] = []
     nets: list[Any] = []
 
-    class Net(experiment.DeepFFNN):  # type: ignore[misc,name-defined]
+    class Net(experiment.DeepFFNN):  # type: ignore[misc]
         """Its network, kept so that it can be looked at afterwards."""
 
         def __init__(self, **sizes: Any) -> None:
