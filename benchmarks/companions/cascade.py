@@ -9,6 +9,7 @@ trains on; tables are of the test part. Scoring itself is not counted as compute
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -84,6 +85,29 @@ class Averaging:
         self.model.load_state_dict(self.mean.module.state_dict())
 
 
+def spend(
+    kind: str,
+    cascade: Cascade,
+    model: nn.Module,
+    train: Callable[[int], None],
+    steps: int,
+    rounds: int,
+) -> None:
+    """Train by one kind of arm; `train` takes a number of steps."""
+    if kind == "cascade":
+        lasting = max(1, steps // (rounds * BRANCHES))  # of a branch in a round
+        for _ in range(rounds):
+            cascade.round(lambda branch: train(lasting))
+    elif kind == "averaged":
+        mean = Averaging(model, steps)
+        for step in range(steps):
+            train(1)
+            mean.see(step)
+        mean.apply()
+    else:
+        train(steps if kind == "one" else steps // BRANCHES)
+
+
 def digits(name: str, arm: str, steps: int, seed: int) -> dict[str, Any]:
     """One arm through the stream."""
     if ARMS[arm] == "best":
@@ -102,7 +126,6 @@ def _digits(name: str, arm: str, steps: int, seed: int, start: int) -> dict[str,
     kind = ARMS.get(arm, arm)
     model = mlp(data.features, (100, 100), data.classes, seed=seed + 1000 * start)
     optimizer = OPTIMIZERS[name](model.parameters(), lr=1e-3)
-    lasting = max(1, steps // (ROUNDS * BRANCHES))  # of a branch in a round
     now = 0
 
     def score() -> float:
@@ -129,16 +152,7 @@ def _digits(name: str, arm: str, steps: int, seed: int, start: int) -> dict[str,
 
         if kind == "cascade":
             cascade.restart()
-            for _ in range(ROUNDS):
-                cascade.round(lambda branch, go=train: go(lasting))  # type: ignore[misc]
-        elif kind == "averaged":
-            mean = Averaging(model, steps)
-            for step in range(steps):
-                train(1)
-                mean.see(step)
-            mean.apply()
-        else:
-            train(steps if kind == "one" else steps // BRANCHES)
+        spend(kind, cascade, model, train, steps, ROUNDS)
         matrix.append([accuracy(model, test.x, test.y) for test in tests])
     return {
         "average": scores.average(matrix),
@@ -190,18 +204,7 @@ def _gpt(arm: str, steps: int, seed: int) -> dict[str, Any]:
         return found
 
     cascade = Cascade(model, optimizer, lambda: -loss(held), BRANCHES, **settings(arm, seed))
-    if kind == "cascade":
-        lasting = max(1, steps // (GPT_ROUNDS * BRANCHES))
-        for _ in range(GPT_ROUNDS):
-            cascade.round(lambda branch: train(lasting))
-    elif kind == "averaged":
-        mean = Averaging(model, steps)
-        for step in range(steps):
-            train(1)
-            mean.see(step)
-        mean.apply()
-    else:
-        train(steps if kind == "one" else steps // BRANCHES)
+    spend(kind, cascade, model, train, steps, GPT_ROUNDS)
     return {
         "loss": loss(test),
         "validation": loss(held),

@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.data.errors import UserError
 from benchmarks.data.sets import Dataset
 from benchmarks.external import AbsentError
 from benchmarks.external.avalanche_plugins import plugins_of
-from benchmarks.external.idx import write_raw
+from benchmarks.external.idx import require_mnist, write_raw
 from benchmarks.external.jobs import Job
 from benchmarks.external.optimizers import OURS, figures, optimizer
 from benchmarks.external.vision import require_torchvision
@@ -49,7 +48,6 @@ SETTINGS: Mapping[str, Any] = {
     "dropout": 0.5,
 }
 TASKS = {"permuted": 10}
-SIDE = 28
 
 
 def version(checkout: Path | None) -> str:
@@ -63,11 +61,7 @@ def version(checkout: Path | None) -> str:
 
 def check(data: Dataset) -> None:
     """Its MNIST benchmarks have 28 x 28 pixels and 10 classes."""
-    if (data.features, data.classes) != (SIDE * SIDE, 10):
-        raise UserError(
-            f"--data: {data.name!r} has {data.features} pixels and {data.classes} classes; "
-            "allowed for avalanche: 28 x 28 pixels and 10 classes"
-        )
+    require_mnist(data, "avalanche")
 
 
 def run(job: Job, data: Dataset, folder: Path, checkout: Path | None) -> dict[str, Any]:

@@ -11,10 +11,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.data.errors import UserError
 from benchmarks.data.sets import Dataset
 
 BYTES = 8  # the type of unsigned bytes in an IDX header
 RAW = Path("MNIST/raw")
+SIDE, CLASSES = 28, 10  # of MNIST
+
+
+def require_mnist(data: Dataset, harness: str) -> None:
+    """Raise a UserError where data are not of MNIST's shape, which the harness has built in."""
+    if (data.features, data.classes) != (SIDE * SIDE, CLASSES):
+        raise UserError(
+            f"--data: {data.name!r} has {data.features} pixels and {data.classes} classes; "
+            f"allowed for {harness}: {SIDE} x {SIDE} pixels and {CLASSES} classes"
+        )
 
 
 def write_idx(path: Path, values: Tensor) -> None:

@@ -19,15 +19,15 @@ from typing import Any
 import torch
 
 from benchmarks.data.errors import UserError
-from benchmarks.external import HARNESSES
+from benchmarks.external import harness
 from benchmarks.external.optimizers import SAL
-from benchmarks.runs.records import package_sources, read_result, write_result
+from benchmarks.runs.records import NOT_COUNTED, package_sources, read_result, write_result
 from benchmarks.runs.settings import Split
-from benchmarks.runs.sources import file_of, hash_of, source_hash
+from benchmarks.runs.sources import hash_of, source_hash, sources
 
 HERE = Path(__file__).resolve().parents[2]
-# Files beside the harness's own that decide a run.
-SHARED = ("benchmarks.external.idx", "benchmarks.external.optimizers")
+# What a harness imports and that decides no run: the reading of data is in their fingerprint.
+NOT_A_PART = ("benchmarks.external.jobs", "benchmarks.external", "benchmarks.data.sets")
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Job:
 
     def key(self) -> str:
         """Hash of the job, of the sources that it depends on, and of torch's version."""
-        files = [file_of(HARNESSES[self.harness][0]), *(file_of(name) for name in SHARED)]
+        files = sources((harness(self.harness).run,), "benchmarks", (*NOT_COUNTED, *NOT_A_PART))
         if self.method in SAL:
-            files += package_sources()
+            files = (*files, *package_sources())
         return hash_of(asdict(self), [source_hash(path) for path in files], torch.__version__)
 
     def path(self, folder: Path) -> Path:

@@ -21,6 +21,7 @@ import torch
 from benchmarks.data.errors import UserError
 from benchmarks.data.sets import Dataset
 from benchmarks.external.checkouts import commit, on_path, require
+from benchmarks.external.idx import SIDE
 from benchmarks.external.jobs import Job
 from benchmarks.external.optimizers import OURS, figures, optimizer
 
@@ -38,7 +39,7 @@ SETTINGS: Mapping[str, Any] = {
 }
 LRS = {"adam": 1e-3, "adamw": 1e-3, "sgd": 0.01}
 IMAGES = 60_000
-SIDE, LOOKS = 28, 500
+LOOKS = 500
 
 
 def version(checkout: Path | None) -> str:

@@ -27,10 +27,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.data.errors import UserError
 from benchmarks.data.sets import Dataset
 from benchmarks.external.checkouts import commit, on_path, require
-from benchmarks.external.idx import write_raw
+from benchmarks.external.idx import SIDE, require_mnist, write_raw
 from benchmarks.external.jobs import Job
 from benchmarks.external.optimizers import OURS, SAL, figures, optimizer
 from benchmarks.external.vision import require_torchvision
@@ -54,7 +53,7 @@ METHODS: Mapping[str, Sequence[float]] = {
 }
 # A million steps of the paper are 200 permutations. `lr` is of our optimizers; None: as in LRS.
 SETTINGS: Mapping[str, Any] = {"steps": 50_000, "change": 5_000, "lr": None}
-SIDE, LOOKS = 28, 500
+LOOKS = 500
 
 
 def version(checkout: Path | None) -> str:
@@ -67,11 +66,7 @@ def version(checkout: Path | None) -> str:
 
 def check(data: Dataset) -> None:
     """It reads MNIST: 28 x 28 pixels and 10 classes."""
-    if (data.features, data.classes) != (SIDE * SIDE, 10):
-        raise UserError(
-            f"--data: {data.name!r} has {data.features} pixels and {data.classes} classes; "
-            "allowed for upgd: 28 x 28 pixels and 10 classes"
-        )
+    require_mnist(data, "upgd")
 
 
 def run(job: Job, data: Dataset, folder: Path, checkout: Path | None) -> dict[str, Any]:

@@ -18,11 +18,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.data.errors import UserError
 from benchmarks.data.sets import Dataset
 from benchmarks.external import AbsentError
 from benchmarks.external.checkouts import commit, on_path, require
-from benchmarks.external.idx import RAW, write_raw
+from benchmarks.external.idx import RAW, require_mnist, write_raw
 from benchmarks.external.jobs import Job
 from benchmarks.external.optimizers import OURS, PLAIN, figures, optimizer
 from benchmarks.external.vision import require_torchvision
@@ -59,7 +58,6 @@ SETTINGS: Mapping[str, Any] = {
     "fisher_n": None,
 }
 FISHERS = ("ewc", "kfac-ewc", "owm", "ncl")
-SIDE = 28
 NEEDED = ("torchvision", "pandas", "tqdm", "matplotlib")
 
 
@@ -74,11 +72,7 @@ def version(checkout: Path | None) -> str:
 
 def check(data: Dataset) -> None:
     """It reads MNIST: 28 x 28 pixels and 10 classes."""
-    if (data.features, data.classes) != (SIDE * SIDE, 10):
-        raise UserError(
-            f"--data: {data.name!r} has {data.features} pixels and {data.classes} classes; "
-            "allowed for vandeven: 28 x 28 pixels and 10 classes"
-        )
+    require_mnist(data, "vandeven")
 
 
 def run(job: Job, data: Dataset, folder: Path, checkout: Path | None) -> dict[str, Any]:

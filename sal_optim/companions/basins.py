@@ -7,7 +7,6 @@ trains nothing. Whether the basin can be told before generation is a question fo
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from sal_optim.companions.activations import Tap, layer_of, tensor_of, unwrapped
 from sal_optim.companions.repetition import repetition_rate
 from sal_optim.utils import checks
+from sal_optim.utils.evaluating import evaluating
 
 FLUENT, LOOP, COLLAPSE = BASINS = ("fluent", "loop", "collapse")
 LOOPS, COLLAPSES = 0.2, 1.5 / math.log(64)
@@ -114,7 +114,7 @@ def basin_map(
     for place, prompt in enumerate(given):
         groups.setdefault(len(prompt), []).append(place)
     rows: list[tuple[Tensor, Tensor, Tensor]] = [(torch.empty(0),) * 3] * len(given)
-    with torch.no_grad(), _evaluating(inner):
+    with torch.no_grad(), evaluating(inner):
         for places in groups.values():
             batch = torch.stack([given[place] for place in places])
             surprise, hidden = _read(model, batch, layer, context)
@@ -228,14 +228,3 @@ def _check_generated(made: Any, count: int) -> None:
             f"Invalid generate value: it returned {what}; generate must return tokens, {count} by "
             "time"
         )
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Any:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

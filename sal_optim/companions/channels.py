@@ -80,7 +80,7 @@ class Channels:
         device = next(params, torch.empty(())).device
         self._problem = _problem(list(self.budgets), penalty, device)
         dual = torch.optim.SGD(self._problem.dual_parameters(), lr=dual_lr, maximize=True)
-        simultaneous = _cooper().optim.SimultaneousOptimizer
+        simultaneous = cooper_for("Channels").optim.SimultaneousOptimizer
         self._steps = simultaneous(self._problem, optimizer, dual)
         self._last: dict[str, float] = {}
         self._taking_part: dict[str, bool] = dict.fromkeys(self.budgets, False)
@@ -211,19 +211,19 @@ def _scaffold(scaffold: Any, names: list[str]) -> frozenset[str]:
     return frozenset(given)
 
 
-def _cooper() -> Any:
+def cooper_for(user: str) -> Any:
+    """The package cooper; raises an ImportError that names who needs it."""
     try:
         return importlib.import_module("cooper")
     except ImportError as error:
         raise ImportError(
-            "sal_optim.companions.Channels needs the package cooper: "
-            "pip install sal_optim[channels]"
+            f"sal_optim.companions.{user} needs the package cooper: pip install sal_optim[channels]"
         ) from error
 
 
 def _problem(names: list[str], penalty: float, device: torch.device) -> Any:
     """cooper's problem, with a constraint by channel."""
-    cooper = _cooper()
+    cooper = cooper_for("Channels")
 
     def compute_cmp_state(self: Any, task: Tensor, states: dict[str, tuple[Tensor, bool]]) -> Any:
         constraints = dict(self.named_constraints())

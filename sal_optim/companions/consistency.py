@@ -4,7 +4,6 @@ No gradient passes from one block to another. Multipliers and the augmented Lagr
 (extra ``channels``). Which samples are stepped on, and where blocks run, is the caller's.
 """
 
-import importlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sal_optim.companions.channels import cooper_for
 from sal_optim.utils import checks
 
 Make = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -231,13 +231,7 @@ def _blocks(blocks: Any) -> list[nn.Module]:
 
 
 def _cooper() -> Any:
-    try:
-        return importlib.import_module("cooper")
-    except ImportError as error:
-        raise ImportError(
-            "sal_optim.companions.ConsistencyEdges needs the package cooper: "
-            "pip install sal_optim[channels]"
-        ) from error
+    return cooper_for("ConsistencyEdges")
 
 
 def _problem(values: list[Tensor], penalty: float) -> tuple[Any, list[Any]]:

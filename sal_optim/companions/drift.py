@@ -4,14 +4,14 @@ It compares one network with its own past on a probe batch. Whether data is new 
 ``shift.py``; the drift from an optimizer's anchor is in its ``diagnostics()``.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sal_optim.companions.activations import Tap, as_rows, layer_of, tensor_of, unwrapped
+from sal_optim.utils.evaluating import evaluating
 
 _PROBE = (
     "probe must be a tensor, a tuple of arguments or a dict of named ones, of at least 2 samples"
@@ -106,7 +106,7 @@ class Drift:
         """Outputs and features on the probe, as rows."""
         tap = None if self._layer is None else Tap(self, self._model, self._layer, detach=True)
         try:
-            with _evaluating(self._model):
+            with evaluating(self._model):
                 args, named = self._probe
                 output = _output(self._model(*args, **named))
             caught = output if tap is None else tap.caught
@@ -189,15 +189,3 @@ def _output(output: Any) -> Tensor:
             "tensor of floating dtype, one as .logits, or a tuple that begins with one"
         )
     return first
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """All modules in ``eval()`` mode, and afterwards each in its own."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -21,6 +21,7 @@ from sal_optim.monitoring.lookup import Protection
 from sal_optim.monitoring.status import protection_line
 from sal_optim.transfer import load_importance, save_importance
 from sal_optim.utils import checks
+from sal_optim.utils.evaluating import evaluating
 
 logger = logging.getLogger("sal_optim")
 _announced: WeakSet[Protection] = WeakSet()
@@ -201,15 +202,9 @@ class Continual:
 @contextlib.contextmanager
 def aside(model: nn.Module) -> Iterator[None]:
     """Within, the model is evaluated; its modes and all random numbers are as before after it."""
-    modes = [(module, module.training) for module in model.modules()]
     devices = {param.device for param in model.parameters() if param.is_cuda}
-    with torch.random.fork_rng([device.index for device in devices]):
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
+    with torch.random.fork_rng([device.index for device in devices]), evaluating(model):
+        yield
 
 
 def announce(protection: Protection) -> None:
