@@ -22,7 +22,7 @@ from tests.testing.rows import CLASSES, KINDS, ROWS
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("processes")]
 
 # Which does not depend on how matrices are cut; the kinds that do are in test_blocks.py.
-# The retention is fixed: torch's Muon rounds to bfloat16, and where a number lies on the edge of two
+# The retention is fixed: torch's Muon rounds to bfloat16. Where a number is on the edge of two
 # roundings the last bit of a gradient moves weights by 5e-4, in one process alone too.
 DIAGONAL: dict[str, Any] = {"importance": "diagonal", "retention": 0.97}
 
