@@ -161,7 +161,7 @@ class ProtectionController(Holder):
         if model is not None:
             buffers.keep(self.optimizer.param_groups, model)
         self.settle()
-        if self.judge.consolidate():
+        if self.judge.consolidate(ended=True):
             self.detector["firm"] = 1.0
         begin_segment(self.detector)
 

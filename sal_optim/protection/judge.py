@@ -187,8 +187,8 @@ class Judge:
             ended: what was gathered is the end of a segment, which counts whole however short.
         """
         detector, groups = self.holder.detector, self.holder.groups
-        every = groups[0]["consolidate_every"]
-        usual = (LEAST if ended else window(detector, every)) / INTERVAL
+        usual = window(detector, groups[0]["consolidate_every"])
+        usual = (min(usual, LEAST) if ended else usual) / INTERVAL
         done = False
         for group in groups:
             for param in group["params"]:

@@ -256,7 +256,7 @@ class Reference:
     # ------------------------------------------------------------------ consolidation
 
     def consolidate(self) -> None:
-        self.firm = self.merge() or self.firm
+        self.firm = self.merge(ended=True) or self.firm
         self.norms.begin_segment()
 
     def strength(self) -> float:
@@ -274,7 +274,8 @@ class Reference:
         return 0.0 if every is None else every
 
     def merge(self, *, ended: bool = False) -> bool:
-        usual = (clock.LEAST if ended else self.interval()) / clock.INTERVAL
+        usual = self.interval()
+        usual = (min(usual, clock.LEAST) if ended else usual) / clock.INTERVAL
         done = [
             param.consolidate(usual) for param in self.params if param.settings["protection"] > 0
         ]
