@@ -50,6 +50,8 @@ from benchmarks.streams import STREAMS
 
 DEFAULT_SEEDS, DEFAULT_TRIALS = 2, 20
 OBJECTIVES = ("average", "worst", "learned", "online")
+# What a command says that differs from a data set's own scale.
+ASKED = ("tasks", "steps", "batch", "hidden", "order", "clip", "dropout")
 EXAMPLES = """\
 examples:
   python -m benchmarks tune --stream permuted --methods adam ewc si sal-adam --trials 20
@@ -202,8 +204,8 @@ def _write(
     for study in studies:
         place = found["options"].setdefault(args.data, {}).setdefault(study.plain.stream, {})
         place[study.plain.method] = dict(study.best.params)
-    asked = {name: getattr(args, name) for name in ("tasks", "steps", "batch", "hidden", "order")}
-    extra = "".join(f" --{name} {value}" for name, value in asked.items() if value is not None)
+    asked = {name: getattr(args, name) for name in ASKED}
+    extra = "".join(f" --{name} {value}" for name, value in asked.items() if value)
     extra += f" --preset {args.preset}" if args.preset else ""
     command = (
         f"python -m benchmarks tune --data {args.data} "
