@@ -208,6 +208,10 @@ class CommunicationLayer:
         """Draw all weights back to their anchors; see :meth:`SALOptimizer.restore`."""
         self.controller.restore(strength, model)
 
+    def grow(self, old: Tensor, new: Tensor) -> None:
+        """Put a parameter with more rows in another's place; see :meth:`SALOptimizer.grow`."""
+        self.controller.grow(old, new)
+
     def stability(self, param: Tensor) -> Tensor:
         """The stability s of each element; see :meth:`SALOptimizer.stability`."""
         return self.controller.stability(param)

@@ -292,6 +292,23 @@ class SALOptimizer(Optimizer):
         """
         self.controller.restore(strength, model)
 
+    def grow(self, old: Tensor, new: Tensor) -> None:
+        """Put a parameter with more rows in the place of one: a last layer that has new classes.
+
+        Rows that ``old`` has keep importance, anchor and moments; new rows are free. What was
+        gathered of ``old`` is consolidated first. Moments of the new rows are 0.
+
+        Args:
+            old: a parameter of this optimizer, of shape (rows, ...).
+            new: its successor, of shape (more rows, ...), whose first rows are those of ``old``.
+
+        Raises:
+            TypeError: one of them is no tensor.
+            ValueError: ``old`` is not this optimizer's, ``new`` is already, is of another dtype,
+                device or number of columns, or one of them is distributed (DTensor).
+        """
+        self.controller.grow(old, new)
+
     def stability(self, param: Tensor) -> Tensor:
         """The stability s of each element of a parameter, in [0, 1).
 

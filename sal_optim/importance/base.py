@@ -23,6 +23,8 @@ class Importance(Protocol):
 
     A kind with an attribute ``wide`` that is true is kept in four bytes a number, or eight, even
     where ``state_dtype`` asks for two.
+    A method ``grow(state, larger)``, if there is one, fills in the state of a parameter with more
+    rows, in which all is 0; without it each tensor becomes the leading part of the larger one.
     """
 
     def shapes(self, shape: tuple[int, ...], rank: int) -> dict[str, tuple[int, ...]]:

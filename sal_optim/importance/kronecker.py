@@ -148,6 +148,20 @@ class Kronecker:
         moved = (values.to(exact) - state["anchor"].to(exact)).flatten(1)
         values.sub_(along(table_of(share), moved, *bases(state, exact)).view_as(values))
 
+    def grow(self, state: State, larger: State) -> None:
+        """Directions keep their values and have no part in new rows, which have none."""
+        for side in SIDES:
+            basis, values = state[f"{side}_basis"], state[f"{side}_values"]
+            wider, found = larger[f"{side}_basis"], larger[f"{side}_values"]
+            size, kept = basis.shape
+            rows, width = wider.shape
+            wider[:size, :kept] = basis
+            # Where all directions are known, so are those of new rows: by themselves.
+            wider[size : size + width - kept, kept:].fill_diagonal_(1.0)
+            found[:kept] = values[:-1]
+            # The sum over what is not known stays as it was.
+            found[-1] = values[-1] * ((size - kept) / max(1, rows - width))
+
     def elements(self, state: State, values: Tensor) -> Tensor:
         exact = wide(self.dtype(state))
         if not values.numel():

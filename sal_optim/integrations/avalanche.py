@@ -16,7 +16,8 @@ class SALPlugin(SupervisedPlugin):
     """For ``Naive(plugins=[SALPlugin(…)], …)`` and other strategies, with an optimizer of SAL.
 
     The end of each experience is declared as the end of a task. After each epoch the strategy's
-    loggers have the diagnostics and, with a probe, ``sal/old_loss``. Data are DataLoaders or data
+    loggers have the diagnostics and, with a probe, ``sal/old_loss``. The rows of a last layer that
+    grows (``IncrementalClassifier``) keep what is known of them. Data are DataLoaders or data
     sets of Avalanche, of inputs, targets and task labels.
 
     Args:
@@ -27,6 +28,8 @@ class SALPlugin(SupervisedPlugin):
         super().__init__()
         self._continual = Continual(**settings)
         self._begun = False
+        # What the optimizer had of each parameter when the last experience ended.
+        self._known: dict[str, tuple[Tensor, dict[str, Any]]] = {}
 
     def before_training_exp(self, strategy: Any, *_: Any, **__: Any) -> None:
         """Load, observe, and measure the probe: the strategy has emptied the optimizer by now."""
@@ -42,8 +45,14 @@ class SALPlugin(SupervisedPlugin):
             found: Tensor = strategy._criterion(strategy.model(batch[0]), batch[1])
             return found
 
+        protection = required_protection(strategy.optimizer)
+        for name, param in strategy.model.named_parameters():
+            old, state = self._known.pop(name, (param, {}))
+            # Avalanche gives the parameter of a last layer that has grown an empty state.
+            if old.shape != param.shape:
+                protection.controller.take_over(old, state, param)
         self._continual.begin(
-            required_protection(strategy.optimizer),
+            protection,
             strategy.model,
             batches,
             loss,
@@ -67,6 +76,8 @@ class SALPlugin(SupervisedPlugin):
     def after_training_exp(self, strategy: Any, *_: Any, **__: Any) -> None:
         """Restore, consolidate, save."""
         self._continual.end()
+        state = strategy.optimizer.state
+        self._known = {n: (p, state[p]) for n, p in strategy.model.named_parameters() if p in state}
 
 
 def _collate(data: Any) -> Any:

@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 from sal_optim.detection.change_detector import begin_segment
 from sal_optim.detection.grad_norm import norms
 from sal_optim.detection.told import TOLD
-from sal_optim.importance import code_of
-from sal_optim.protection import buffers
+from sal_optim.importance import State, code_of
+from sal_optim.protection import buffers, growing
 from sal_optim.protection.block import Block, Group, blocks_of
 from sal_optim.protection.clock import strength
 from sal_optim.protection.consolidation import draw_back, importance_of
@@ -228,6 +228,24 @@ class ProtectionController(Holder):
             draw_back(param, state, group, strength)
         if strength > 0.0:
             buffers.put_back(kept)
+
+    @torch.no_grad()
+    def grow(self, old: Tensor, new: Tensor) -> None:
+        """Put a parameter with more rows in another's place; see ``SALOptimizer.grow``."""
+        self.settle()
+        growing.grow(self, old, new)
+
+    @torch.no_grad()
+    def take_over(self, old: Tensor, state: State, new: Tensor) -> None:
+        """The same where a framework has put ``new`` into the place of ``old`` by itself.
+
+        Args:
+            old: that was a parameter.
+            state: that the optimizer had of it.
+            new: a parameter, whose first rows are those of ``old``.
+        """
+        self.settle()
+        growing.move(self, old, state, new)
 
     @torch.no_grad()
     def importance(self, param: Tensor) -> tuple[Tensor, Group]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from sal_optim import SALAdamW
 from sal_optim.integrations import protection_of
@@ -265,6 +266,44 @@ def test_avalanche() -> None:
     assert old[1] < 0.5 * old[0]
     assert strategy.optimizer.diagnostics()["consolidations"] >= 2.0
     assert any("old_loss" in name for name in evaluator.get_all_metrics())
+
+
+def test_avalanche_grows_a_last_layer() -> None:
+    """The rows of classes seen before keep their importance in the larger layer."""
+    pytest.importorskip("avalanche", exc_type=ImportError)
+    from avalanche.benchmarks import nc_benchmark
+    from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
+    from avalanche.models import IncrementalClassifier
+    from avalanche.training.plugins import SupervisedPlugin
+    from avalanche.training.supervised import Naive
+
+    from sal_optim.integrations.avalanche import SALPlugin
+
+    draw = torch.Generator().manual_seed(0)
+    inputs, targets = torch.randn(256, 8, generator=draw), torch.arange(256) % 4
+    classes = DataAttribute(targets.tolist(), "targets", use_in_getitem=False)
+    data = AvalancheDataset([TensorDataset(inputs, targets)], data_attributes=[classes])
+    benchmark = nc_benchmark(data, data, 2, task_labels=False, fixed_class_order=[0, 1, 2, 3])
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), IncrementalClassifier(16, 2))
+    strategy = Naive(
+        model=model, optimizer=SALAdamW(model.parameters(), lr=LR), train_mb_size=8,
+        criterion=nn.CrossEntropyLoss(), train_epochs=4, plugins=[SALPlugin()],
+    )  # fmt: skip
+    first, second = benchmark.train_stream
+    strategy.train(first)
+    controller = strategy.optimizer.controller
+    before = controller.importance(model[2].classifier.weight)[0].clone()
+    seen = []
+
+    class Look(SupervisedPlugin):
+        def before_training_iteration(self, strategy: Any, *_: Any, **__: Any) -> None:
+            seen.append(controller.importance(model[2].classifier.weight)[0].clone())
+
+    strategy.plugins.append(Look())
+    strategy.train(second)
+    assert seen[0].shape == (4, 16)
+    assert float(before.mean()) > 0
+    torch.testing.assert_close(seen[0][:2], before)
 
 
 @pytest.mark.parametrize(

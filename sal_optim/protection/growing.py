@@ -1,0 +1,103 @@
+"""A parameter that gains rows, as the last layer does that is given new classes.
+
+What is known of the rows that stay goes into the state of the larger parameter; new rows are free.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sal_optim.importance import State
+from sal_optim.protection.block import NUMBERS, kind_of_param, local_state, prepare
+from sal_optim.protection.clock import INTERVAL, window
+from sal_optim.protection.consolidation import consolidate_param
+from sal_optim.protection.holder import Holder
+from sal_optim.sharding.dtensor import PLAIN
+
+
+def grow(holder: Holder, old: Tensor, new: Tensor) -> None:
+    """Put ``new`` into the place of ``old``, with the state of the rows that both have.
+
+    Args:
+        holder: with the groups and the state.
+        old: a parameter of the optimizer.
+        new: not yet one.
+
+    Raises:
+        TypeError: one of them is no tensor.
+        ValueError: ``old`` is not the optimizer's, ``new`` is already, or they do not fit.
+    """
+    for name, value in (("old", old), ("new", new)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"Invalid {name} value: a {type(value).__name__}; {name} is a tensor")
+    if any(new is param for group in holder.groups for param in group["params"]):
+        raise ValueError("Invalid new value: it is a parameter of this optimizer already")
+    for place, group in enumerate(holder.groups):
+        for index, param in enumerate(group["params"]):
+            if param is old:
+                _check(old, new)
+                state = holder.state_of(old)
+                holder.optimizer.param_groups[place]["params"][index] = new
+                holder.optimizer.state.pop(old, None)
+                if holder.early.pop(old, None) is not None:
+                    holder.early[new] = {}
+                move(holder, old, state, new)
+                return
+    raise ValueError(
+        f"Invalid old value: a tensor of shape {tuple(old.shape)}; old must be one of this "
+        "optimizer's parameters"
+    )
+
+
+def move(holder: Holder, old: Tensor, state: State, new: Tensor) -> None:
+    """Give a parameter the state that one with fewer rows had.
+
+    What was gathered is consolidated first: it is of the rows that stay.
+
+    Args:
+        holder: with the groups and the state.
+        old: no longer a parameter.
+        state: that it had.
+        new: a parameter of the optimizer.
+    """
+    _check(old, new)
+    if not state:
+        return
+    group = next(g for g in holder.groups if any(p is new for p in g["params"]))
+    detector = holder.detector
+    usual = window(detector, group["consolidate_every"]) / INTERVAL
+    consolidate_param(old, state, group, usual, detector["consolidations"])
+    found: State = {}
+    if "pending_steps" in state:
+        kind = kind_of_param(new, group)
+        prepare(new, found, group, kind)
+        found.update({name: state[name] for name in NUMBERS})
+        getattr(kind, "grow", _lead)(local_state(state), local_state(found))
+    for name, value in state.items():
+        own = name == "anchor" or name not in found
+        if own and isinstance(value, Tensor) and value.shape == old.shape:
+            # Moments of new rows are 0, and their anchor is where they begin.
+            found.setdefault(name, torch.zeros_like(new, dtype=value.dtype))[: len(old)] = value
+        elif name not in found:
+            found[name] = value
+    target: dict[Any, State] = holder.early if new in holder.early else holder.optimizer.state
+    target[new] = found
+
+
+def _lead(state: State, larger: State) -> None:
+    """Each tensor becomes the leading part of the larger one; what is new of it is 0."""
+    for name, value in larger.items():
+        if isinstance(value, Tensor) and name != "anchor":
+            value[tuple(slice(size) for size in state[name].shape)] = state[name]
+
+
+def _check(old: Tensor, new: Tensor) -> None:
+    if type(old) not in PLAIN or type(new) not in PLAIN:
+        raise ValueError("Invalid old value: a parameter that is distributed can't grow")
+    grows = old.dim() == new.dim() > 0 and len(new) >= len(old) and new.shape[1:] == old.shape[1:]
+    if not grows or (new.dtype, new.device) != (old.dtype, old.device):
+        raise ValueError(
+            f"Invalid new value: {tuple(new.shape)}, {new.dtype} on {new.device}; new must be "
+            f"{tuple(old.shape)}, {old.dtype} on {old.device}, with as many rows or more"
+        )
