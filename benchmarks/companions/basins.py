@@ -27,7 +27,9 @@ PREDICTION = (
     "state tells the basin with an area of 0.6 to 0.75, length and perplexity with 0.5 to 0.6. "
     "Fine-tuning on another text changes the basin of a third of the prompts or more, SALAdamW's "
     "fewer than AdamW's, and does not raise the fluent share on old prompts. Data reweighted by "
-    "basin do not differ from the same weights in random order. After a trial on seed 100, in "
+    "basin do not differ from the same weights in random order. SmolLM2, fine-tuned on another "
+    "text for 40 steps, loops more, and less so with SALAdamW, whose loss on code rises by half of "
+    "AdamW's or less. After a trial on seed 100, in "
     "which three quarters were collapses, the temperature is 0.8."
 )
 PARTS = ("gpt", "smollm2")
@@ -156,7 +158,10 @@ def run(options: Options) -> Outcome:
             parts.append("**SmolLM2-135M**: its packages (extra `finetune`) are not installed.")
         else:
             figures["smollm2"] = plot_basins(real[0]["map"])
-            values["smollm2"] = [{"table": r["map"].table(), "areas": r["areas"]} for r in real]
+            kept = ("areas", "arms")
+            values["smollm2"] = [
+                {"table": each["map"].table(), **{k: each[k] for k in kept}} for each in real
+            ]
             parts.append(told_of(real))
     return Outcome("Basins of a language model", parts, values, figures)
 
