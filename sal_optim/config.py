@@ -37,8 +37,9 @@ PROTECTION_ARGUMENTS = """
         tau0: threshold on the surprise where the gradient norm has no noise, at least 1.
         alpha: standard deviations of the gradient norm that the threshold adds.
         stats_beta: decay of the gradient norm's statistics, in [0, 1).
-        state_dtype: floating dtype of importance and anchor, such as ``torch.bfloat16``. Kronecker
-            factors are kept in float32 at least. Default:
+        state_dtype: dtype of importance and anchor, such as ``torch.bfloat16``. Kronecker factors
+            are kept in float32 at least. ``torch.int8``: anchors of matrices in eight bits, with a
+            scale a row, and all else as with bfloat16; not for sharded parameters. Default:
             float32 for importance (float64 beside float64), the parameter's for the anchor.
         granularity: deprecated name of ``importance``; ``"element"`` is ``"diagonal"``."""
 
@@ -109,7 +110,7 @@ def check_protection(group: dict[str, Any]) -> dict[str, Any]:
         "tau0": checks.number("tau0", group["tau0"], low=1.0),
         "alpha": checks.number("alpha", group["alpha"]),
         "stats_beta": checks.number("stats_beta", group["stats_beta"], high=1.0),
-        "state_dtype": checks.floating_dtype("state_dtype", group["state_dtype"]),
+        "state_dtype": checks.state_dtype("state_dtype", group["state_dtype"]),
     }
 
 

@@ -42,7 +42,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "retention": (-0.1, 1.1, NAN),
     "importance": ("elements", "element", "", 3),
     "rank": (0, -1, 1.5, NAN, INF),
-    "state_dtype": ("int8", torch.int32, torch.float16, "nonsense"),
+    "state_dtype": ("int4", torch.int32, torch.float16, "nonsense"),
     "maximize": ("yes", 2, None),
     "foreach": ("yes", 2),
     "differentiable": (True,),

@@ -18,6 +18,7 @@ from torch import Tensor
 from sal_optim.checkpoint.validation import check_statistics, fitted_threshold
 from sal_optim.detection.change_detector import new_detector
 from sal_optim.importance import State
+from sal_optim.protection import anchor
 from sal_optim.protection.block import (
     NUMBERS,
     Group,
@@ -66,7 +67,9 @@ def written(controller: ProtectionController, names: dict[Tensor, str], path: st
             )
         for key in (*_kept(param, group), "anchor"):
             if key in state:
-                tensors[f"{name}.{key}"] = _real(state[key].detach()).cpu().contiguous()
+                kept = state[key].detach()
+                kept = anchor.read(state, torch.float32) if kept.dtype == torch.int8 else kept
+                tensors[f"{name}.{key}"] = _real(kept).cpu().contiguous()
         weights[name] = float(state["evidence_weight"])
         kinds[name] = _kind(param, group)
     if not weights:
@@ -210,11 +213,11 @@ def _state(
         elif key not in before:
             found[key] = torch.zeros(shape, dtype=dtype, device=param.device)
     if group["pull"] > 0.0:
-        found["anchor"] = new_anchor(param, group)
+        found.update(new_anchor(param, group))
         if "anchor" in tensors:
             saved = tensors["anchor"]
             saved = torch.view_as_complex(saved) if param.is_complex() else saved
-            found["anchor"].copy_(saved)
+            anchor.write(found, saved.to(param.device), 0.5)
     for number in NUMBERS:
         found[number] = before.get(number, 0.0)
     found["evidence_weight"] = content.weights[name]

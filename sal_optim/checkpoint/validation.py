@@ -19,7 +19,7 @@ from sal_optim.checkpoint.resharding import IMPORTANCE_STATE, of_own_layout
 from sal_optim.checkpoint.upgrading import upgraded_group, upgraded_state
 from sal_optim.config import check_protection
 from sal_optim.detection.change_detector import new_detector
-from sal_optim.protection import buffers
+from sal_optim.protection import anchor, buffers
 from sal_optim.protection.block import NUMBERS, Group, shapes
 from sal_optim.sharding.dtensor import is_distributed
 from sal_optim.sharding.stacked import layout_of, stacked_placements
@@ -223,6 +223,10 @@ def check_statistics(where: str, param: Tensor, group: dict[str, Any], state: St
                 f"{where} has no {name!r}, which {group['importance']} importance has; a state for "
                 "sharded and for whole parameters is made with importance='diagonal' alone"
             )
+    if isinstance(state.get("anchor"), Tensor):
+        names = {**names, **anchor.shapes(state, tuple(param.shape))}
+        if "anchor_scale" in names and "anchor_scale" not in state:
+            raise KeyError(f"{where} has no 'anchor_scale', which an anchor in eight bits needs")
     for name, shape in {"anchor": tuple(param.shape), **names}.items():
         if name in state:
             check_tensor(f"{where}, {name!r},", name, state[name], shape, param)
@@ -260,6 +264,7 @@ def check_tensor(where: str, name: str, value: Any, shape: tuple[int, ...], para
         right = value.dtype == param.dtype
     else:
         right = value.is_floating_point() and value.dtype.itemsize >= 2
+        right = right or (name == "anchor" and value.dtype == torch.int8)
     if not right:
         raise ValueError(f"{where} is of {value.dtype}, which does not fit {param.dtype}")
     if is_distributed(value) != is_distributed(param) or not _is_cut_alike(name, value, param):

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sal_optim.importance import IMPORTANCE, Importance, State, code_of, kind_of
-from sal_optim.sharding.dtensor import PLAIN, Sharding, aligned, plain, sharding
+from sal_optim.protection import anchor
+from sal_optim.sharding.dtensor import PLAIN, Sharding, aligned, is_distributed, plain, sharding
 from sal_optim.sharding.stacked import layout_of, stacked_zeros
 from sal_optim.utils.rounding import wide
 
@@ -135,24 +136,23 @@ def prepare(param: Tensor, state: State, group: Group, kind: Importance) -> None
     # From the first step, though it is used only after a consolidation: a distributed checkpoint
     # loads into the state that a step makes, and no more than that.
     if group["pull"] > 0.0 and "anchor" not in state:
-        state["anchor"] = new_anchor(param, group)
+        state.update(new_anchor(param, group))
     for name in NUMBERS:
         state.setdefault(name, 0.0)
 
 
 def dtype_of(param: Tensor, group: Group) -> torch.dtype:
     """The dtype of importance."""
+    if group["state_dtype"] == anchor.EIGHT_BITS:
+        return torch.bfloat16
     if group["state_dtype"] is not None:
         return getattr(torch, group["state_dtype"])  # type: ignore[no-any-return]
     return torch.float64 if param.dtype in (torch.float64, torch.complex128) else torch.float32
 
 
-def new_anchor(param: Tensor, group: Group) -> Tensor:
-    """The present weights, in the dtype that anchors are kept in."""
-    anchor = param.detach().clone(memory_format=torch.preserve_format)
-    if group["state_dtype"] is not None and not param.is_complex():
-        anchor = anchor.to(dtype_of(param, group))
-    return anchor
+def new_anchor(param: Tensor, group: Group) -> State:
+    """The present weights, in the form that anchors are kept in."""
+    return anchor.begun(param, group, dtype_of(param, group))
 
 
 def check_ready(param: Tensor, state: dict[str, Any], group: Group, owner: str) -> None:
@@ -160,18 +160,23 @@ def check_ready(param: Tensor, state: dict[str, Any], group: Group, owner: str) 
 
     Raises:
         RuntimeError: the gradient is sparse.
-        ValueError: the parameter was resized, cast or moved, and its state was not.
+        ValueError: the parameter was resized, cast or moved, and its state was not; or it is
+            sharded, and its anchor is to be kept in eight bits.
     """
     grad = param.grad
     if grad is not None and grad.is_sparse:
         raise RuntimeError(
             f"{owner} does not support sparse gradients; use a dense gradient (sparse=False)"
         )
+    if anchor.is_small(param, group) and is_distributed(param):
+        raise ValueError(
+            "Invalid state_dtype value: 'int8'; a parameter that is sharded over processes "
+            "(DTensor) has its anchor in torch.bfloat16 or more"
+        )
     if "pending_steps" not in state:
         return
     shape, device = param.shape, param.device
-    anchor = state.get("anchor")
-    named = {**shapes(param, group), **({} if anchor is None else {"anchor": tuple(shape)})}
+    named = {**shapes(param, group), **anchor.shapes(state, tuple(shape))}
     for name, wanted in named.items():
         value = state.get(name)
         if value is None or (tuple(value.shape) == wanted and value.device == device):

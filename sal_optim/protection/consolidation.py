@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sal_optim.importance import State
+from sal_optim.protection import anchor
 from sal_optim.protection.block import Group, kind_of_param, local_state, new_anchor
 from sal_optim.protection.clock import shares
 from sal_optim.sharding.dtensor import plain
@@ -37,18 +38,20 @@ def consolidate_param(
     if gathered == 0.0:
         return False
     if group["pull"] > 0.0 and "anchor" not in state:
-        state["anchor"] = new_anchor(param, group)
+        state.update(new_anchor(param, group))
     local, values = local_state(state), plain(param.detach())
+    merged = dict(local)
     if "anchor" in local:
         # Weights that are not finite never become an anchor; nothing is read from the device.
-        anchor = local["anchor"]
-        anchor.nan_to_num_(0.0, 0.0, 0.0)
-        values = torch.where(values.isfinite(), values, anchor.to(values.dtype))
-        if state["evidence_weight"] == 0.0:
-            anchor.copy_(values)
+        known = anchor.read(local, values.dtype).nan_to_num_(0.0, 0.0, 0.0)
+        values = torch.where(values.isfinite(), values, known)
+        merged["anchor"] = values.clone() if state["evidence_weight"] == 0.0 else known
     new, old, weight = shares(gathered, usual, state["evidence_weight"], group["retention"])
     kind = kind_of_param(param, group)
-    kind.merge(local, values, new=new / gathered, old=old, memory=ANCHOR_MEMORY, at=dither(count))
+    at = dither(count)
+    kind.merge(merged, values, new=new / gathered, old=old, memory=ANCHOR_MEMORY, at=at)
+    if "anchor" in local:
+        anchor.write(local, merged["anchor"], at)
     state["evidence_weight"], state["pending_steps"] = weight, 0.0
     return True
 
@@ -59,7 +62,8 @@ def draw_back(param: Tensor, state: State, group: Group, strength: float) -> Non
         kind = kind_of_param(param, group)
         values, local = plain(param.detach()), local_state(state)
         # A run that has diverged comes back: what is not finite goes to the anchor.
-        values.copy_(torch.where(values.isfinite(), values, local["anchor"].to(values.dtype)))
+        local["anchor"] = anchor.read(local, values.dtype)
+        values.copy_(torch.where(values.isfinite(), values, local["anchor"]))
         kind.draw(local, values, strength)
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from sal_optim.protection import anchor
+from sal_optim.protection.block import local_state
 from sal_optim.protection.statistics import published_stability
 from sal_optim.sharding.dtensor import plain
 
@@ -117,11 +119,12 @@ def drift(controller: "ProtectionController", params: Iterable[Tensor]) -> float
     for param in params:
         state, values = controller.state_of(param), plain(param.detach())
         if "anchor" in state and state["evidence_weight"] > 0.0 and values.numel():
-            weights, anchor = _sample(values), _sample(plain(state["anchor"])).to(values.dtype)
+            kept = anchor.read(local_state(state), values.dtype)
+            weights, there = _sample(values), _sample(kept)
             # A sample of a large tensor stands for the whole of it.
             scale = values.numel() / weights.numel()
-            moved += scale * float(torch.linalg.vector_norm((weights - anchor).float())) ** 2
-            size += scale * float(torch.linalg.vector_norm(anchor.float())) ** 2
+            moved += scale * float(torch.linalg.vector_norm((weights - there).float())) ** 2
+            size += scale * float(torch.linalg.vector_norm(there.float())) ** 2
     return math.sqrt(moved / size) if math.isfinite(moved) and size > 0.0 else 0.0
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sal_optim.detection.grad_norm import joined, norms
+from sal_optim.protection import anchor
 from sal_optim.protection.block import Block
 from sal_optim.protection.clock import INTERVAL
 from sal_optim.protection.judge import Decision
@@ -49,7 +50,7 @@ def protected(
     group, moved, stiffness = blocks[0].group, None, 0.0
     damping = group["protection"] * share
     if decision.penalizes and group["pull"] > 0.0 and "anchor" in blocks[0].local:
-        anchors = [block.local["anchor"].to(block.values.dtype) for block in blocks]
+        anchors = [anchor.read(block.local, block.values.dtype) for block in blocks]
         moved = list(torch._foreach_sub([block.values for block in blocks], anchors))
         stiffness = INTERVAL * damping * group["pull"] * decision.unit
         if rate is not None:

@@ -75,10 +75,11 @@ def move(holder: Holder, old: Tensor, state: State, new: Tensor) -> None:
         found.update({name: state[name] for name in NUMBERS})
         getattr(kind, "grow", _lead)(local_state(state), local_state(found))
     for name, value in state.items():
-        own = name == "anchor" or name not in found
-        if own and isinstance(value, Tensor) and value.shape == old.shape:
-            # Moments of new rows are 0, and their anchor is where they begin.
-            found.setdefault(name, torch.zeros_like(new, dtype=value.dtype))[: len(old)] = value
+        if name.startswith("anchor") and name in found:
+            found[name][: len(old)] = value  # that of new rows is where they begin
+        elif name not in found and isinstance(value, Tensor) and value.shape == old.shape:
+            found[name] = torch.zeros_like(new, dtype=value.dtype)
+            found[name][: len(old)] = value
         elif name not in found:
             found[name] = value
     target: dict[Any, State] = holder.early if new in holder.early else holder.optimizer.state
@@ -88,7 +89,7 @@ def move(holder: Holder, old: Tensor, state: State, new: Tensor) -> None:
 def _lead(state: State, larger: State) -> None:
     """Each tensor becomes the leading part of the larger one; what is new of it is 0."""
     for name, value in larger.items():
-        if isinstance(value, Tensor) and name != "anchor":
+        if isinstance(value, Tensor) and not name.startswith("anchor"):
             value[tuple(slice(size) for size in state[name].shape)] = state[name]
 
 

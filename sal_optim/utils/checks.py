@@ -124,8 +124,8 @@ def model(value: Any, groups: Iterable[dict[str, Any]]) -> nn.Module:
     return value
 
 
-def floating_dtype(name: str, value: Any) -> str | None:
-    """The name of a floating dtype, from ``torch.bfloat16``, ``"bfloat16"`` or None.
+def state_dtype(name: str, value: Any) -> str | None:
+    """The name of a dtype for state, from ``torch.bfloat16``, ``"bfloat16"`` or None.
 
     Kept as text because text survives YAML, JSON and ``weights_only`` checkpoints.
     """
@@ -134,9 +134,9 @@ def floating_dtype(name: str, value: Any) -> str | None:
     text = str(value).removeprefix("torch.")
     dtype = getattr(torch, text, None)
     # Sums of squares leave the range of float16.
-    if dtype not in (torch.bfloat16, torch.float32, torch.float64):
+    if dtype not in (torch.int8, torch.bfloat16, torch.float32, torch.float64):
         raise ValueError(
-            f"Invalid {name} value: {value!r}; {name} must be None, torch.bfloat16, torch.float32 "
-            "or torch.float64"
+            f"Invalid {name} value: {value!r}; {name} must be None, torch.int8, torch.bfloat16, "
+            "torch.float32 or torch.float64"
         )
     return text

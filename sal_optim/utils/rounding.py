@@ -25,12 +25,12 @@ def on(number: Number, device: torch.device) -> Number:
 
 
 # The fractional parts of its multiples fill [0, 1) evenly, whatever stretch of them is taken.
-_GOLDEN = 0.6180339887498949
+GOLDEN = 0.6180339887498949
 
 
 def dither(count: _Count) -> _Count:
     """The ``count``-th place in [0, 1) at which to round."""
-    return count * _GOLDEN % 1.0
+    return count * GOLDEN % 1.0
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -1,0 +1,91 @@
+"""The anchor: the weights that the penalty draws back to, and the forms that it is kept in.
+
+A matrix can be kept in eight bits (``state_dtype="int8"``), with one scale a row. A consolidation
+moves an anchor by less than one of 127 places, so that it is rounded up or down in turn; and a
+scale stays while it fits, so that what does not move is not rounded anew.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sal_optim.importance import State
+from sal_optim.utils.rounding import GOLDEN
+
+EIGHT_BITS = "int8"
+LARGEST = 127
+# The scale of a row is chosen for this largest value, and anew where it has fallen to a third.
+CHOSEN, LEAST = 120, 40
+# Nearer than this to a whole number is one: what was kept, and read with its rounding.
+WHOLE = 1e-3
+
+
+def is_small(param: Tensor, group: dict[str, Any]) -> bool:
+    """Whether the anchor of a parameter is kept in eight bits: that of a real matrix, if asked."""
+    return group["state_dtype"] == EIGHT_BITS and param.dim() > 1 and not param.is_complex()
+
+
+def begun(param: Tensor, group: dict[str, Any], dtype: torch.dtype) -> State:
+    """The present weights as an anchor: one tensor, or two in eight bits.
+
+    Args:
+        param: the parameter.
+        group: with its settings.
+        dtype: of importance, in which anchors are kept where a dtype is set.
+    """
+    anchor = param.detach().clone(memory_format=torch.preserve_format)
+    if is_small(param, group):
+        scale = param.new_zeros((len(param),) + (1,) * (param.dim() - 1), dtype=torch.float32)
+        found: State = {"anchor": torch.zeros_like(anchor, dtype=torch.int8), "anchor_scale": scale}
+        write(found, anchor, 0.5)
+        return found
+    if group["state_dtype"] is not None and not param.is_complex():
+        anchor = anchor.to(dtype)
+    return {"anchor": anchor}
+
+
+def shapes(state: State, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what is kept of an anchor, in either form; empty without one."""
+    if "anchor" not in state:
+        return {}
+    found = {"anchor": shape}
+    if state["anchor"].dtype == torch.int8:
+        found["anchor_scale"] = shape[:1] + (1,) * (len(shape) - 1)
+    return found
+
+
+def read(state: State, dtype: torch.dtype) -> Tensor:
+    """The anchor in a floating dtype; the kept tensor itself where it has it."""
+    anchor: Tensor = state["anchor"]
+    if anchor.dtype == torch.int8:
+        scale: Tensor = state["anchor_scale"]
+        return (anchor * scale).to(dtype)
+    return anchor.to(dtype)
+
+
+def write(state: State, values: Tensor, at: float) -> None:
+    """Keep new values.
+
+    Args:
+        state: of one parameter, with tensors that are local and real.
+        values: finite, in the shape of the anchor.
+        at: where they are rounded, from :func:`sal_optim.utils.rounding.dither`.
+    """
+    anchor: Tensor = state["anchor"]
+    if anchor.dtype != torch.int8:
+        anchor.copy_(values)
+        return
+    if not values.numel():
+        return
+    rows = values.flatten(1).float()
+    largest = rows.abs().amax(1, keepdim=True)
+    scale: Tensor = state["anchor_scale"].view(-1, 1)
+    fits = (largest <= LARGEST * scale) & (largest >= LEAST * scale)
+    scale.copy_(torch.where(fits, scale, largest / CHOSEN))
+    places = rows / scale.clamp_min(torch.finfo(scale.dtype).tiny)
+    down, across = (torch.arange(n, device=rows.device) for n in rows.shape)
+    turn = (at + down[:, None] * GOLDEN**2 + across * GOLDEN) % 1.0
+    nearest = places.round()
+    found = torch.where((places - nearest).abs() < WHOLE, nearest, (places + turn).floor_())
+    anchor.copy_(found.clamp_(-LARGEST, LARGEST).view(values.shape))
