@@ -104,10 +104,12 @@ REFERENCES = [
 DIAGONAL: dict[str, Any] = {"importance": "diagonal"}
 FACTORED: dict[str, Any] = {"importance": "factored"}
 SMALL: dict[str, Any] = {"state_dtype": torch.bfloat16}
+SMALLEST: dict[str, Any] = {"state_dtype": torch.int8}
 CONTESTANTS = [
     *REFERENCES,
     Contestant("SALAdamW", "adam", _sal("SALAdamW", fused=True)),
     Contestant("SALAdamW bf16", "adam", _sal("SALAdamW", fused=True, **SMALL)),
+    Contestant("SALAdamW int8", "adam", _sal("SALAdamW", fused=True, **SMALLEST)),
     Contestant("SALAdamW diagonal", "adam", _sal("SALAdamW", fused=True, **DIAGONAL), passes=12.5),
     Contestant("SALAdamW factored", "adam", _sal("SALAdamW", fused=True, **FACTORED)),
     Contestant(

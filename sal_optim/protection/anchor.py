@@ -64,6 +64,17 @@ def read(state: State, dtype: torch.dtype) -> Tensor:
     return anchor.to(dtype)
 
 
+def distances(states: list[State], values: list[Tensor]) -> list[Tensor]:
+    """How far weights are from their anchors; new tensors."""
+    found = [read(state, value.dtype) for state, value in zip(states, values, strict=True)]
+    if any(one is state["anchor"] for one, state in zip(found, states, strict=True)):
+        return list(torch._foreach_sub(values, found))
+    # What was read is new, and is not needed a second time.
+    torch._foreach_neg_(found)
+    torch._foreach_add_(found, values)
+    return found
+
+
 def write(state: State, values: Tensor, at: float) -> None:
     """Keep new values.
 

@@ -50,8 +50,7 @@ def protected(
     group, moved, stiffness = blocks[0].group, None, 0.0
     damping = group["protection"] * share
     if decision.penalizes and group["pull"] > 0.0 and "anchor" in blocks[0].local:
-        anchors = [anchor.read(block.local, block.values.dtype) for block in blocks]
-        moved = list(torch._foreach_sub([block.values for block in blocks], anchors))
+        moved = anchor.distances([block.local for block in blocks], [b.values for b in blocks])
         stiffness = INTERVAL * damping * group["pull"] * decision.unit
         if rate is not None:
             stiffness = min(stiffness, _largest_stiffness(rate, damping))

@@ -174,6 +174,22 @@ def test_a_layer(tmp_path: Path) -> None:
     assert_equal(params, twins)
 
 
+def test_a_step_leaves_anchors_alone() -> None:
+    """Also in bfloat16, where those of vectors are in the dtype of their weights."""
+    params = [nn.Parameter(torch.randn(3, 5).bfloat16()), nn.Parameter(torch.randn(5).bfloat16())]
+    settings = {"state_dtype": "int8", "importance": "diagonal", "consolidate_every": None}
+    optimizer = sal_optim.SALAdam(params, **settings)
+    optimizer.consolidate()
+    for step in range(12):
+        for param in params:
+            param.grad = torch.randn_like(param)
+        optimizer.step()
+        if step == 3:
+            optimizer.consolidate()
+            before = [optimizer.state[param]["anchor"].clone() for param in params]
+    assert_equal([optimizer.state[param]["anchor"] for param in params], before)
+
+
 def test_a_checkpoint_without_its_scale_is_refused() -> None:
     param = nn.Parameter(torch.randn(3, 5))
     optimizer = sal_optim.SALSGD([param], lr=0.1, state_dtype="int8")
