@@ -1,7 +1,7 @@
 """sal_optim: PyTorch optimizers that forget less.
 
-Drop-in replacements for Adam, AdamW, SGD, Lion and Muon that keep evidence of what was learned,
-notice by themselves when the data changes, and protect what the old data rests on.
+Drop-in replacements for Adam, AdamW, SGD, Lion and Muon that estimate which weights earlier data
+depends on, notice by themselves when the data changes, and protect these weights softly.
 """
 
 from typing import TYPE_CHECKING

@@ -22,7 +22,8 @@ class SALAdam(SALOptimizer, torch.optim.Adam):
         lr: learning rate, at least 0; a tensor as in torch.optim.
         betas: decay of the running means of the gradient and of its square, each in [0, 1).
         eps: added to the denominator, at least 0.
-        weight_decay: at least 0; acts through the gradient.
+        weight_decay: at least 0; acts through the gradient, or with ``decoupled_weight_decay`` as
+            AdamW's.
         amsgrad: use the largest running mean of squares so far.{config.SHARED}"""
 
     _moments = ("exp_avg", "exp_avg_sq")

@@ -32,7 +32,7 @@ PROTECTION_ARGUMENTS = """
         rank: directions that ``"kronecker"`` keeps of each side of a matrix, at least 1; the others
             count by their mean. Fixed once there is importance.
         consolidate_every: ``"auto"``: whenever a tenth of the run has passed, 60 steps at least; a
-            number of steps; None: only at detected changes of the data.
+            number of steps; None: no clock, but detected changes and ``consolidate()`` alone.
         retention: what a full consolidation keeps of the importance before it, in [0, 1].
         tau0: threshold on the surprise where the gradient norm has no noise, at least 1.
         alpha: standard deviations of the gradient norm that the threshold adds.
@@ -50,7 +50,7 @@ SHARED = (
         compile: deprecated, without effect: the update is torch's own.
 
     ``foreach``, ``maximize``, ``capturable``, ``differentiable`` and ``fused`` are those of
-    torch.optim; ``differentiable`` must be False.
+    torch.optim, where the class has them; ``differentiable`` must be False.
 
     Raises:
         TypeError: an argument is of a wrong kind.

@@ -115,7 +115,8 @@ class SALMuon(SALOptimizer, MuonAdamW):  # type: ignore[misc]
     Args:
         params: parameters, named parameters or param groups.
         lr: learning rate, at least 0; a tensor as in torch.optim.
-        weight_decay: at least 0; multiplies all parameters by ``1 - lr * weight_decay`` a step.
+        weight_decay: at least 0; multiplies a parameter by ``1 - weight_decay`` times its learning
+            rate a step.
         momentum: of Muon, at least 0.
         nesterov: look ahead, in Muon.
         ns_coefficients: three numbers of Muon's Newton-Schulz iteration.

@@ -166,7 +166,8 @@ class SALOptimizer(Optimizer):
         raised.
 
         Raises:
-            KeyError: ``state_dict`` lacks ``"state"`` or ``"param_groups"``.
+            KeyError: a part of ``state_dict`` is missing.
+            TypeError: a value in it is of a wrong kind.
             ValueError: groups, or shapes of state tensors, do not fit this optimizer.
         """
         if not isinstance(state_dict, dict):
@@ -270,7 +271,9 @@ class SALOptimizer(Optimizer):
                 clipped; floats, or tensors of one element, for which nothing waits.
 
         Raises:
-            ValueError: another name, a negative number, or more than one.
+            TypeError: no number.
+            ValueError: another name, a float that is negative or not finite, or a tensor of more
+                than one element. A tensor that is negative or not finite tells nothing.
         """
         self.controller.tell(numbers)
 
@@ -282,8 +285,9 @@ class SALOptimizer(Optimizer):
         mean is 1. Weights that are not finite go back entirely.
 
         Args:
-            strength: at least 0, which changes nothing; the larger, the less of the change is kept.
-            model: whose running statistics go back to those of the last ``consolidate(model=...)``.
+            strength: at least 0; the larger, the less of the change is kept. 0 draws nothing back.
+            model: whose running statistics go back to those of the last ``consolidate(model=...)``,
+                if ``strength`` is above 0.
 
         Raises:
             TypeError: ``model`` is no module.
@@ -300,7 +304,7 @@ class SALOptimizer(Optimizer):
 
         Args:
             old: a parameter of this optimizer, of shape (rows, ...).
-            new: its successor, of shape (more rows, ...), whose first rows are those of ``old``.
+            new: its successor, of shape (as many rows or more, ...), which begins with ``old``'s.
 
         Raises:
             TypeError: one of them is no tensor.
@@ -316,7 +320,11 @@ class SALOptimizer(Optimizer):
             param: a parameter of this optimizer.
 
         Returns:
-            A new tensor of the shape of ``param``; 0 is free to move, near 1 is held.
+            A new tensor of the shape of ``param``, or of its local part where it is sharded; 0 is
+            free to move, near 1 is protected. Of a complex one it has a last dimension of 2.
+
+        Raises:
+            ValueError: ``param`` is none of this optimizer's.
         """
         return self.controller.stability(param)
 

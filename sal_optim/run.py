@@ -1,6 +1,6 @@
 """Runs a training script unchanged, with the family registered in every package that it uses.
 
-python -m sal_optim.run train.py --optim saladamw --optim_args protection=0.1
+python -m sal_optim.run train.py --optim saladamw --optim_args protection=5
 python -m sal_optim.run -m package.train --opt sallion
 python -m sal_optim.run trl sft --optim saladamw ...
 python -m sal_optim.run accelerate launch train.py --optim saladamw

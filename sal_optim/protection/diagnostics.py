@@ -74,8 +74,8 @@ def diagnose(controller: "ProtectionController", spectrum: Spectrum) -> dict[str
     - ``innovation_cost``: the root of the mean of ``s**2``, which is norm(s·g) / norm(g) of a
       gradient g whose elements are of one size.
     - ``surprise``, ``threshold``: the last gradient norm over its mean, and what that was held to.
-    - ``consolidations``: their number, of the clock, at changes and asked for; ``changes``: those
-      at a detected change.
+    - ``consolidations``: their number, by the clock, at changes and by ``consolidate()``;
+      ``changes``: those at a detected change.
     - ``drift``: ``norm(w - anchor) / norm(anchor)``; 0 before the first consolidation and where no
       anchor is kept (``pull=0``). Of large tensors a sample is taken.
     - ``published_stability``: the mean over tensors of ``1 / (1 + delta_w * g_norm)``.

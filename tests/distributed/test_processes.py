@@ -125,7 +125,7 @@ def test_collectives_of_a_step(pool: Pool, way: str, number: int) -> None:
     if way == "hybrid" and pool.world == 2:
         pytest.skip("two copies of one part each need none")
     for counts in pool(jobs.collectives, way):
-        # The length of an update is a sum over all as well, on every fourth step.
+        # The length of an update is a sum over all as well, on every sixteenth step.
         assert counts == [number, 2 * number, number, number, 0]
 
 
