@@ -203,7 +203,7 @@ def fitted_threshold(where: str, saved: Any) -> dict[str, Any]:
 
 
 def check_statistics(where: str, param: Tensor, group: dict[str, Any], state: StateDict) -> None:
-    """Refuse evidence that does not fit a parameter.
+    """Refuse importance that does not fit a parameter.
 
     Raises:
         KeyError: a part is missing.
