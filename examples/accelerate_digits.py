@@ -29,7 +29,7 @@ def main() -> None:
     inputs = torch.tensor(data.data / 16, dtype=torch.float32)
     loader = DataLoader(TensorDataset(inputs, torch.tensor(data.target)), 64, shuffle=True)
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-    optimizer = SALAdamW(model.parameters(), lr=1e-2, protection=0.1, consolidate_every=50)
+    optimizer = SALAdamW(model.parameters(), lr=1e-2, protection=10.0, consolidate_every=50)
 
     accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=arguments.out)
     accelerator.init_trackers("log")

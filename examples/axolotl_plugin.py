@@ -11,5 +11,5 @@ from sal_optim.integrations import register
 class SALPlugin(BasePlugin):
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         register()
-        settings = {"lr": cfg.learning_rate, "protection": 0.1}
+        settings = {"lr": cfg.learning_rate, "protection": 10.0}
         trainer.optimizer_cls_and_kwargs = (SALAdamW, settings)

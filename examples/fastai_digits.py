@@ -39,7 +39,7 @@ def main() -> None:
         DataLoaders(loader, loader),
         nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)),
         loss_func=nn.CrossEntropyLoss(),
-        opt_func=partial(OptimWrapper, opt=SALAdamW, protection=0.1, consolidate_every=50),
+        opt_func=partial(OptimWrapper, opt=SALAdamW, protection=10.0, consolidate_every=50),
         metrics=[diagnostic("consolidations"), diagnostic("protected")],
         cbs=CSVLogger(append=arguments.resume),
         path=arguments.out,

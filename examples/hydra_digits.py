@@ -1,6 +1,6 @@
 """Digits, with the optimizer chosen in Hydra's configuration; diagnostics in its log.
 
-python examples/hydra_digits.py optimizer.protection=0.2
+python examples/hydra_digits.py optimizer.protection=20.0
 python examples/hydra_digits.py optimizer._target_=sal_optim.SALLion optimizer.lr=0.0003
 """
 

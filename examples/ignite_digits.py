@@ -28,7 +28,7 @@ def main() -> None:
     inputs = torch.tensor(data.data / 16, dtype=torch.float32)
     loader = DataLoader(TensorDataset(inputs, torch.tensor(data.target)), 64)
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-    optimizer = SALAdamW(model.parameters(), lr=1e-2, protection=0.1, consolidate_every=50)
+    optimizer = SALAdamW(model.parameters(), lr=1e-2, protection=10.0, consolidate_every=50)
     trainer = create_supervised_trainer(model, optimizer, nn.functional.cross_entropy)
 
     @trainer.on(Events.EPOCH_COMPLETED)

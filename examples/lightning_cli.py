@@ -1,7 +1,7 @@
 """Digits by an unmodified LightningCLI script.
 
 python examples/lightning_cli.py fit --optimizer=sal_optim.SALAdamW --optimizer.lr=1e-3 \
-    --optimizer.protection=0.1
+    --optimizer.protection=10.0
 """
 
 import torch

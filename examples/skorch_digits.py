@@ -38,7 +38,7 @@ def main() -> None:
         nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)),
         criterion=nn.CrossEntropyLoss,
         optimizer=SALAdamW,
-        optimizer__protection=0.1,
+        optimizer__protection=10.0,
         optimizer__consolidate_every=50,
         lr=1e-2,  # the optimizer's too
         batch_size=64,

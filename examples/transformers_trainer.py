@@ -1,7 +1,7 @@
 """A tiny GPT on Python's own documentation strings, by transformers' unmodified Trainer.
 
 python -m sal_optim.run examples/transformers_trainer.py --output_dir out \
-    --optim saladamw --optim_args protection=0.1 --max_steps 60 --report_to tensorboard
+    --optim saladamw --optim_args protection=10.0 --max_steps 60 --report_to tensorboard
 """
 
 import inspect

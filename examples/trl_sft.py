@@ -1,7 +1,7 @@
 """A tiny GPT fine-tuned by TRL's unmodified SFTTrainer, on text and a tokenizer made here.
 
 python -m sal_optim.run examples/trl_sft.py --output_dir out \
-    --optim saladamw --optim_args protection=0.1 --max_steps 60
+    --optim saladamw --optim_args protection=10.0 --max_steps 60
 """
 
 import inspect

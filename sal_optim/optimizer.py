@@ -272,8 +272,8 @@ class SALOptimizer(Optimizer):
 
         Raises:
             TypeError: no number.
-            ValueError: another name, a float that is negative or not finite, or a tensor of more
-                than one element. A tensor that is negative or not finite tells nothing.
+            ValueError: another name, a negative number, or a tensor of more than one element. What
+                is not finite tells nothing, and neither does a negative tensor.
         """
         self.controller.tell(numbers)
 

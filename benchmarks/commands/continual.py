@@ -54,7 +54,7 @@ examples:
   python -m benchmarks continual --stream permuted --methods adam sal-adam controls
   python -m benchmarks continual --stream permuted --clip 1.0 --out results/clipped
   python -m benchmarks continual --stream permuted --batch 4 --dropout 0.5 --out results/noisy
-  python -m benchmarks continual --methods sal-adam --grid protection=0.1,1 --grid lr=3e-4,1e-3
+  python -m benchmarks continual --methods sal-adam --grid protection=3,10,30 --grid lr=3e-4,1e-3
 """
 
 

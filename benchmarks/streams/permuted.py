@@ -1,7 +1,7 @@
 """Permuted: every task shows the same images with its own fixed shuffle of the pixels.
 
 The first task is shuffled as well, so that no task is easier than another. Long is the same stream
-with a hundred regimes; the fuzzy ones are without sharp boundaries.
+with a hundred tasks; the fuzzy ones are without sharp boundaries.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Permuted(Stream):
 
 
 class Long(Permuted):
-    """Permuted, a hundred regimes: does a method still learn at the end, and what does it hold?"""
+    """Permuted, a hundred tasks: does a method still learn at the end, and what does it hold?"""
 
     name = "long"
-    summary = "permuted with 100 regimes: plasticity and capacity"
+    summary = "permuted with 100 tasks: plasticity and capacity"
     default_tasks = 100
     long = True
 

@@ -31,7 +31,7 @@ DRIFTING = 0.1
 
 _MEANINGS = {
     "changing": "gradients are above the threshold, and a change of the data is suspected",
-    "consolidating": "a regime has just been consolidated, and statistics of the next one settle",
+    "consolidating": "a stretch of training has just been consolidated, and statistics begin anew",
     "drifting": f"weights are further than {DRIFTING:.0%} from the anchor",
     "stable": "gradients are as usual, and weights are near the anchor if there is one",
 }

@@ -5,6 +5,7 @@ nothing of how the optimizer moves a weight: what it changes is the gradient tha
 """
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -170,8 +171,10 @@ class ProtectionController(Holder):
         """Hear what the training loop knows; see ``SALOptimizer.tell``."""
         for name, number in numbers.items():
             checks.choice("signal", name, list(TOLD))
+            if isinstance(number, float) and not math.isfinite(number):
+                continue  # a run that diverges is not ended here
             if not isinstance(number, Tensor):
-                number = torch.tensor(checks.number(name, number, high_open=False), device="cpu")
+                number = torch.tensor(checks.number(name, number), device="cpu")
             elif number.numel() != 1:
                 raise ValueError(
                     f"Invalid {name} value: a tensor of shape {tuple(number.shape)}; {name} must "

@@ -65,9 +65,11 @@ def test_a_signal_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("number", [0.0, math.inf, math.nan])
-def test_what_tells_nothing(number: float) -> None:
+@pytest.mark.parametrize("as_tensor", [True, False])
+def test_what_tells_nothing(number: float, as_tensor: bool) -> None:
+    """A loss that is not finite among them: the run may go on, as without being told."""
     optimizer = SALAdam([torch.nn.Parameter(torch.zeros(3))])
-    optimizer.tell(loss=torch.tensor(number))
+    optimizer.tell(loss=torch.tensor(number) if as_tensor else number)
     assert "loss_steps" not in optimizer.param_groups[0]["threshold"]
 
 

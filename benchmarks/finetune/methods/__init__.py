@@ -95,9 +95,9 @@ ALONG_NEW = tuple((lr, {**options, "pull": options["pull"] / 2}) for lr, options
 # Three that were pulled, and what is next to AdamW's own run: without protection nothing would be
 # gathered.
 RESTORED = _each(
-    (2e-3, {"protection": 1.0, "pull": 3.0}),
-    (4e-3, {"protection": 1.0, "pull": 10.0}),
+    (4e-3, {"protection": 0.1, "pull": 100.0}),
     (4e-3, {"protection": 1.0, "pull": 30.0}),
+    (4e-3, {"protection": 1.0, "pull": 50.0}),
     (1e-3, {"protection": 1e-6}),
 )
 GATED = _each(

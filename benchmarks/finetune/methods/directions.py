@@ -30,9 +30,13 @@ class DirectionsNew(Directions):
 
 
 class Restored(Directions):
-    """The same, and after the last step drawn back: the smaller the share, the further."""
+    """The same, and after the last step drawn back: the smaller the share, the further.
+
+    Without a clock, which would count the new text in and move anchors to it.
+    """
 
     averages: ClassVar[bool] = True
+    fixed: ClassVar[dict[str, Any]] = {**Directions.fixed, "consolidate_every": None}
 
     @torch.no_grad()
     def give_back(self, start: Sequence[Tensor], share: float) -> None:
@@ -46,7 +50,7 @@ class RestoredLean(Restored):
     """In 3.6 bytes a parameter: half the directions, in bfloat16, the anchor too."""
 
     fixed: ClassVar[dict[str, Any]] = {
-        "importance": "kronecker",
+        **Restored.fixed,
         "rank": 32,
         "state_dtype": torch.bfloat16,
     }
@@ -67,7 +71,7 @@ class RestoredOwn(Restored):
 class RestoredDiagonal(Restored):
     """Control: by importance of single elements."""
 
-    fixed: ClassVar[dict[str, Any]] = {"importance": "diagonal"}
+    fixed: ClassVar[dict[str, Any]] = {**Restored.fixed, "importance": "diagonal"}
 
 
 class RestoredRandom(Restored):
