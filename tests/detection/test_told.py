@@ -70,7 +70,7 @@ def test_what_tells_nothing(number: float, as_tensor: bool) -> None:
     """A loss that is not finite among them: the run may go on, as without being told."""
     optimizer = SALAdam([torch.nn.Parameter(torch.zeros(3))])
     optimizer.tell(loss=torch.tensor(number) if as_tensor else number)
-    assert "loss_steps" not in optimizer.param_groups[0]["threshold"]
+    assert "loss_steps" not in optimizer.controller.detector
 
 
 @pytest.mark.parametrize(
