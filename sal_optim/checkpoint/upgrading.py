@@ -9,11 +9,12 @@ from torch import Tensor
 
 from sal_optim.config import RETENTION, kind_of_granularity
 from sal_optim.protection.block import NUMBERS, Group
+from sal_optim.protection.clock import long_run
 from sal_optim.sharding.dtensor import plain
 from sal_optim.utils import checks
 
 # The sum of weights that many windows of the clock come to, at the default retention.
-LARGEST_WEIGHT = 1.0 / (1.0 - RETENTION)
+LARGEST_WEIGHT = long_run(RETENTION)
 
 
 def upgraded_group(saved: Group) -> Group:

@@ -56,8 +56,21 @@ def strength(state: DetectorState) -> float:
     return min(1.0, (state["consolidations"] / RAMP) ** 2)
 
 
+# The most windows that an observation counts as.
+LONGEST = 100.0
+
+
+def long_run(retention: float) -> float:
+    """The sum of weights that many windows come to, which an observation has at once.
+
+    It stands for all that the model learned before. Counting as one window, it would soon be
+    outweighed by windows of data that is only half learned, and these would hold the model there.
+    """
+    return min(LONGEST, 1.0 / max(1.0 - retention, 1.0 / LONGEST))
+
+
 def shares(
-    gathered: float, usual: float, weight: float, retention: float
+    gathered: float, usual: float, weight: float, retention: float, observed: bool = False
 ) -> tuple[float, float, float]:
     """How a consolidation of one parameter is weighted: a mean over windows of gathered steps.
 
@@ -66,11 +79,13 @@ def shares(
         usual: steps of a window of the clock; 0 before there was one.
         weight: the sum of the weights of what is consolidated so far.
         retention: what a full window keeps of it.
+        observed: whether what is pending was observed, see :func:`long_run`.
 
     Returns:
         The weight of the pending mean, that of the importance so far, and the new sum of weights.
         The first two sum to 1, so that importance stays in one unit however many windows there are.
     """
     part = min(1.0, gathered / usual) if usual > 0.0 else 1.0
+    part = long_run(retention) if observed else part
     kept = weight * retention**part
     return part / (kept + part), kept / (kept + part), kept + part

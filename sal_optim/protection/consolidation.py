@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sal_optim.detection.change_detector import DetectorState
 from sal_optim.importance import State
 from sal_optim.protection import anchor
 from sal_optim.protection.block import Group, kind_of_param, local_state, new_anchor
@@ -23,7 +24,7 @@ ANCHOR_MEMORY = 0.2
 
 
 def consolidate_param(
-    param: Tensor, state: State, group: Group, usual: float, count: float
+    param: Tensor, state: State, group: Group, usual: float, detector: DetectorState
 ) -> bool:
     """Merge what is pending of one parameter; return whether there was anything.
 
@@ -32,7 +33,7 @@ def consolidate_param(
         state: its state, changed in place.
         group: settings.
         usual: gathered steps of a window of the clock.
-        count: of consolidations so far, by which sums of low precision are rounded.
+        detector: with the count of consolidations, by which sums of low precision are rounded.
     """
     gathered = state.get("pending_steps", 0.0)
     if gathered == 0.0:
@@ -46,9 +47,15 @@ def consolidate_param(
         known = anchor.read(local, values.dtype).nan_to_num_(0.0, 0.0, 0.0)
         values = torch.where(values.isfinite(), values, known)
         merged["anchor"] = values.clone() if state["evidence_weight"] == 0.0 else known
-    new, old, weight = shares(gathered, usual, state["evidence_weight"], group["retention"])
+    new, old, weight = shares(
+        gathered,
+        usual,
+        state["evidence_weight"],
+        group["retention"],
+        observed=detector["observed"] > 0.0,
+    )
     kind = kind_of_param(param, group)
-    at = dither(count)
+    at = dither(detector["consolidations"])
     kind.merge(merged, values, new=new / gathered, old=old, memory=ANCHOR_MEMORY, at=at)
     if "anchor" in local:
         anchor.write(local, merged["anchor"], at)

@@ -67,7 +67,7 @@ def move(holder: Holder, old: Tensor, state: State, new: Tensor) -> None:
     group = next(g for g in holder.groups if any(p is new for p in g["params"]))
     detector = holder.detector
     usual = window(detector, group["consolidate_every"]) / INTERVAL
-    consolidate_param(old, state, group, usual, detector["consolidations"])
+    consolidate_param(old, state, group, usual, detector)
     found: State = {}
     if "pending_steps" in state:
         kind = kind_of_param(new, group)

@@ -83,6 +83,8 @@ class Judge:
         if not (0.0 < total < math.inf and (moves or self.observing)):
             return
         ordinary = self._hear(total, decision.settings, decision.detector)
+        if self.observing:
+            decision.detector["observed"] = 1.0
         track([b.state for b in decision.blocks], values, decision.settings["stats_beta"])
         self._schedule(decision, decision.detector["total"], ordinary)
         decision.gathers = decision.gathers or (self.observing and ordinary)
@@ -194,10 +196,10 @@ class Judge:
             for param in group["params"]:
                 state = self.holder.state_of(param)
                 if group["protection"] > 0.0 and state:
-                    count = detector["consolidations"]
-                    done = consolidate_param(param, state, group, usual, count) or done
+                    done = consolidate_param(param, state, group, usual, detector) or done
         detector["since"] = 0.0
         if done:
+            detector["observed"] = 0.0
             unit = detector["unit"] * UNIT_RETENTION if detector["consolidations"] > 0.0 else 0.0
             detector["unit"] = max(unit, detector["mean"])
             detector["consolidations"] += 1.0

@@ -68,6 +68,16 @@ def test_shares_of_windows_that_are_not_full() -> None:
     assert clock.shares(15.0, 15.0, 2.0, 0.0)[:2] == (1.0, 0.0)
 
 
+@pytest.mark.parametrize(("retention", "windows"), [(0.0, 1.0), (0.95, 20.0), (1.0, 100.0)])
+def test_what_was_observed_counts_as_a_long_run(retention: float, windows: float) -> None:
+    assert clock.long_run(retention) == pytest.approx(windows)
+    assert clock.shares(3.0, 15.0, 0.0, retention, observed=True) == pytest.approx((1, 0, windows))
+    weight = 0.0
+    for _ in range(2000):
+        weight = clock.shares(15.0, 15.0, weight, min(retention, 0.99))[2]
+    assert weight == pytest.approx(windows)
+
+
 # ---------------------------------------------------------------- in an optimizer
 
 

@@ -86,12 +86,15 @@ class Parameter:
 
     # ------------------------------------------------------------------ consolidation
 
-    def consolidate(self, usual: float) -> bool:
+    def consolidate(self, usual: float, observed: bool) -> bool:
         if self.gathered == 0.0:
             return False
         if self.anchor is None and self.settings["pull"] > 0:
             self.anchor = self.values.clone()
         part = min(1.0, self.gathered / usual) if usual > 0 else 1.0
+        if observed:
+            retention = self.settings["retention"]
+            part = 100.0 if retention > 0.99 else 1.0 / (1.0 - retention)
         kept = self.weight * self.settings["retention"] ** part
         before = [kept / (kept + part) * old for old in self.evidence]
         after = [
@@ -231,7 +234,7 @@ class Reference:
         self.consolidations, self.changes = 0, 0
         self.total, self.since = 0, 0
         self.unit, self.last = 0.0, 0.0
-        self.firm = False
+        self.firm = self.observed = False
         first = self.first
         self.norms = Signal(first["tau0"], first["alpha"], first["stats_beta"], 10, 30)
         self.novelty = Signal(novelty.TAU0, novelty.ALPHA, novelty.BETA, 0, 8)
@@ -277,10 +280,13 @@ class Reference:
         usual = self.interval()
         usual = (min(usual, clock.LEAST) if ended else usual) / clock.INTERVAL
         done = [
-            param.consolidate(usual) for param in self.params if param.settings["protection"] > 0
+            param.consolidate(usual, self.observed)
+            for param in self.params
+            if param.settings["protection"] > 0
         ]
         self.since = 0
         if any(done):
+            self.observed = False
             kept = self.unit * clock.UNIT_RETENTION if self.consolidations else 0.0
             self.unit = max(kept, self.norms.mean)
             self.consolidations += 1
@@ -297,6 +303,7 @@ class Reference:
         told = 0.0 < norm < math.inf and (observing or moves)
         ordinary = told
         if told and observing:
+            self.observed = True
             self.norms.record(norm)
         elif told:
             ordinary = self.hear(norm)
