@@ -183,7 +183,12 @@ def test_the_tables_of_the_real_model() -> None:
     prompts = [torch.randint(0, 128, (9,)) for _ in range(12)]
     made = basin_map(basins.Shorter(16), prompts, length=20, layer="norm", temperature=1.0)
     areas = {"length": 0.5, "perplexity": 0.4, "last hidden state": None}
-    text = basins_smollm2.told_of([{"map": made, "areas": areas, "real": 0.1}] * 2)
+    arm = {"fluent": 0.5, "loop": 0.5, "changed": 0.25, "old": 3.0, "new": 4.0}
+    arms = {"before": arm, "AdamW": arm, "SALAdamW": {**arm, "old": 2.5}}
+    found = {"map": made, "areas": areas, "real": 0.1, "arms": arms}
+    text = basins_smollm2.told_of([found] * 2)
     assert "| fluent | 100.0 ± 0.0 |" in text
     assert "| length | 2 | 0.500 [0.500, 0.500] |" in text
     assert "last hidden state" not in text
+    assert "| AdamW | 50.0 ± 0.0 | 50.0 ± 0.0 | 25.0 ± 0.0 | 3.000 ± 0.000 |" in text
+    assert "**-0.500 [-0.500, -0.500]** |" in text
