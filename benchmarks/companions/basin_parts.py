@@ -62,6 +62,12 @@ def area(features: Tensor, fluent: Tensor, seed: int) -> float | None:
     return fmean(found)
 
 
+def shares(now: BasinMap, start: BasinMap) -> dict[str, float]:
+    """Parts of the prompts by basin, and of those that have changed theirs."""
+    changed = fmean(a != b for a, b in zip(now.basins, start.basins, strict=True))
+    return {**{name: row["share"] for name, row in now.table().items()}, "changed": changed}
+
+
 def areas(found: BasinMap, seed: int) -> dict[str, float | None]:
     """Of each thing that is known before generation."""
     fluent = torch.tensor([basin == "fluent" for basin in found.basins])

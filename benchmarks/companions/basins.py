@@ -14,7 +14,7 @@ import torch
 from joblib import Parallel, delayed
 from torch import Tensor, nn
 
-from benchmarks.companions.basin_parts import FOLDS, REPEATS, Shorter, areas, texts
+from benchmarks.companions.basin_parts import FOLDS, REPEATS, Shorter, areas, shares, texts
 from benchmarks.companions.basins_smollm2 import smollm2, told_of
 from benchmarks.companions.page import Options, Outcome, against, interval, spread, table
 from benchmarks.data.characters import CONTEXT, next_loss, windows
@@ -85,12 +85,7 @@ def one(seed: int, steps: int, tune: int) -> Made:
 
     @torch.no_grad()
     def told(network: nn.Module, now: BasinMap) -> Made:
-        changed = sum(a != b for a, b in zip(now.basins, start.basins, strict=True))
-        return {
-            **{name: row["share"] for name, row in now.table().items()},
-            "changed": changed / len(prompts),
-            "loss": float(next_loss(network, held)),
-        }
+        return {**shares(now, start), "loss": float(next_loss(network, held))}
 
     rows = {
         "before": told(model, start),

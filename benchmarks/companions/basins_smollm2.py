@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.companions.basin_parts import areas, texts
+from benchmarks.companions.basin_parts import areas, shares, texts
 from benchmarks.companions.page import against, interval, spread, table
 from sal_optim import SALAdamW
 from sal_optim.companions import BasinMap, basin_map, repetition_rate
@@ -77,10 +77,8 @@ def generated(model: Any, batch: Tensor, length: int) -> Tensor:
 
 def told(network: Any, now: BasinMap, start: BasinMap, rows: dict[str, Tensor]) -> Made:
     """Shares of the basins, how many prompts changed theirs, and losses on held-out rows."""
-    changed = fmean(a != b for a, b in zip(now.basins, start.basins, strict=True))
-    shares = {name: row["share"] for name, row in now.table().items()}
     losses = {name: loss_on(network, part[-HELD:]) for name, part in rows.items()}
-    return {**shares, "changed": changed, **losses}
+    return {**shares(now, start), **losses}
 
 
 @torch.no_grad()

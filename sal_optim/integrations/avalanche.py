@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from sal_optim.integrations import logged, required_protection
 from sal_optim.integrations.continual import Continual
+from sal_optim.protection.growing import grows
 
 
 class SALPlugin(SupervisedPlugin):
@@ -48,8 +49,9 @@ class SALPlugin(SupervisedPlugin):
         protection = required_protection(strategy.optimizer)
         for name, param in strategy.model.named_parameters():
             old, state = self._known.pop(name, (param, {}))
-            # Avalanche gives the parameter of a last layer that has grown an empty state.
-            if old.shape != param.shape:
+            # Avalanche gives the parameter of a last layer that has grown an empty state. One that
+            # has changed otherwise begins anew.
+            if old.shape != param.shape and grows(old, param):
                 protection.controller.take_over(old, state, param)
         self._continual.begin(
             protection,

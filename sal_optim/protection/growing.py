@@ -93,11 +93,16 @@ def _lead(state: State, larger: State) -> None:
             value[tuple(slice(size) for size in state[name].shape)] = state[name]
 
 
+def grows(old: Tensor, new: Tensor) -> bool:
+    """Whether a parameter has the shape of another one, with as many rows or more."""
+    same = old.dim() == new.dim() > 0 and new.shape[1:] == old.shape[1:]
+    return same and len(new) >= len(old)
+
+
 def _check(old: Tensor, new: Tensor) -> None:
     if type(old) not in PLAIN or type(new) not in PLAIN:
         raise ValueError("Invalid old value: a parameter that is distributed can't grow")
-    grows = old.dim() == new.dim() > 0 and len(new) >= len(old) and new.shape[1:] == old.shape[1:]
-    if not grows or (new.dtype, new.device) != (old.dtype, old.device):
+    if not grows(old, new) or (new.dtype, new.device) != (old.dtype, old.device):
         raise ValueError(
             f"Invalid new value: {tuple(new.shape)}, {new.dtype} on {new.device}; new must be "
             f"{tuple(old.shape)}, {old.dtype} on {old.device}, with as many rows or more"

@@ -156,7 +156,7 @@ def test_a_head_that_grows() -> None:
     assert torch.equal(anchor.read(optimizer.state[new], torch.float32)[:3], before)
 
 
-def test_a_layer(tmp_path: Path) -> None:
+def test_a_layer() -> None:
     params = make_params()
     base = torch.optim.RMSprop(params, lr=1e-3)
     layer = CommunicationLayer(base, state_dtype="int8")

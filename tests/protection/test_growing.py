@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 import sal_optim
 from sal_optim import CommunicationLayer
+from sal_optim.protection.growing import grows
 from tests.testing.drive import assert_equal
 from tests.testing.rows import KINDS, Row
 
@@ -141,6 +142,16 @@ def test_a_layer_around_an_optimizer() -> None:
     assert base.state[head.weight]["square_avg"].shape == head.weight.shape
     layer.grow(model.bias, head.bias)
     train(head, base, 5, 0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [((3, 6), (5, 6), True), ((3,), (5,), True), ((3, 6), (3, 6), True), ((5, 6), (3, 6), False),
+     ((3, 6), (3, 8), False), ((3, 6), (5, 8), False), ((3, 6), (18,), False), ((), (), False)],
+)  # fmt: skip
+def test_what_grows(old: tuple[int, ...], new: tuple[int, ...], expected: bool) -> None:
+    """What has changed otherwise is another parameter: a trainer's plugin lets it begin anew."""
+    assert grows(torch.zeros(old), torch.zeros(new)) is expected
 
 
 def test_refused() -> None:
