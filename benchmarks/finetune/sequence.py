@@ -1,0 +1,195 @@
+"""SmolLM2 fine-tuned on several texts in turn: for each a new Trainer of transformers.
+
+This is how people fine-tune: each run begins with the weights of the one before, at the Trainer's
+own defaults (AdamW's settings, clipping, a learning rate that falls to 0). SALAdamW observes text
+that the pretrained model knows before the first run, and hands importance on by a file. The result
+of each text is kept; a command that was stopped goes on after the last that is done.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.data.errors import UserError
+from benchmarks.finetune.smollm2 import HELD_OUT, Measure, loaded, sequences
+from benchmarks.finetune.trainer import precision, recorded
+from benchmarks.runs.records import write_atomically
+from sal_optim import SALAdamW
+
+LENGTH = 64  # tokens of a row; the Trainer has 8 rows in a batch
+OBSERVED = "brown-news"
+
+
+@dataclass(frozen=True)
+class Way:
+    """A learning rate, with SALAdamW or AdamW; `averaged` halves each text's change afterwards."""
+
+    name: str
+    lr: float
+    sal: bool = False
+    averaged: bool = False
+
+    @property
+    def label(self) -> str:
+        """Of its row, and of its record."""
+        return f"{self.name} {self.lr:g}"
+
+
+WAYS = (
+    Way("adamw", 3e-4),
+    Way("sal-adamw", 3e-4, sal=True),
+    Way("adamw", 5e-5),
+    Way("wise-ft", 3e-4, averaged=True),
+    Way("sal-adamw", 5e-5, sal=True),
+)
+
+
+def main(args: Namespace, console: Console) -> int:
+    """All ways that were asked for, each on record as far as it has come."""
+    known = {way.name: None for way in WAYS}
+    for name in args.methods or []:
+        if name not in known:
+            raise UserError(
+                f"--methods: {name!r} is unknown to --domains; allowed: {', '.join(known)}"
+            )
+    tokenizer = loaded()[1]
+    measure = Measure(tokenizer, args.domains[0], args.data_dir)
+    measure.texts = {
+        name: sequences(tokenizer, name, args.data_dir, 9, HELD_OUT)
+        for name in [*args.domains, OBSERVED]
+    }
+    results = {}
+    for seed in range(args.seeds):
+        for way in WAYS:
+            if not args.methods or way.name in args.methods:
+                results[way.label, seed] = _run(way, seed, args, measure, console)
+    made = markdown(results, args)
+    write_atomically(args.out / f"sequence-{'-'.join(args.domains)}.md", made)
+    console.print(_table(results, args))
+    return 0
+
+
+def _run(
+    way: Way, seed: int, args: Namespace, measure: Measure, console: Console
+) -> list[dict[str, float]]:
+    """Losses in nats a token, and parts of questions known: before, and after each text."""
+    pristine, _ = loaded()
+    size = f"{args.steps}x{args.batch}-{precision(args)}-{seed}"
+    stem = f"{way.label.replace(' ', '_')}-{'-'.join(args.domains)}-{size}"
+    path, folder = args.out / "sequence" / f"{stem}.json", args.out / "sequence" / stem
+    before = args.out / "sequence" / f"before-{'-'.join(args.domains)}-{precision(args)}.json"
+    found: Any = recorded(path) or recorded(before)
+    if found is None:
+        found = [_measured(pristine, measure, args)]
+        write_atomically(before, json.dumps(found))
+    for place in range(len(found) - 1, len(args.domains)):
+        model = copy.deepcopy(pristine)
+        if place:
+            model.load_state_dict(torch.load(folder / f"{place - 1}.pt", weights_only=True))
+        start = [param.detach().clone() for param in model.parameters()]
+        _trained(way, model, folder, place, seed, args)
+        if way.averaged:
+            with torch.no_grad():
+                for param, value in zip(model.parameters(), start, strict=True):
+                    param.lerp_(value, 0.5)
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(model.state_dict(), folder / f"{place}.pt")
+        found.append(_measured(model, measure, args))
+        write_atomically(path, json.dumps(found))
+        console.print(f"{way.label}, seed {seed}, after {args.domains[place]}: {found[-1]}")
+    shutil.rmtree(folder, ignore_errors=True)
+    return list(found)
+
+
+def _trained(way: Way, model: Any, folder: Path, place: int, seed: int, args: Namespace) -> None:
+    """One text through a Trainer: everything that is not named here is as it comes."""
+    from transformers import Trainer, TrainingArguments
+
+    from sal_optim.integrations.transformers import SALCallback
+
+    tokenizer, text = loaded()[1], args.domains[place]
+    settings = TrainingArguments(
+        output_dir=str(folder / "trainer"),
+        max_steps=args.steps,
+        per_device_train_batch_size=args.batch,
+        learning_rate=way.lr,
+        bf16=args.bf16,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        seed=seed,
+        use_cpu=not torch.cuda.is_available(),
+    )
+    options: dict[str, Any] = {}
+    if way.sal:
+        handed: dict[str, Any] = {"importance_to": folder / f"{place}.safetensors"}
+        if place:
+            handed["importance_from"] = folder / f"{place - 1}.safetensors"
+        else:
+            count = 16 * args.batch  # rows of 128, of which two of 64 are made
+            handed["observe"] = _rows(sequences(tokenizer, OBSERVED, args.data_dir, 0, count))
+        folder.mkdir(parents=True, exist_ok=True)
+        options["callbacks"] = [SALCallback(**handed)]
+        options["optimizer_cls_and_kwargs"] = (SALAdamW, {"lr": way.lr})
+    rows = _rows(sequences(tokenizer, text, args.data_dir, 0, args.batch * args.steps // 2))
+    Trainer(model, settings, train_dataset=rows, **options).train()
+
+
+def _rows(tokens: Tensor) -> list[dict[str, Tensor]]:
+    parts = tokens.view(-1, LENGTH)
+    return [{"input_ids": row, "labels": row} for row in parts]
+
+
+def _measured(model: Any, measure: Measure, args: Namespace) -> dict[str, float]:
+    device = next(model.parameters()).device.type
+    with torch.autocast(device, torch.bfloat16, enabled=args.bf16):
+        losses = measure.losses(model)
+    return {**losses, **measure.knowledge(model)}
+
+
+def rows(
+    results: dict[tuple[str, int], list[dict[str, float]]], args: Namespace
+) -> list[tuple[str, list[str]]]:
+    """A way's name and, of each measure, its mean over seeds at the end; the first is before."""
+    every = [("before", [run[0] for run in results.values()])]
+    for label in dict.fromkeys(label for label, _ in results):
+        every.append((label, [run[-1] for (name, _), run in results.items() if name == label]))
+    return [
+        (label, [f"{sum(run[key] for run in runs) / len(runs):.2f}" for key in runs[0]])
+        for label, runs in every
+    ]
+
+
+def _columns(results: dict[tuple[str, int], list[dict[str, float]]]) -> list[str]:
+    return list(next(iter(results.values()))[0])
+
+
+def markdown(results: dict[tuple[str, int], list[dict[str, float]]], args: Namespace) -> str:
+    """The table, and what every run had after each text."""
+    columns = _columns(results)
+    lines = [f"| way | {' | '.join(columns)} |", "|---" + "|---:" * len(columns) + "|"]
+    lines += [f"| {label} | {' | '.join(cells)} |" for label, cells in rows(results, args)]
+    lines.append("")
+    for (label, seed), run in results.items():
+        for text, after in zip(args.domains, run[1:], strict=True):
+            said = ", ".join(f"{key} {value:.3f}" for key, value in after.items())
+            lines.append(f"- {label}, seed {seed}, after {text}: {said}")
+    return "\n".join(lines) + "\n"
+
+
+def _table(results: dict[tuple[str, int], list[dict[str, float]]], args: Namespace) -> Table:
+    made = Table("way", *_columns(results), title=f"{', '.join(args.domains)}: {args.steps} steps")
+    for label, cells in rows(results, args):
+        made.add_row(label, *cells)
+    return made
