@@ -30,7 +30,7 @@ EXAMPLES = """examples:
   python -m benchmarks finetune --how-few               # how many sequences have to be observed
   python -m benchmarks finetune --old foldoc --new brown-fiction --data-dir ~/corpora --tune
   python -m benchmarks finetune --model smollm2 --steps 200 --batch 2 --bf16   # a real model
-  python -m benchmarks finetune --domains code brown-fiction foldoc --steps 200 --bf16
+  python -m benchmarks finetune --old brown-news --domains code foldoc --steps 200 --bf16
 """
 # What --how-few compares, where no methods are named: (sequences, of these in one gradient).
 HOW_FEW = "sal-restore"

@@ -28,7 +28,6 @@ from benchmarks.runs.records import write_atomically
 from sal_optim import SALAdamW
 
 LENGTH = 64  # tokens of a row; the Trainer has 8 rows in a batch
-OBSERVED = "brown-news"
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def main(args: Namespace, console: Console) -> int:
     measure = Measure(tokenizer, args.domains[0], args.data_dir)
     measure.texts = {
         name: sequences(tokenizer, name, args.data_dir, 9, HELD_OUT)
-        for name in [*args.domains, OBSERVED]
+        for name in [*args.domains, args.old]
     }
     results = {}
     for seed in range(args.seeds):
@@ -86,9 +85,10 @@ def _run(
     """Losses in nats a token, and parts of questions known: before, and after each text."""
     pristine, _ = loaded()
     size = f"{args.steps}x{args.batch}-{precision(args)}-{seed}"
-    stem = f"{way.label.replace(' ', '_')}-{'-'.join(args.domains)}-{size}"
+    texts = "-".join([args.old, *args.domains])
+    stem = f"{way.label.replace(' ', '_')}-{texts}-{size}"
     path, folder = args.out / "sequence" / f"{stem}.json", args.out / "sequence" / stem
-    before = args.out / "sequence" / f"before-{'-'.join(args.domains)}-{precision(args)}.json"
+    before = args.out / "sequence" / f"before-{texts}-{precision(args)}.json"
     found: Any = recorded(path) or recorded(before)
     if found is None:
         found = [_measured(pristine, measure, args)]
@@ -138,7 +138,7 @@ def _trained(way: Way, model: Any, folder: Path, place: int, seed: int, args: Na
             handed["importance_from"] = folder / f"{place - 1}.safetensors"
         else:
             count = 16 * args.batch  # rows of 128, of which two of 64 are made
-            handed["observe"] = _rows(sequences(tokenizer, OBSERVED, args.data_dir, 0, count))
+            handed["observe"] = _rows(sequences(tokenizer, args.old, args.data_dir, 0, count))
         folder.mkdir(parents=True, exist_ok=True)
         options["callbacks"] = [SALCallback(**handed)]
         options["optimizer_cls_and_kwargs"] = (SALAdamW, {"lr": way.lr})

@@ -8,6 +8,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -171,7 +172,7 @@ class ProtectionController(Holder):
         """Hear what the training loop knows; see ``SALOptimizer.tell``."""
         for name, number in numbers.items():
             checks.choice("signal", name, list(TOLD))
-            if isinstance(number, float) and not math.isfinite(number):
+            if isinstance(number, Real) and not math.isfinite(number):
                 continue  # a run that diverges is not ended here
             if not isinstance(number, Tensor):
                 number = torch.tensor(checks.number(name, number), device="cpu")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.finetune import smollm2, trainer
+from benchmarks.finetune import sequence, smollm2, trainer
 from benchmarks.finetune.facts import FACTS, INSTRUCTIONS
 
 pytest.importorskip("transformers")
@@ -37,7 +37,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Any:
         num_attention_heads=2, num_key_value_heads=2, bos_token_id=128, eos_token_id=None,
     )  # fmt: skip
     made = LlamaForCausalLM(config), tokenizer
-    monkeypatch.setattr(trainer, "loaded", lambda: made)
+    for module in (trainer, sequence):
+        monkeypatch.setattr(module, "loaded", lambda: made)
     return made
 
 
@@ -130,3 +131,45 @@ def test_a_stopped_run_goes_on_where_it_was(
     for name, kept in whole["kept"].items():
         for one, other in zip(kept, gone_on["kept"][name], strict=True):
             assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_texts_in_turn(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each way through a Trainer for each text; one that was stopped goes on after the last."""
+    command = ["finetune", "--domains", "code", "prose", "--steps", "3", "--batch", "4"]
+    command += ["--methods", "adamw", "sal-adamw", "wise-ft"]
+    assert main([*command, "--out", str(tmp_path / "whole")]) == 0
+    found = {path.name: json.loads(path.read_text()) for path in _of(tmp_path / "whole")}
+    assert len(found) == 1 + len(sequence.WAYS)
+    for name, run in found.items():
+        assert len(run) == (1 if name.startswith("before") else 3)
+        assert all(math.isfinite(value) for after in run for value in after.values())
+    (plain,) = (run for name, run in found.items() if name.startswith("adamw_0.0003"))
+    (held,) = (run for name, run in found.items() if name.startswith("sal-adamw_0.0003"))
+    (averaged,) = (run for name, run in found.items() if name.startswith("wise-ft"))
+    assert plain[0] == held[0] == averaged[0]
+    assert len({run[1]["code"] for run in (plain, held, averaged)}) == 3
+    assert not [path for path in (tmp_path / "whole" / "sequence").iterdir() if path.is_dir()]
+
+    train, begun = sequence._trained, []
+
+    def stopping(*args: Any) -> None:
+        begun.append(args[:1])
+        if len(begun) == 4:  # the second text of the second way, which is handed importance on
+            raise KeyboardInterrupt
+        train(*args)
+
+    monkeypatch.setattr(sequence, "_trained", stopping)
+    stopped = [*command, "--out", str(tmp_path / "stopped")]
+    assert main(stopped) != 0
+    assert main(stopped) == 0
+    assert len(begun) == 2 * len(sequence.WAYS) + 1, "what was done is not done again"
+    for path in _of(tmp_path / "stopped"):
+        for one, other in zip(json.loads(path.read_text()), found[path.name], strict=True):
+            assert one == pytest.approx(other, rel=1e-5)
+    assert "sal-adamw 0.0003" in capsys.readouterr().out
+
+
+def _of(folder: Path) -> list[Path]:
+    return sorted((folder / "sequence").glob("*.json"))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -65,11 +68,11 @@ def test_a_signal_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("number", [0.0, math.inf, math.nan])
-@pytest.mark.parametrize("as_tensor", [True, False])
-def test_what_tells_nothing(number: float, as_tensor: bool) -> None:
+@pytest.mark.parametrize("kind", [torch.tensor, float, numpy.float32, numpy.float64])
+def test_what_tells_nothing(number: float, kind: Callable[[float], Any]) -> None:
     """A loss that is not finite among them: the run may go on, as without being told."""
     optimizer = SALAdam([torch.nn.Parameter(torch.zeros(3))])
-    optimizer.tell(loss=torch.tensor(number) if as_tensor else number)
+    optimizer.tell(loss=kind(number))
     assert "loss_steps" not in optimizer.controller.detector
 
 
