@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from sal_optim.sharding.dtensor import PLAIN
 
 # What the kernels for CPUs take.
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 
 
 @contextlib.contextmanager
@@ -35,18 +35,20 @@ def fused(optimizer: Optimizer) -> Iterator[None]:
 def _may_be(group: dict[str, Any], states: Any) -> bool:
     if group.get("fused", False) is not None or group.get("foreach") is not None:
         return False
-    params = [param for param in group["params"] if param.grad is not None]
-    own = [states.get(param, {}) for param in params]
-    # Fused kernels take memory as it lies: in gradients and moments as in parameters.
-    for param, state in zip(params, own, strict=True):
-        beside = [v for v in state.values() if isinstance(v, Tensor) and v.shape == param.shape]
-        if any(tensor.stride() != param.stride() for tensor in (param.grad, *beside)):
+    begun = set()
+    for param in group["params"]:
+        grad = param.grad
+        if grad is None:
+            continue
+        if not (type(param) in PLAIN and param.is_cpu and param.dtype in DTYPES):
             return False
+        state, stride = states.get(param, {}), param.stride()
+        moments = [state[name] for name in MOMENTS if state.get(name) is not None]
+        # Fused kernels take memory as it lies: in gradients and moments as in parameters.
+        if any(tensor.stride() != stride for tensor in (grad, *moments)):
+            return False
+        if "step" in state and state["step"].dtype != torch.float32:
+            return False
+        begun.add(state.get("momentum_buffer") is None)
     # torch's fused SGD takes no parameter that comes later than the others.
-    buffers = {state.get("momentum_buffer") is None for state in own}
-    counts = [state["step"].dtype for state in own if "step" in state]
-    return (
-        len(buffers) == 1
-        and all(dtype == torch.float32 for dtype in counts)
-        and all(type(p) in PLAIN and p.is_cpu and p.dtype in DTYPES for p in params)
-    )
+    return len(begun) == 1
