@@ -217,7 +217,7 @@ def _state(
         if "anchor" in tensors:
             saved = tensors["anchor"]
             saved = torch.view_as_complex(saved) if param.is_complex() else saved
-            anchor.write(found, saved.to(param.device), 0.5)
+            anchor.write(found, saved.to(param.device), 0.5, param)
     for number in NUMBERS:
         found[number] = before.get(number, 0.0)
     found["evidence_weight"] = content.weights[name]
