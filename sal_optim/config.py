@@ -39,8 +39,8 @@ PROTECTION_ARGUMENTS = """
         stats_beta: decay of the gradient norm's statistics, in [0, 1).
         state_dtype: dtype of importance and anchor, such as ``torch.bfloat16``. Kronecker factors
             are kept in float32 at least. ``torch.int8``: anchors of matrices in eight bits, with a
-            scale a row, and all else as with bfloat16; not for sharded parameters. Default:
-            float32 for importance (float64 beside float64), the parameter's for the anchor.
+            scale a row, and all else as with bfloat16. Default: float32 for importance (float64
+            beside float64), the parameter's for the anchor.
         granularity: deprecated name of ``importance``; ``"element"`` is ``"diagonal"``."""
 
 SHARED = (

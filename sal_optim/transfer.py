@@ -2,7 +2,8 @@
 
 People fine-tune by one run after the other, each with an optimizer of its own. The second run
 begins without importance unless it is handed over. A whole checkpoint does that too, where the
-next optimizer has the same parameters; this file is smaller, and fits by name.
+next optimizer has the same parameters; this file is smaller, fits by name, and moves importance of
+sharded matrices to any number of processes.
 """
 
 import os
@@ -28,7 +29,8 @@ def save_importance(
 ) -> None:
     """Write importance and anchors to a file, by name, without the base optimizer's state.
 
-    Call ``consolidate()`` before, so that the last steps count.
+    Call ``consolidate()`` before, so that the last steps count. Where parameters are sharded
+    (DTensor), every process must call this; the first one writes, and holds the whole on the host.
 
     Args:
         optimizer: one of the family, a ``CommunicationLayer``, or the optimizer inside of one, also
@@ -40,7 +42,8 @@ def save_importance(
     Raises:
         ImportError: safetensors is not installed (``pip install sal_optim[transfer]``).
         TypeError: nothing protects ``optimizer``; an argument is of a wrong kind.
-        ValueError: nothing is consolidated yet; names are missing; parameters are sharded.
+        RuntimeError: the process that writes has failed, and this is another one.
+        ValueError: nothing is consolidated yet, or names are missing.
     """
     protection = required_protection(optimizer)
     protection.diagnostics()  # what is underway arrives
@@ -58,7 +61,8 @@ def load_importance(
     """Protect what an earlier run learned: its importance and anchors, from a file.
 
     Protection has its whole strength from the next step on. The weights should be those that the
-    earlier run ended with: this reads none. Nothing is changed when an error is raised.
+    earlier run ended with: this reads none. Nothing is changed when an error is raised. The number
+    of processes may be another one: importance of sharded matrices is then given other blocks.
 
     Args:
         optimizer: as of :func:`save_importance`; before its first step, or later.

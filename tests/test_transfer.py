@@ -163,6 +163,19 @@ def test_precision_is_the_second_optimizers(tmp_path: Path) -> None:
     assert optimizer.state[half[0].weight]["evidence"].dtype == torch.bfloat16  # type: ignore[index, union-attr]
 
 
+def test_factors_stay_in_float32(tmp_path: Path) -> None:
+    """In two bytes their directions are not orthogonal."""
+    model, _ = first_run(tmp_path / "a")
+    optimizer = adamw(model.named_parameters(), state_dtype="bfloat16")
+    load_importance(optimizer, tmp_path / "a")
+    weight: Tensor = model[0].weight  # type: ignore[index, assignment]
+    state = required_protection(optimizer).controller.state_of(weight)
+    assert {state[f"left_{name}"].dtype for name in ("basis", "values", "pending")} == {
+        torch.float32
+    }
+    assert state["anchor"].dtype == torch.bfloat16
+
+
 def test_into_an_optimizer_that_has_stepped(tmp_path: Path) -> None:
     model, _ = first_run(tmp_path / "a")
     optimizer = adamw(model.named_parameters())

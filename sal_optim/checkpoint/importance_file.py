@@ -2,7 +2,8 @@
 
 It is a safetensors file: each tensor under the name of its parameter and of the state, such as
 ``0.weight.anchor``; numbers and the version of the format are in the metadata. It holds no moments,
-no weights and nothing that is pending.
+no weights and nothing that is pending. Importance of a sharded matrix is in it block by block, with
+the places of the blocks in the metadata.
 """
 
 import contextlib
@@ -12,23 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from sal_optim.checkpoint.portable import Portable, gathered, misfit, name_of
+from sal_optim.checkpoint.portable import put as put_into
 from sal_optim.checkpoint.validation import check_statistics, fitted_threshold
 from sal_optim.detection.change_detector import new_detector
-from sal_optim.importance import State
-from sal_optim.protection import anchor
-from sal_optim.protection.block import (
-    NUMBERS,
-    Group,
-    dtype_of,
-    kind_of_param,
-    new_anchor,
-    shapes,
-)
+from sal_optim.importance import State, code_of
+from sal_optim.protection.block import NUMBERS, Group, kind_of_param, prepare
 from sal_optim.protection.controller import ProtectionController
-from sal_optim.sharding.dtensor import is_distributed
+from sal_optim.sharding.places import Place, one_writes
 from sal_optim.utils import checks
 
 FORMAT, VERSION = "sal_optim.importance", 1
@@ -42,49 +36,53 @@ class Content(NamedTuple):
     tensors: dict[str, State]  # by parameter
     weights: dict[str, float]  # the sum of the weights of all consolidations, by parameter
     kinds: dict[str, str]  # of importance, by parameter
+    places: dict[str, list[Place]]  # of blocks, by parameter, where there are several
     detector: dict[str, float]
+
+    def of(self, name: str) -> Portable:
+        """What it holds of one parameter."""
+        return Portable(self.tensors[name], self.places.get(name))
 
 
 def written(controller: ProtectionController, names: dict[Tensor, str], path: str) -> list[str]:
     """Write the importance of an optimizer's parameters; returns the names of those that have any.
 
-    The file is there whole, or as it was before.
+    The file is there whole, or as it was before. Where parameters are sharded, every process must
+    call this, and the first of them writes.
 
     Raises:
         ImportError: safetensors is not installed.
-        ValueError: nothing is consolidated yet, parameters are sharded, or ``path`` is no place for
-            a file.
+        RuntimeError: the process that writes has failed, and this is another one.
+        ValueError: nothing is consolidated yet, or ``path`` is no place for a file.
     """
     save_file = _safetensors("torch").save_file
-    tensors: dict[str, Tensor] = {}
-    weights, kinds = {}, {}
-    for param, group, state in _with_importance(controller):
-        name = names[param]
-        if is_distributed(param):
-            raise ValueError(
-                f"Invalid optimizer value: its parameter {name!r} is sharded; an importance file "
-                "is of whole parameters: gather them, or use torch.distributed.checkpoint"
-            )
-        for key in (*_kept(param, group), "anchor"):
-            if key in state:
-                kept = state[key].detach()
-                kept = anchor.read(state, torch.float32) if kept.dtype == torch.int8 else kept
-                tensors[f"{name}.{key}"] = _real(kept).cpu().contiguous()
-        weights[name] = float(state["evidence_weight"])
-        kinds[name] = _kind(param, group)
-    if not weights:
+    _check_place(path)
+    found = list(_with_importance(controller))
+    if not found:
         raise ValueError(
             "Invalid optimizer value: nothing is consolidated, so there is no importance to save; "
             "call consolidate() first, after steps or observe()"
         )
-    about = {
-        "version": VERSION,
-        "weights": weights,
-        "importance": kinds,
-        "detector": {name: controller.detector[name] for name in _COUNTS},
-    }
-    with _replaced(path) as temporary:
-        save_file(tensors, temporary, metadata={FORMAT: json.dumps(about)})
+    tensors: dict[str, Tensor] = {}
+    weights, kinds, places = {}, {}, {}
+    with one_writes(param for param, _, _ in found) as writes:
+        for param, group, state in found:
+            name, portable = names[param], gathered(param, group, state)
+            if writes:
+                tensors.update({f"{name}.{key}": value for key, value in portable.tensors.items()})
+            if portable.places is not None:
+                places[name] = [[*place.start, *place.size] for place in portable.places]
+            weights[name], kinds[name] = float(state["evidence_weight"]), name_of(param, group)
+        about = {
+            "version": VERSION,
+            "weights": weights,
+            "importance": kinds,
+            "detector": {name: controller.detector[name] for name in _COUNTS},
+            **({"blocks": places} if places else {}),
+        }
+        if writes:
+            with _replaced(path) as temporary:
+                save_file(tensors, temporary, metadata={FORMAT: json.dumps(about)})
     return list(weights)
 
 
@@ -114,6 +112,7 @@ def read(path: str) -> Content:
                 )
             weights, kinds, detector = (about[n] for n in ("weights", "importance", "detector"))
             weights = {name: checks.number(name, value) for name, value in weights.items()}
+            places = {name: _places(found) for name, found in about.get("blocks", {}).items()}
             tensors: dict[str, State] = {name: {} for name in weights}
             for key in file.keys():  # noqa: SIM118
                 name, _, part = key.rpartition(".")
@@ -123,7 +122,13 @@ def read(path: str) -> Content:
         raise ValueError(
             f"Invalid path value: {path!r} can't be read ({error}); {allowed}"
         ) from error
-    return Content(tensors, weights, kinds, detector)
+    return Content(tensors, weights, kinds, places, detector)
+
+
+def _places(found: list[list[int]]) -> list[Place]:
+    """Boxes as the file has them: where each begins in every dimension, and its sizes."""
+    rows = [[checks.whole("blocks", number, low=0) for number in row] for row in found]
+    return [Place(tuple(row[: len(row) // 2]), tuple(row[len(row) // 2 :])) for row in rows]
 
 
 def put(
@@ -150,11 +155,11 @@ def put(
     }
     problems: list[str] = []
     states: list[tuple[Tensor, State]] = []
-    for name, tensors in content.tensors.items():
+    for name in content.tensors:
         problem = _misfit(name, places, content)
         if problem is None:
             param, group = places[name]
-            states.append((param, _state(name, param, group, tensors, content, controller)))
+            states.append((param, _state(name, param, group, content, controller)))
         else:
             problems.append(problem)
     if problems and (strict or not states):
@@ -176,51 +181,31 @@ def _misfit(name: str, places: dict[str, tuple[Tensor, Group]], content: Content
     if name not in places:
         return f"this optimizer has no parameter {name!r}"
     param, group = places[name]
-    if is_distributed(param):
-        return f"{name!r} is sharded, and an importance file is of whole parameters"
-    kind = _kind(param, group)
+    kind = name_of(param, group)
     if content.kinds.get(name) != kind:
         return (
             f"{name!r} was saved with importance={content.kinds.get(name)!r}, and has "
             f"importance={kind!r} here"
         )
-    for key, shape in {**_kept(param, group), "anchor": tuple(param.shape)}.items():
-        value = content.tensors[name].get(key)
-        real = (*shape, 2) if key == "anchor" and param.is_complex() else shape
-        if value is None and key != "anchor":
-            return f"{name!r} has no {key!r} in the file"
-        if value is not None and tuple(value.shape) != tuple(real):
-            other = "" if key in ("anchor", "evidence") else f" (rank={group['rank']} here)"
-            return f"{name!r} has {key!r} of shape {tuple(value.shape)}, not {tuple(real)}{other}"
-    return None
+    problem = misfit(param, group, content.of(name))
+    return None if problem is None else f"{name!r} has {problem}"
 
 
 def _state(
-    name: str,
-    param: Tensor,
-    group: Group,
-    tensors: State,
-    content: Content,
-    controller: ProtectionController,
+    name: str, param: Tensor, group: Group, content: Content, controller: ProtectionController
 ) -> State:
     """The state of one parameter, as a consolidation leaves it."""
-    before = controller.state_of(param)
-    dtype = dtype_of(param, group)
+    before, kind = controller.state_of(param), kind_of_param(param, group)
     found: State = {}
-    for key, shape in shapes(param, group).items():
-        if "pending" not in key:
-            found[key] = tensors[key].to(param.device, dtype, copy=True)
-        elif key not in before:
-            found[key] = torch.zeros(shape, dtype=dtype, device=param.device)
-    if group["pull"] > 0.0:
-        found.update(new_anchor(param, group))
-        if "anchor" in tensors:
-            saved = tensors["anchor"]
-            saved = torch.view_as_complex(saved) if param.is_complex() else saved
-            anchor.write(found, saved.to(param.device), 0.5)
+    prepare(param, found, group, kind)
+    put_into(param, group, content.of(name), found)
     for number in NUMBERS:
         found[number] = before.get(number, 0.0)
-    found["evidence_weight"] = content.weights[name]
+    found["evidence_weight"], found["layout"] = content.weights[name], code_of(kind)
+    gathered_before = {
+        key for key, value in before.items() if "pending" in key and isinstance(value, Tensor)
+    }
+    found = {key: value for key, value in found.items() if key not in gathered_before}
     check_statistics(f"the importance of {name!r}", param, group, {**before, **found})
     return found
 
@@ -233,28 +218,18 @@ def _with_importance(controller: ProtectionController) -> Iterator[tuple[Tensor,
                 yield param, group, state
 
 
-def _kept(param: Tensor, group: Group) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the importance of a parameter, without what is pending."""
-    return {name: s for name, s in shapes(param, group).items() if "pending" not in name}
-
-
-def _kind(param: Tensor, group: Group) -> str:
-    """The kind of importance that a parameter has, whatever the setting."""
-    return type(kind_of_param(param, group)).__name__.lower()
-
-
-def _real(value: Tensor) -> Tensor:
-    return torch.view_as_real(value) if value.is_complex() else value
+def _check_place(path: str) -> None:
+    target = Path(path).absolute()
+    if target.is_dir() or not target.parent.is_dir():
+        raise ValueError(
+            f"Invalid path value: {path!r}; path must be that of a file, in a folder that exists"
+        )
 
 
 @contextlib.contextmanager
 def _replaced(path: str) -> Iterator[str]:
     """A path beside another one, which what was written there then replaces."""
     target = Path(path).absolute()
-    if target.is_dir() or not target.parent.is_dir():
-        raise ValueError(
-            f"Invalid path value: {path!r}; path must be that of a file, in a folder that exists"
-        )
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         yield str(temporary)

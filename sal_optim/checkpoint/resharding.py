@@ -1,7 +1,8 @@
 """A checkpoint of other blocks: where matrices are cut otherwise, importance begins anew.
 
 Importance of a sharded matrix is of its blocks, see ``sharding/stacked.py``. Where a checkpoint was
-made on a number of processes that cuts a matrix into other blocks, all of it goes on but that.
+made on a number of processes that cuts a matrix into other blocks, all of it goes on but that. An
+importance file brings that too, see ``portable.py``.
 """
 
 import warnings
@@ -26,7 +27,8 @@ def of_own_layout(where: str, param: Tensor, group: Group, state: dict[str, Any]
     # The same text for all, so that it is shown once.
     warnings.warn(
         "the checkpoint cuts sharded matrices into other blocks than this number of processes "
-        "does; the importance of those matrices begins anew, all else goes on",
+        "does; the importance of those matrices begins anew, all else goes on; save_importance() "
+        "and load_importance() move it to any number of processes",
         UserWarning,
         stacklevel=2,
     )

@@ -224,7 +224,7 @@ def check_statistics(where: str, param: Tensor, group: dict[str, Any], state: St
                 "sharded and for whole parameters is made with importance='diagonal' alone"
             )
     if isinstance(state.get("anchor"), Tensor):
-        names = {**names, **anchor.shapes(state, tuple(param.shape))}
+        names = {**names, **anchor.shapes(state, param)}
         if "anchor_scale" in names and "anchor_scale" not in state:
             raise KeyError(f"{where} has no 'anchor_scale', which an anchor in eight bits needs")
     for name, shape in {"anchor": tuple(param.shape), **names}.items():

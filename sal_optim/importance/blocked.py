@@ -39,7 +39,7 @@ class Blocked:
         blocks = [
             (part, grad)
             for state, whole in zip(states, grads, strict=True)
-            for part, grad in self._blocks(state, whole)
+            for part, grad in self.blocks(state, whole)
         ]
         if blocks:
             self.kind.accumulate([part for part, _ in blocks], [g for _, g in blocks], scale, at)
@@ -47,7 +47,7 @@ class Blocked:
     def merge(
         self, state: State, values: Tensor, *, new: float, old: float, memory: float, at: float
     ) -> None:
-        for part, block in self._blocks(state, values):
+        for part, block in self.blocks(state, values):
             self.kind.merge(part, block, new=new, old=old, memory=memory, at=at)
 
     def protect(
@@ -63,7 +63,7 @@ class Blocked:
         forces: list[Tensor] = []
         counts = []
         for state, grad in zip(states, grads, strict=True):
-            found = list(self._blocks(state, grad))
+            found = list(self.blocks(state, grad))
             parts += [part for part, _ in found]
             forces += [block for _, block in found]
             counts.append(len(found))
@@ -77,11 +77,11 @@ class Blocked:
         ]
 
     def draw(self, state: State, values: Tensor, strength: float) -> None:
-        for part, block in self._blocks(state, values):
+        for part, block in self.blocks(state, values):
             self.kind.draw(part, block, strength)
 
     def elements(self, state: State, values: Tensor) -> Tensor:
-        found = [self.kind.elements(part, block) for part, block in self._blocks(state, values)]
+        found = [self.kind.elements(part, block) for part, block in self.blocks(state, values)]
         return _joined(found, values)
 
     def dtype(self, state: State) -> torch.dtype:
@@ -94,7 +94,7 @@ class Blocked:
         """The blocks of this process's part; none of an empty one."""
         return torch.split(values, self.layout.block[0]) if values.numel() else ()
 
-    def _blocks(self, state: State, values: Tensor) -> Iterator[tuple[State, Tensor]]:
+    def blocks(self, state: State, values: Tensor) -> Iterator[tuple[State, Tensor]]:
         """The state of each block, as views, and its part of ``values``."""
         depth, suffix = len(self.layout.lead), self.layout.suffix
         names = self.kind.shapes(self.layout.block, self.rank)

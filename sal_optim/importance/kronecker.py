@@ -108,9 +108,9 @@ class Kronecker:
         state["pending_total"].zero_()
         if "anchor" not in state:
             return
-        held = torch.outer(*before) / _least(known)
-        gain = (torch.outer(*after) / _least(known + pending) - held).clamp_min_(0.0)
-        share = gain / _least(memory * held + gain)
+        held = torch.outer(*before) / positive(known)
+        gain = (torch.outer(*after) / positive(known + pending) - held).clamp_min_(0.0)
+        share = gain / positive(memory * held + gain)
         anchor = state["anchor"].to(exact)
         moved = (values.to(exact) - anchor).flatten(1)
         step = along([(table_of(share), moved)], *bases(state, exact))
@@ -173,7 +173,7 @@ class Kronecker:
             basis = state[f"{side}_basis"].to(exact)
             strengths = state[f"{side}_values"].to(exact)
             sides.append(basis.square() @ (strengths[:-1] - strengths[-1]) + strengths[-1])
-        return (torch.outer(*sides) / _least(total(state, exact))).view(values.shape)
+        return (torch.outer(*sides) / positive(total(state, exact))).view(values.shape)
 
     def dtype(self, state: State) -> torch.dtype:
         found: torch.dtype = state["left_values"].dtype
@@ -201,7 +201,7 @@ class Kronecker:
         """Importance of each pair of directions; the last row and column are for no direction."""
         left: Tensor = state["left_values"].to(dtype)
         right: Tensor = state["right_values"].to(dtype)
-        return torch.outer(left, right) / _least(total(state, dtype))
+        return torch.outer(left, right) / positive(total(state, dtype))
 
 
 class Tables(NamedTuple):
@@ -283,30 +283,38 @@ def _merged(
     rest = values[-1]
     known = basis * (values[:-1] - rest).clamp_min(0.0).sqrt()
     if pending.shape[1] == size:
-        squares, vectors = _eigen(known @ known.T + pending)
+        squares, vectors = eigen(known @ known.T + pending)
     else:
         factor = _from_sketch(pending)
         # What a sketch has missed lies anywhere.
         rest = rest + (pending_total - factor.square().sum()).clamp_min(0.0) / size
-        joined = torch.cat([known, factor], 1)
-        if joined.shape[1] >= size:
-            squares, vectors = _eigen(joined @ joined.T)
-        else:
-            squares, inner = _eigen(joined.T @ joined)
-            # A direction of nothing is one of zeros, along which no move has a part.
-            roots = torch.where(squares > squares[0] * 1e-12, squares, torch.inf).rsqrt()
-            vectors = joined @ (inner * roots)
-    left_out = squares[rank:].sum() / max(1, size - rank)
+        squares, vectors = directions(torch.cat([known, factor], 1))
+    return strongest(squares, vectors, rank, rest)
+
+
+def directions(factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of ``F F'``, the largest first, and as many eigenvectors as F has columns."""
+    if factor.shape[1] >= factor.shape[0]:
+        return eigen(factor @ factor.T)
+    squares, inner = eigen(factor.T @ factor)
+    # A direction of nothing is one of zeros, along which no move has a part.
+    roots = torch.where(squares > squares[0] * 1e-12, squares, torch.inf).rsqrt()
+    return squares, factor @ (inner * roots)
+
+
+def strongest(squares: Tensor, vectors: Tensor, rank: int, rest: Number) -> tuple[Tensor, Tensor]:
+    """The first directions, and their values with those of all others by their mean."""
+    left_out = squares[rank:].sum() / max(1, len(vectors) - rank)
     return vectors[:, :rank], torch.cat([squares[:rank], left_out[None]]) + rest
 
 
-def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues of a matrix ``A = F F'``, the largest first, and eigenvectors.
 
     In float64 where there is one, and near 1: sides with rows of zeros, such as an embedding's, are
     not solved in float32.
     """
-    scale = _least(matrix.diagonal().max())
+    scale = positive(matrix.diagonal().max())
     exact = torch.float32 if matrix.device.type == "mps" else torch.float64
     values, vectors = torch.linalg.eigh((matrix / scale).to(exact))
     values, vectors = values.flip(0), vectors.flip(1)
@@ -320,7 +328,7 @@ def _from_sketch(sketch: Tensor) -> Tensor:
     """A factor F of the matrix A = F F' of which ``sketch`` is ``A @ projection``."""
     projection = _projection(*sketch.shape, sketch.dtype, sketch.device)
     core = projection.T @ sketch
-    values, vectors = _eigen((core + core.T) / 2)
+    values, vectors = eigen((core + core.T) / 2)
     # Of a projection that sees less than it has columns, the rest is noise.
     kept = values > values[0] * (sketch.shape[1] * torch.finfo(sketch.dtype).eps)
     roots = torch.where(kept, values, 1.0).rsqrt() * kept
@@ -336,5 +344,5 @@ def _seen_along(new: Tensor, basis: Tensor, values: Tensor, known: Tensor) -> Te
     return torch.cat([parts, others[None]])
 
 
-def _least(value: Tensor) -> Tensor:
+def positive(value: Tensor) -> Tensor:
     return value.clamp_min(torch.finfo(value.dtype).tiny)

@@ -2,7 +2,8 @@
 
 A matrix can be kept in eight bits (``state_dtype="int8"``), with one scale a row. A consolidation
 moves an anchor by less than one of 127 places, so that it is rounded up or down in turn; and a
-scale stays while it fits, so that what does not move is not rounded anew.
+scale stays while it fits, so that what does not move is not rounded anew. Where columns are cut
+over processes, each process has a scale of its part of a row, so that none needs another's.
 """
 
 from typing import Any
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor
 
 from sal_optim.importance import State
+from sal_optim.sharding.dtensor import plain
+from sal_optim.sharding.places import where_of
+from sal_optim.sharding.stacked import row_shape, row_zeros
 from sal_optim.utils.rounding import GOLDEN
 
 EIGHT_BITS = "int8"
@@ -36,22 +40,22 @@ def begun(param: Tensor, group: dict[str, Any], dtype: torch.dtype) -> State:
     """
     anchor = param.detach().clone(memory_format=torch.preserve_format)
     if is_small(param, group):
-        scale = param.new_zeros((len(param),) + (1,) * (param.dim() - 1), dtype=torch.float32)
-        found: State = {"anchor": torch.zeros_like(anchor, dtype=torch.int8), "anchor_scale": scale}
-        write(found, anchor, 0.5)
+        small = torch.zeros_like(anchor, dtype=torch.int8)
+        found: State = {"anchor": small, "anchor_scale": row_zeros(param.detach(), torch.float32)}
+        write({name: plain(value) for name, value in found.items()}, plain(anchor), 0.5, param)
         return found
     if group["state_dtype"] is not None and not param.is_complex():
         anchor = anchor.to(dtype)
     return {"anchor": anchor}
 
 
-def shapes(state: State, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+def shapes(state: State, param: Tensor) -> dict[str, tuple[int, ...]]:
     """Names and shapes of what is kept of an anchor, in either form; empty without one."""
     if "anchor" not in state:
         return {}
-    found = {"anchor": shape}
+    found = {"anchor": tuple(param.shape)}
     if state["anchor"].dtype == torch.int8:
-        found["anchor_scale"] = shape[:1] + (1,) * (len(shape) - 1)
+        found["anchor_scale"] = row_shape(param)
     return found
 
 
@@ -75,13 +79,14 @@ def distances(states: list[State], values: list[Tensor]) -> list[Tensor]:
     return found
 
 
-def write(state: State, values: Tensor, at: float) -> None:
+def write(state: State, values: Tensor, at: float, param: Tensor) -> None:
     """Keep new values.
 
     Args:
         state: of one parameter, with tensors that are local and real.
         values: finite, in the shape of the anchor.
         at: where they are rounded, from :func:`sal_optim.utils.rounding.dither`.
+        param: whose anchor it is: each place of the whole is rounded alike, whoever has it.
     """
     anchor: Tensor = state["anchor"]
     if anchor.dtype != torch.int8:
@@ -95,7 +100,7 @@ def write(state: State, values: Tensor, at: float) -> None:
     fits = (largest <= LARGEST * scale) & (largest >= LEAST * scale)
     scale.copy_(torch.where(fits, scale, largest / CHOSEN))
     places = rows / scale.clamp_min(torch.finfo(scale.dtype).tiny)
-    down, across = (torch.arange(n, device=rows.device) for n in rows.shape)
+    down, across = where_of(param, rows.device)
     turn = (at + down[:, None] * GOLDEN**2 + across * GOLDEN) % 1.0
     nearest = places.round()
     found = torch.where((places - nearest).abs() < WHOLE, nearest, (places + turn).floor_())

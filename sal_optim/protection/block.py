@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sal_optim.importance import IMPORTANCE, Importance, State, code_of, kind_of
 from sal_optim.protection import anchor
-from sal_optim.sharding.dtensor import PLAIN, Sharding, aligned, is_distributed, plain, sharding
+from sal_optim.sharding.dtensor import PLAIN, Sharding, aligned, plain, sharding
 from sal_optim.sharding.stacked import layout_of, stacked_zeros
 from sal_optim.utils.rounding import wide
 
@@ -160,23 +160,17 @@ def check_ready(param: Tensor, state: dict[str, Any], group: Group, owner: str) 
 
     Raises:
         RuntimeError: the gradient is sparse.
-        ValueError: the parameter was resized, cast or moved, and its state was not; or it is
-            sharded, and its anchor is to be kept in eight bits.
+        ValueError: the parameter was resized, cast or moved, and its state was not.
     """
     grad = param.grad
     if grad is not None and grad.is_sparse:
         raise RuntimeError(
             f"{owner} does not support sparse gradients; use a dense gradient (sparse=False)"
         )
-    if anchor.is_small(param, group) and is_distributed(param):
-        raise ValueError(
-            "Invalid state_dtype value: 'int8'; a parameter that is sharded over processes "
-            "(DTensor) has its anchor in torch.bfloat16 or more"
-        )
     if "pending_steps" not in state:
         return
     shape, device = param.shape, param.device
-    named = {**shapes(param, group), **anchor.shapes(state, tuple(shape))}
+    named = {**shapes(param, group), **anchor.shapes(state, param)}
     for name, wanted in named.items():
         value = state.get(name)
         if value is None or (tuple(value.shape) == wanted and value.device == device):

@@ -58,7 +58,7 @@ def consolidate_param(
     at = dither(detector["consolidations"])
     kind.merge(merged, values, new=new / gathered, old=old, memory=ANCHOR_MEMORY, at=at)
     if "anchor" in local:
-        anchor.write(local, merged["anchor"], at)
+        anchor.write(local, merged["anchor"], at, param)
     state["evidence_weight"], state["pending_steps"] = weight, 0.0
     return True
 

@@ -6,6 +6,7 @@ then saves, gathers and loads them as it does any other DTensor.
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -58,7 +59,7 @@ def layout_for(
         dims: the tensor's dimension that each dimension of the mesh cuts; None: it holds copies.
     """
     pairs = list(zip(sizes, dims, strict=True))
-    parts = [math.prod(size for size, dim in pairs if dim == index) for index in range(len(shape))]
+    parts = _parts(len(shape), sizes, dims)
     block = tuple(-(-size // count) for size, count in zip(shape, parts, strict=True))
     lead = tuple(size for size, dim in pairs if dim is not None)
     by_rows = [dim for dim in dims if dim is not None] == [0]
@@ -87,9 +88,6 @@ def stacked_zeros(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) ->
 
     On the device of that one's local part, which is the host where parameters are offloaded.
     """
-    from torch.distributed.tensor import DTensor
-    from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
-
     mesh, placements = tensor.device_mesh, stacked_placements(tensor)  # type: ignore[attr-defined]
     here = list(shape)
     for index, placement in enumerate(placements):
@@ -97,8 +95,49 @@ def stacked_zeros(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) ->
             count, rank = mesh.size(index), mesh.get_local_rank(index)
             each = -(-shape[placement.dim] // count)
             here[placement.dim] = max(0, min(each, shape[placement.dim] - each * rank))
+    return _zeros(tensor, placements, shape, here, dtype)
+
+
+def row_zeros(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Zeros, one for each row of a tensor, and in a row for each part that processes have of it.
+
+    Cut as the tensor is, so that the numbers of a process's rows are on that process.
+    """
+    rows = (1,) * (tensor.dim() - 1)
+    if not is_distributed(tensor):
+        return tensor.new_zeros((len(tensor), *rows), dtype=dtype)
+    here = (len(tensor.to_local()), *rows)  # type: ignore[attr-defined]
+    return _zeros(tensor, tensor.placements, row_shape(tensor), here, dtype)  # type: ignore[attr-defined]
+
+
+def row_shape(tensor: Tensor) -> tuple[int, ...]:
+    """The shape of :func:`row_zeros` over all processes."""
+    if not is_distributed(tensor):
+        return (len(tensor), *(1,) * (tensor.dim() - 1))
+    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+    dims = tuple(p.dim if hasattr(p, "dim") else None for p in placements)
+    return (len(tensor), *_parts(tensor.dim(), tuple(mesh.shape), dims)[1:])
+
+
+def _parts(depth: int, sizes: tuple[int, ...], dims: tuple[int | None, ...]) -> list[int]:
+    """How many parts each dimension of a tensor is cut into."""
+    pairs = list(zip(sizes, dims, strict=True))
+    return [math.prod(size for size, dim in pairs if dim == index) for index in range(depth)]
+
+
+def _zeros(
+    tensor: Tensor,
+    placements: Sequence[Any],
+    shape: tuple[int, ...],
+    here: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+
     local = tensor.to_local().new_zeros(here, dtype=dtype)  # type: ignore[attr-defined]
     stride = torch.empty(shape, device="meta").stride()
-    spec = DTensorSpec(mesh, placements, tensor_meta=TensorMeta(torch.Size(shape), stride, dtype))
+    meta = TensorMeta(torch.Size(shape), stride, dtype)
+    spec = DTensorSpec(tensor.device_mesh, tuple(placements), tensor_meta=meta)  # type: ignore[attr-defined]
     found: Tensor = DTensor(local, spec, requires_grad=False)  # type: ignore[no-untyped-call]
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 
+from sal_optim.protection import anchor
 from sal_optim.sharding import stacked
 from tests.distributed import checkpoints
 from tests.distributed.jobs import STEPS, follow, gradients, make, outcome, train
@@ -49,21 +50,53 @@ def cut(tensor: Tensor, way: str, world: int, rows: int = 256) -> list[Tensor]:
     return [block for part in parts for block in (part.split(rows) if whole else [part])]
 
 
+@contextlib.contextmanager
+def parts_of(wholes: Iterable[tuple[Tensor, list[Tensor]]]) -> Iterator[None]:
+    """Within, anchors of parts are rounded as at their places in the wholes.
+
+    Args:
+        wholes: the numbers of the elements of each whole, and its parts as parameters, each with
+            its elements' numbers as ``elements``.
+    """
+    known: dict[Tensor, tuple[Tensor, Tensor]] = {}
+    for whole, parts in wholes:
+        columns = max(1, whole[:1].numel())
+        for part in parts:
+            numbers = part.elements  # type: ignore[attr-defined]
+            if numbers.numel() and numbers.dim() > 1:
+                numbers = numbers.flatten(1)
+                known[part] = numbers[:, 0] // columns, numbers[0] % columns
+    usual = anchor.where_of
+    anchor.where_of = lambda param, _: known[param]
+    try:
+        yield
+    finally:
+        anchor.where_of = usual
+
+
+def numbered(tensor: Tensor) -> Tensor:
+    return torch.arange(tensor.numel()).view(tensor.shape)
+
+
 def alone(
     way: str, world: int, name: str, kwargs: dict[str, Any], rows: int = 256
 ) -> dict[str, Any]:
     """The run in one process, where each block is a parameter of its own."""
     whole = list(Parameters().parts)
     parts = [[nn.Parameter(b.clone()) for b in cut(p.detach(), way, world, rows)] for p in whole]
+    for p, blocks in zip(whole, parts, strict=True):
+        for block, numbers in zip(blocks, cut(numbered(p), way, world, rows), strict=True):
+            block.elements = numbers  # type: ignore[attr-defined]
     optimizer = make(name, [block for blocks in parts for block in blocks], **kwargs)
     found = []
-    for step in range(STEPS):
-        count = consolidations(optimizer)
-        for blocks, grad in zip(parts, gradients()[step], strict=True):
-            for block, part in zip(blocks, cut(grad, way, world, rows), strict=True):
-                block.grad = part.clone()
-        optimizer.step()
-        found += [step] if consolidations(optimizer) > count else []
+    with parts_of((numbered(p), blocks) for p, blocks in zip(whole, parts, strict=True)):
+        for step in range(STEPS):
+            count = consolidations(optimizer)
+            for blocks, grad in zip(parts, gradients()[step], strict=True):
+                for block, part in zip(blocks, cut(grad, way, world, rows), strict=True):
+                    block.grad = part.clone()
+            optimizer.step()
+            found += [step] if consolidations(optimizer) > count else []
     joined = [
         torch.cat([block.detach() for block in blocks], p.dim() - 1 if way == "columns" else 0)
         for p, blocks in zip(whole, parts, strict=True)
@@ -93,7 +126,8 @@ def cuts_of(way: str, world: int) -> Cuts:
 def apart(tensor: Tensor, cuts: list[tuple[int, int]]) -> Any:
     """A tensor cut along one dimension after the other, as nested lists."""
     if not cuts:
-        return nn.Parameter(tensor.detach().clone())
+        own = tensor.detach().clone()
+        return nn.Parameter(own) if own.is_floating_point() else own
     (dim, count), *rest = cuts
     return [apart(part, rest) for part in tensor.chunk(count, dim)]
 
@@ -114,22 +148,27 @@ def trained_alone(way: str, world: int, name: str, kwargs: dict[str, Any]) -> di
     model, cuts = Net(), cuts_of(way, world)
     parts = {key: apart(param, cuts[key]) for key, param in model.named_parameters()}
     optimizer = make(name, leaves(list(parts.values())), **kwargs)
+    numbers = {key: numbered(param) for key, param in model.named_parameters()}
+    for key, number in numbers.items():
+        for part, own in zip(leaves(parts[key]), leaves(apart(number, cuts[key])), strict=True):
+            part.elements = own  # type: ignore[attr-defined]
 
     def forward(inputs: Tensor) -> Tensor:
         weights = {key: together(part, cuts[key]) for key, part in parts.items()}
         found: Tensor = torch.func.functional_call(model, weights, (inputs,))
         return found
 
-    found = train(optimizer, forward, slice(None))
+    with parts_of((numbers[key], leaves(parts[key])) for key in parts):
+        found = train(optimizer, forward, slice(None))
     params = [together(part, cuts[key]).detach() for key, part in parts.items()]
     return {"found": found, "threshold": optimizer.param_groups[0]["threshold"], "params": params}
 
 
-def offloaded() -> dict[str, Any]:
+def offloaded(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Parameters, gradients and all state on the host, whatever the mesh."""
     model = Net()
     fully_shard(model, mesh=mesh_of(), offload_policy=CPUOffloadPolicy(pin_memory=False))
-    optimizer = make("SALAdamW", model.parameters())
+    optimizer = make("SALAdamW", model.parameters(), **kwargs)
     part = slice(dist.get_rank(), None, dist.get_world_size())
     found = train(optimizer, model, part)
     return outcome(optimizer, found)

@@ -118,7 +118,6 @@ def refusals() -> dict[str, str]:
         "factors of a plain state": lambda: _load_plain(sharded, "kronecker"),
         "sharded state": lambda: _load_sharded(sharded, "diagonal"),
         "sharded gradient": _step_by_sharded,
-        "eight bits": lambda: _stepped(sharded.parameters(), state_dtype="int8"),
     }
     errors = {}
     for name, case in cases.items():

@@ -105,14 +105,14 @@ def train(optimizer: SALOptimizer, model: Callable[[Tensor], Tensor], part: slic
     return found
 
 
-def collectives(way: str) -> list[int]:
+def collectives(way: str, kwargs: dict[str, Any] | None = None) -> list[int]:
     """How many a step takes: a first one, one that is measured, one later, one that consolidates.
 
     And how many a look and a consolidation by hand take.
     """
     model = placed(Parameters(), way)
     params = list(model.parameters())
-    optimizer = make("SALAdam", params)
+    optimizer = make("SALAdam", params, **(kwargs or {}))
     counts = []
     for index, grads in enumerate(gradients(60, ())):
         give(params, grads)

@@ -75,7 +75,7 @@ def test_training_with_every_default(pool_of: Any, world: int, way: str) -> None
 
 def test_parameters_that_are_offloaded(pool_of: Any) -> None:
     one = blocks.trained_alone("fsdp", 2, "SALAdamW", {})
-    for result in pool_of(2)(blocks.offloaded):
+    for result in pool_of(2)(blocks.offloaded, {}):
         assert_equal_to_blocks(one, result)
 
 

@@ -41,7 +41,7 @@ def test_what_does_not_move_is_not_rounded_anew() -> None:
     state = kept(values)
     first = state["anchor"].clone()
     for count in range(200):
-        anchor.write(state, anchor.read(state, torch.float32), dither(float(count)))
+        anchor.write(state, anchor.read(state, torch.float32), dither(float(count)), values)
     assert torch.equal(state["anchor"], first)
 
 
@@ -53,7 +53,7 @@ def test_small_moves_add_up() -> None:
     for count in range(1000):
         values = anchor.read(state, torch.float32)
         values[:, inner] += step
-        anchor.write(state, values, dither(float(count)))
+        anchor.write(state, values, dither(float(count)), values)
     moved = (anchor.read(state, torch.float32) - start)[:, inner].mean()
     assert float(moved) == pytest.approx(1000 * step, rel=0.1)
 
@@ -61,10 +61,9 @@ def test_small_moves_add_up() -> None:
 def test_a_scale_follows_its_row() -> None:
     state = kept(torch.ones(2, 4))
     for size in (1e-6, 1e6, 0.0, 3.0):
-        anchor.write(state, torch.full((2, 4), size), 0.5)
-        torch.testing.assert_close(
-            anchor.read(state, torch.float32), torch.full((2, 4), size), rtol=0.02, atol=0
-        )
+        values = torch.full((2, 4), size)
+        anchor.write(state, values, 0.5, values)
+        torch.testing.assert_close(anchor.read(state, torch.float32), values, rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
