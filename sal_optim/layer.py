@@ -17,8 +17,9 @@ from sal_optim import config
 from sal_optim.checkpoint.loading import Checkpoint
 from sal_optim.checkpoint.validation import StateDict, fitted_around
 from sal_optim.importance import State
-from sal_optim.optimizer import SALOptimizer, _loss_scale
+from sal_optim.optimizer import SALOptimizer
 from sal_optim.protection.controller import ProtectionController
+from sal_optim.protection.fused import loss_scale_of
 from sal_optim.protection.judge import Decision
 from sal_optim.utils import checks
 
@@ -137,7 +138,7 @@ class CommunicationLayer:
         blocks = controller.collect()
         if known is None:
             moves = any(_rate(group) != 0.0 for group in self.optimizer.param_groups)
-            known = controller.decide(blocks, moves=moves, loss_scale=_loss_scale(self.optimizer))
+            known = controller.decide(blocks, moves=moves, loss_scale=loss_scale_of(self.optimizer))
             controller.gather(known)
             if not controller.observing:
                 controller.measure_before(known)

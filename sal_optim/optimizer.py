@@ -19,7 +19,7 @@ from sal_optim.checkpoint.loading import Checkpoint
 from sal_optim.checkpoint.validation import fitted, is_own
 from sal_optim.config import SHARED_BY_ALL, check_alike, check_protection
 from sal_optim.protection.controller import ProtectionController
-from sal_optim.protection.fused import fused
+from sal_optim.protection.fused import fused, loss_scale_of
 from sal_optim.utils import checks
 
 # Settings of the protection, which the base optimizer's constructor does not know.
@@ -202,7 +202,7 @@ class SALOptimizer(Optimizer):
         controller = self.controller
         blocks = controller.collect()
         moves = any(float(group["lr"]) != 0.0 for group in self.param_groups)
-        decision = controller.decide(blocks, moves=moves, loss_scale=_loss_scale(self))
+        decision = controller.decide(blocks, moves=moves, loss_scale=loss_scale_of(self))
         controller.gather(decision)
         if controller.observing:
             controller.count_observed()
@@ -335,12 +335,6 @@ class SALOptimizer(Optimizer):
 
 def _as_default(state: Any) -> Any:
     return defaultdict(dict, state)
-
-
-def _loss_scale(optimizer: Optimizer) -> float:
-    """The factor that gradients still carry where a fused step unscales them."""
-    scale = getattr(optimizer, "grad_scale", None)
-    return 1.0 if scale is None else float(scale)
 
 
 def _refuse_capture(optimizer: Optimizer) -> None:

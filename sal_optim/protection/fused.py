@@ -32,6 +32,12 @@ def fused(optimizer: Optimizer) -> Iterator[None]:
             group["fused"] = None
 
 
+def loss_scale_of(optimizer: Optimizer) -> float:
+    """The factor that gradients still carry where a fused step unscales them."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return 1.0 if scale is None else float(scale)
+
+
 def _may_be(group: dict[str, Any], states: Any) -> bool:
     if group.get("fused", False) is not None or group.get("foreach") is not None:
         return False
