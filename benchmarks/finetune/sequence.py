@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.data.errors import UserError
+from benchmarks.data.errors import require_choice
 from benchmarks.finetune.smollm2 import HELD_OUT, Measure, loaded, sequences
 from benchmarks.finetune.trainer import precision, recorded
 from benchmarks.runs.records import write_atomically
@@ -56,12 +56,8 @@ WAYS = (
 
 def main(args: Namespace, console: Console) -> int:
     """All ways that were asked for, each on record as far as it has come."""
-    known = {way.name: None for way in WAYS}
     for name in args.methods or []:
-        if name not in known:
-            raise UserError(
-                f"--methods: {name!r} is unknown to --domains; allowed: {', '.join(known)}"
-            )
+        require_choice("--methods", name, {way.name: way for way in WAYS})
     tokenizer = loaded()[1]
     measure = Measure(tokenizer, args.domains[0], args.data_dir)
     measure.texts = {
