@@ -31,6 +31,9 @@ PLACES = [
     (4, "hybrid"),
     (4, "fsdp-and-tensor-parallel"),
 ]
+# The default everywhere, and each other kind on rows and columns that are cut together.
+WAYS = [(*place, {}) for place in PLACES] + [(*PLACES[-1], settings) for settings in KINDS[1:]]
+WAY_NAMES = [f"{world}-{way}" for world, way in PLACES] + NAMES[1:]
 
 
 @pytest.mark.parametrize("settings", KINDS[:2], ids=NAMES[:2])
@@ -60,8 +63,7 @@ def test_from_four_processes_to_two_to_one(
         assert old["4-2-1"] < 1.2 * moves.old_loss(pool_of(4)(moves.train, *runs)[0])
 
 
-@pytest.mark.parametrize("settings", KINDS, ids=NAMES)
-@pytest.mark.parametrize(("world", "way"), PLACES)
+@pytest.mark.parametrize(("world", "way", "settings"), WAYS, ids=WAY_NAMES)
 def test_from_one_process_it_is_the_restriction(
     pool_of: Any, tmp_path: Path, world: int, way: str, settings: dict[str, Any]
 ) -> None:
