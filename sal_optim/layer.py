@@ -137,8 +137,8 @@ class CommunicationLayer:
         known = self._decision
         blocks = controller.collect()
         if known is None:
-            moves = any(_rate(group) != 0.0 for group in self.optimizer.param_groups)
-            known = controller.decide(blocks, moves=moves, loss_scale=loss_scale_of(self.optimizer))
+            rate = max(_rate(group) for group in self.optimizer.param_groups)
+            known = controller.decide(blocks, rate=rate, loss_scale=loss_scale_of(self.optimizer))
             controller.gather(known)
             if not controller.observing:
                 controller.measure_before(known)

@@ -201,8 +201,8 @@ class SALOptimizer(Optimizer):
         self._refuse_cast()
         controller = self.controller
         blocks = controller.collect()
-        moves = any(float(group["lr"]) != 0.0 for group in self.param_groups)
-        decision = controller.decide(blocks, moves=moves, loss_scale=loss_scale_of(self))
+        rate = max(float(group["lr"]) for group in self.param_groups)
+        decision = controller.decide(blocks, rate=rate, loss_scale=loss_scale_of(self))
         controller.gather(decision)
         if controller.observing:
             controller.count_observed()

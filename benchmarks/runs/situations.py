@@ -1,7 +1,8 @@
 """Everyday situations on data that does not change, for `python -m benchmarks ordinary --cases`.
 
 Each is a network on digits and an order of its batches, in which the gradient leaps or grows though
-the data stays what it is. What is compared, and how it is shown, is in the command.
+the data stays what it is; one is value learning (``values.py``). What is compared, and how it is
+shown, is in the command.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.nn.utils import clip_grad_norm_
 import sal_optim
 from benchmarks.data.sets import load
 from benchmarks.runs.networks import build
+from benchmarks.runs.values import learn
 
 HIDDEN, CLASSES, BATCH = (100, 100), 10, 64
 
@@ -26,8 +28,8 @@ HIDDEN, CLASSES, BATCH = (100, 100), 10, 64
 class Outcome(NamedTuple):
     """How one run ended."""
 
-    held_out: float  # loss on test data
-    training: float  # loss on all training data, without dropout
+    held_out: float  # loss on test data, or error of values of states that were held out
+    training: float  # on all training data, without dropout
     changes: float  # detected; nothing changes, so that each is a false alarm
 
 
@@ -43,6 +45,7 @@ class Situation:
     dropout: float = 0.0
     clip: float | None = None
     plateau: bool = False  # a deep tanh network with small weights
+    values: bool = False  # value learning in the place of digits
 
 
 def _restarts(step: int, steps: int, periods: int = 4) -> float:
@@ -73,6 +76,9 @@ SITUATIONS = {
     ),
     "dropout": Situation("dropout of 0.3", dropout=0.3),
     "clipping": Situation("gradients clipped to a norm of 1", clip=1.0),
+    "target": Situation(
+        "Q-learning on a grid, its target network copied every 30 steps", values=True
+    ),
 }
 
 
@@ -104,7 +110,11 @@ def run(
     """
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    situation, data = SITUATIONS[name], load("digits", None)
+    situation = SITUATIONS[name]
+    if situation.values:
+        optimizer, held_out, training = learn(seed, make, options, steps)
+        return Outcome(held_out, training, _changes(optimizer))
+    data = load("digits", None)
     model = network(situation, data.features, seed)
     optimizer, draw = make(model.parameters(), **options), torch.Generator().manual_seed(seed)
     noise = 4.0 * torch.rand((BATCH, data.features), generator=draw)
@@ -124,11 +134,15 @@ def run(
         if situation.clip is not None:
             clip_grad_norm_(model.parameters(), situation.clip)
         optimizer.step()
-    sal = isinstance(optimizer, sal_optim.SALOptimizer)
     model.eval()
     with torch.no_grad():
         return Outcome(
             loss(data.test_x, data.test_y).item(),
             loss(data.train_x, data.train_y).item(),
-            optimizer.diagnostics()["changes"] if sal else 0.0,
+            _changes(optimizer),
         )
+
+
+def _changes(optimizer: Any) -> float:
+    sal = isinstance(optimizer, sal_optim.SALOptimizer)
+    return optimizer.diagnostics()["changes"] if sal else 0.0

@@ -61,10 +61,13 @@ def new_detector() -> DetectorState:
         "total": 0.0,  # steps of the whole run
         "since": 0.0,  # steps since the last consolidation
         "last": 0.0,  # the gradient norm of the step before
+        "leap": 0.0,  # the norm that the last detected change exceeded, while it may yet pass
         "unit": 0.0,  # the largest lasting norm since the first consolidation
         "surprise": 1.0,
         "threshold": 1.0,
         "consolidations": 0.0,
+        "least_rate": 0.0,  # the lowest learning rate since it last rose; 0: none yet
+        "begun": 0.0,  # consolidations at that rise, from which protection rises anew
         "firm": 0.0,  # 1 once gradients left what is known, or a task's end was declared
         "changes": 0.0,  # consolidations at a detected change
         "observed": 0.0,  # 1 where what is pending was observed, not trained on

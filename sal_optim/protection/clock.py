@@ -20,6 +20,12 @@ UNIT_RETENTION = 0.8
 # that the data changes: a network that only begins to learn is not to be held.
 RAMP = 32
 
+# A learning rate that rises to this multiple of its lowest begins that anew: it is to learn on.
+RISE = 2.0
+
+# A leap of the gradient norm that is over within so many steps was a bad batch, not other data.
+PASSING = 5
+
 # Importance is gathered, and the penalty applied, on every fourth step: a segment is many steps
 # long, and what these read and write in memory costs a quarter.
 INTERVAL = 4
@@ -49,11 +55,44 @@ def strength(state: DetectorState) -> float:
 
     It is whole once gradients were seen to leave what is known or a task's end was declared, and
     while a change is suspected, since the first steps on other data do the harm. Until then it
-    rises with the clock.
+    rises with the clock, from the last rise of the learning rate on.
     """
     if state["consolidations"] > 0.0 and (state["firm"] > 0.0 or is_suspicious(state)):
         return 1.0
-    return min(1.0, (state["consolidations"] / RAMP) ** 2)
+    return min(1.0, ((state["consolidations"] - state["begun"]) / RAMP) ** 2)
+
+
+def hear_rate(state: DetectorState, rate: float) -> None:
+    """Have protection that nothing has called for rise anew where the learning rate rises.
+
+    Args:
+        state: of the change detector, changed in place.
+        rate: the largest learning rate of all groups; 0 tells nothing.
+    """
+    least = state["least_rate"]
+    if rate > RISE * least > 0.0:
+        state["begun"], least = state["consolidations"], 0.0
+    if rate > 0.0:
+        state["least_rate"] = min(rate, least) if least > 0.0 else rate
+
+
+def hear_norm(state: DetectorState, norm: float) -> None:
+    """Set the penalty's unit to what the gradient norm rises to for two steps at least.
+
+    An outlier is none. Two are a detected change; where the norm is soon below again what it
+    exceeded there, they were a bad batch, and the unit is found anew from this norm on.
+
+    Args:
+        state: of the change detector, which has judged this norm; changed in place.
+        norm: of the gradient.
+    """
+    if 0.0 < norm <= state["leap"]:
+        state["unit"] = state["leap"] = 0.0
+    elif state["steps"] >= PASSING:
+        state["leap"] = 0.0
+    if state["consolidations"] > 0.0:
+        state["unit"] = max(state["unit"], min(norm, state["last"]))
+    state["last"] = norm
 
 
 # The most windows that an observation counts as.

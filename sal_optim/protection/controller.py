@@ -76,15 +76,15 @@ class ProtectionController(Holder):
             self.judge.forget()
         return blocks
 
-    def decide(self, blocks: list[Block], *, moves: bool, loss_scale: float = 1.0) -> Decision:
+    def decide(self, blocks: list[Block], *, rate: float, loss_scale: float = 1.0) -> Decision:
         """Judge this step's gradients; consolidate where that is due.
 
         Args:
             blocks: from :meth:`collect`.
-            moves: whether any learning rate is above 0.
+            rate: the largest learning rate of all groups; at 0 a step moves nothing.
             loss_scale: factor that the gradients still carry.
         """
-        decision = self.judge.decide(blocks, moves=moves, loss_scale=loss_scale)
+        decision = self.judge.decide(blocks, rate=rate, loss_scale=loss_scale)
         if blocks and not self.observing:
             self._patience.count(self.detector, self.groups[0]["consolidate_every"])
         return decision

@@ -23,7 +23,16 @@ from sal_optim.detection.change_detector import (
 )
 from sal_optim.detection.grad_norm import arrived, joined, norms, to_host
 from sal_optim.protection.block import Block, Group
-from sal_optim.protection.clock import INTERVAL, LEAST, MEASURED, UNIT_RETENTION, is_due, window
+from sal_optim.protection.clock import (
+    INTERVAL,
+    LEAST,
+    MEASURED,
+    UNIT_RETENTION,
+    hear_norm,
+    hear_rate,
+    is_due,
+    window,
+)
 from sal_optim.protection.consolidation import consolidate_param
 from sal_optim.protection.holder import Holder
 from sal_optim.protection.statistics import track
@@ -58,19 +67,21 @@ class Judge:
         # Numbers on their way to the host, and who takes them when they have arrived.
         self._underway: list[tuple[Tensor, Any, Callable[[list[float]], None]]] = []
 
-    def decide(self, blocks: list[Block], *, moves: bool, loss_scale: float) -> Decision:
+    def decide(self, blocks: list[Block], *, rate: float, loss_scale: float) -> Decision:
         """Judge this step's gradients; consolidate where that is due."""
         settings, detector = self.holder.groups[0], self.holder.detector
         decision = Decision(blocks, settings, detector, loss_scale=loss_scale)
         self.settle()
         if not blocks:
             return decision
+        if not self.observing:
+            hear_rate(detector, rate)
         decision.norms = norms([b.grad for b in blocks], [b.sharding for b in blocks])
         size = sum(block.size for block in blocks)
         if self.observing or all(on_host(norm) for norm in decision.norms):
-            self._decide_now(decision, size, moves)
+            self._decide_now(decision, size, rate != 0.0)
         else:
-            self._decide_ahead(decision, size, moves)
+            self._decide_ahead(decision, size, rate != 0.0)
         decision.unit = detector["unit"] / math.sqrt(max(1, size))
         if is_due(detector, settings["consolidate_every"]) and not self.observing:
             self.consolidate()
@@ -136,13 +147,11 @@ class Judge:
                 detector["firm"] = 1.0
             if self.consolidate(ended=True):
                 detector["changes"] += 1.0
+            detector["leap"] = detector["held"]
             begin_segment(detector)
             # The first norm of the new segment opens its statistics.
             verdict = observe(detector, norm, **threshold)
-        if detector["consolidations"] > 0.0:
-            # What the gradient rises to for two steps at least: an outlier is none.
-            detector["unit"] = max(detector["unit"], min(norm, detector["last"]))
-        detector["last"] = norm
+        hear_norm(detector, norm)
         return not verdict.surprising
 
     def hear_novelty(self, damped: list[Tensor], whole: list[Tensor]) -> None:

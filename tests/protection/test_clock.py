@@ -190,3 +190,58 @@ def test_the_unit_decays_with_each_consolidation(class_row: Row) -> None:
     drive(optimizer, params, [[grad]] * 20)
     optimizer.consolidate()
     assert unit(optimizer) == pytest.approx(float(grad.norm()))
+
+
+@pytest.mark.parametrize(("loud", "lasts"), [(2, False), (clock.PASSING - 1, False), (20, True)])
+def test_a_bad_batch_shown_twice_does_not_raise_the_unit(
+    class_row: Row, loud: int, lasts: bool
+) -> None:
+    params = make_params([(4, 3)])
+    optimizer = class_row(params)
+    scales = [1.0 + 0.1 * (step % 2) for step in range(80)]
+    size = float(torch.ones(4, 3).norm())
+    drive(optimizer, params, [[torch.full((4, 3), scale)] for scale in scales])
+    drive(optimizer, params, [[torch.full((4, 3), 50.0)]] * loud)
+    assert optimizer.diagnostics()["changes"] == 1.0
+    assert unit(optimizer) == pytest.approx(50.0 * size)
+    drive(optimizer, params, [[torch.full((4, 3), scale)] for scale in scales[:10]])
+    assert unit(optimizer) == pytest.approx((50.0 if lasts else 1.1) * size, rel=0.1)
+
+
+# ---------------------------------------------------------------- rises of the learning rate
+
+
+def test_protection_begins_anew_where_the_rate_rises() -> None:
+    """A fall does not, nor a rise to less than twice the lowest, nor a step at a rate of 0."""
+    state = {**new_detector(), "consolidations": 8.0}
+    for rate in (1.0, 0.7, 0.4, 0.0, 0.7):
+        clock.hear_rate(state, rate)
+    assert clock.strength(state) == pytest.approx((8.0 / clock.RAMP) ** 2)
+    clock.hear_rate(state, 0.9)
+    assert clock.strength(state) == 0.0
+    state["consolidations"] += 4.0
+    clock.hear_rate(state, 0.9)
+    clock.hear_rate(state, 1.7)
+    assert clock.strength(state) == pytest.approx((4.0 / clock.RAMP) ** 2)
+    state["firm"] = 1.0
+    clock.hear_rate(state, 100.0)
+    assert clock.strength(state) == 1.0
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_warm_restart_of_the_rate(row: Row, declared: bool) -> None:
+    """It lets go of what nothing has called for, and of nothing that was declared."""
+    params = make_params([(4, 3)])
+    optimizer = row(params, consolidate_every=8)
+    grads = [[torch.full((4, 3), 1.0 + 0.1 * (step % 2))] for step in range(33)]
+    group = optimizer.param_groups[0]
+    group["lr"] *= 0.1
+    drive(optimizer, params, grads)
+    if declared:
+        optimizer.consolidate()
+    before = float(optimizer.stability(params[0]).max())
+    group["lr"] *= 10.0
+    drive(optimizer, params, grads[:2])
+    after = float(optimizer.stability(params[0]).max())
+    assert before > 0.0
+    assert after == (pytest.approx(before) if declared else 0.0)

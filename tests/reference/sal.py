@@ -233,7 +233,8 @@ class Reference:
         self.first = params[0].settings
         self.consolidations, self.changes = 0, 0
         self.total, self.since = 0, 0
-        self.unit, self.last = 0.0, 0.0
+        self.unit, self.last, self.leap = 0.0, 0.0, 0.0
+        self.least_rate, self.begun = 0.0, 0
         self.firm = self.observed = False
         first = self.first
         self.norms = Signal(first["tau0"], first["alpha"], first["stats_beta"], 10, 30)
@@ -249,8 +250,13 @@ class Reference:
         if change:
             self.firm = self.firm or self.novelty.steps < 8
             self.changes += self.merge(ended=True)
+            self.leap = self.norms.held
             self.norms.begin_segment()
             surprising, _ = self.norms.judge(norm)
+        if norm <= self.leap:
+            self.unit = self.leap = 0.0
+        elif self.norms.steps >= clock.PASSING:
+            self.leap = 0.0
         if self.consolidations:
             self.unit = max(self.unit, min(norm, self.last))
         self.last = norm
@@ -267,7 +273,7 @@ class Reference:
         suspicious = self.norms.suspicion > 0 or self.novelty.suspicion > 0
         if self.consolidations and (self.firm or suspicious):
             return 1.0
-        return min(1.0, (self.consolidations / clock.RAMP) ** 2)
+        return min(1.0, ((self.consolidations - self.begun) / clock.RAMP) ** 2)
 
     def interval(self) -> float:
         """Steps of a window of the clock; 0 without one."""
@@ -299,7 +305,12 @@ class Reference:
         watched = [(p, g) for p, g in pairs if p.settings["protection"] > 0]
         size = sum(g.numel() for _, g in watched)
         norm = math.sqrt(sum(float((g * g).sum()) for _, g in watched))
-        moves = any(param.settings["lr"] for param in self.params)
+        rate = max(param.settings["lr"] for param in self.params)
+        moves = rate > 0.0
+        if moves and watched and not observing:
+            if rate > clock.RISE * self.least_rate > 0.0:
+                self.begun, self.least_rate = self.consolidations, rate
+            self.least_rate = min(rate, self.least_rate or rate)
         told = 0.0 < norm < math.inf and (observing or moves)
         ordinary = told
         if told and observing:

@@ -1,0 +1,33 @@
+"""Value learning among the everyday situations: its exact values, and what its errors say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import sal_optim
+from benchmarks.runs import values
+from benchmarks.runs.situations import run
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_exact_values_are_those_of_the_best_policy(seed: int) -> None:
+    world = values.grid(seed)
+    assert world.chances.sum(2).allclose(torch.ones(()))
+    found = torch.zeros_like(world.values)
+    for _ in range(200):
+        found = world.rewards + values.DISCOUNT * world.chances @ found.max(1).values
+    assert world.values.allclose(found, atol=1e-5)
+
+
+def test_value_learning_comes_nearer_to_the_exact_values() -> None:
+    options = {"lr": 1e-3}
+    short, long = (run("target", 0, torch.optim.Adam, options, steps) for steps in (1, 300))
+    assert long.training < 0.5 * short.training
+    assert long.held_out < 0.5 * short.held_out
+
+
+def test_value_learning_without_protection_is_the_base() -> None:
+    base = run("target", 0, torch.optim.Adam, {"lr": 1e-3}, 90)
+    assert run("target", 0, sal_optim.SALAdam, {"lr": 1e-3, "protection": 0.0}, 90) == base
+    assert run("target", 0, sal_optim.SALAdam, {"lr": 1e-3}, 90) != base
