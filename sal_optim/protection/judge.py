@@ -74,26 +74,24 @@ class Judge:
         self.settle()
         if not blocks:
             return decision
-        if not self.observing:
-            hear_rate(detector, rate)
         decision.norms = norms([b.grad for b in blocks], [b.sharding for b in blocks])
         size = sum(block.size for block in blocks)
         if self.observing or all(on_host(norm) for norm in decision.norms):
-            self._decide_now(decision, size, rate != 0.0)
+            self._decide_now(decision, size, rate)
         else:
-            self._decide_ahead(decision, size, rate != 0.0)
+            self._decide_ahead(decision, size, rate)
         decision.unit = detector["unit"] / math.sqrt(max(1, size))
         if is_due(detector, settings["consolidate_every"]) and not self.observing:
             self.consolidate()
         return decision
 
-    def _decide_now(self, decision: Decision, size: int, moves: bool) -> None:
+    def _decide_now(self, decision: Decision, size: int, rate: float) -> None:
         values = [float(norm) / decision.loss_scale for norm in decision.norms]
         total = math.sqrt(sum(value * value for value in values))
         # A zero gradient, a non-finite one or a zero learning rate tells nothing about the data.
-        if not (0.0 < total < math.inf and (moves or self.observing)):
+        if not (0.0 < total < math.inf and (rate != 0.0 or self.observing)):
             return
-        ordinary = self._hear(total, decision.settings, decision.detector)
+        ordinary = self._hear(total, rate, decision.settings, decision.detector)
         if self.observing:
             decision.detector["observed"] = 1.0
         track([b.state for b in decision.blocks], values, decision.settings["stats_beta"])
@@ -101,12 +99,12 @@ class Judge:
         decision.gathers = decision.gathers or (self.observing and ordinary)
         decision.scale = math.sqrt(size) / (total * decision.loss_scale)
 
-    def _decide_ahead(self, decision: Decision, size: int, moves: bool) -> None:
+    def _decide_ahead(self, decision: Decision, size: int, rate: float) -> None:
         settings, detector = decision.settings, decision.detector
         vector = joined(decision.norms)
         total = vector.square().sum().sqrt()
         known = (total > 0.0) & total.isfinite()
-        if not moves:
+        if rate == 0.0:
             return
 
         # No more than these: gradients are not kept until the next step.
@@ -115,7 +113,7 @@ class Judge:
         def hear(values: list[float]) -> None:
             total = math.sqrt(sum(value * value for value in values))
             if total > 0.0:
-                self._hear(total, settings, detector)
+                self._hear(total, rate, settings, detector)
                 self._track(params, values, settings["stats_beta"])
 
         self.send(torch.where(known, vector / decision.loss_scale, 0.0), hear)
@@ -131,12 +129,13 @@ class Judge:
         decision.penalizes, decision.measures = phase == 0.0, step % MEASURED == 2.0
         decision.listens = phase == 1.0 and novelty.listens(decision.detector)
 
-    def _hear(self, norm: float, settings: Group, detector: DetectorState) -> bool:
+    def _hear(self, norm: float, rate: float, settings: Group, detector: DetectorState) -> bool:
         """Pass the norm to the detector, consolidate at a change; is the step ordinary?"""
         beta = settings["stats_beta"]
         if self.observing:
             record(detector, norm, beta=beta)
             return True
+        hear_rate(detector, rate)
         detector["total"] += 1.0
         detector["since"] += 1.0
         threshold = {"tau0": settings["tau0"], "alpha": settings["alpha"], "beta": beta}
