@@ -77,7 +77,7 @@ def test_from_one_process_it_is_the_restriction(
     assert Path(path[1]).read_bytes() == Path(path[2]).read_bytes()
 
 
-@pytest.mark.parametrize(("world", "way"), PLACES)
+@pytest.mark.parametrize(("world", "way"), [PLACES[0], PLACES[-1]])
 def test_to_one_process_and_back(pool_of: Any, tmp_path: Path, world: int, way: str) -> None:
     """From blocks, of which some are put together; importance is that of them to a hundredth."""
     path = [str(tmp_path / str(index)) for index in range(3)]
