@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import functools
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -23,7 +21,8 @@ from sal_optim import (
     save_importance,
 )
 from sal_optim.monitoring.lookup import required_protection
-from tests.testing.drive import flat, seeded
+from tests.testing.digits import task
+from tests.testing.drive import flat
 
 pytest.importorskip("safetensors")
 BATCH = 64
@@ -32,14 +31,6 @@ BATCH = 64
 def network(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-
-
-@functools.cache
-def task(seed: int) -> tuple[Tensor, Tensor]:
-    """Digits whose pixels are in an order of the task's own."""
-    data = load_digits()
-    inputs = torch.tensor(data.data / 16, dtype=torch.float32)
-    return inputs[:, torch.randperm(64, generator=seeded(seed))], torch.tensor(data.target)
 
 
 def loss_of(model: nn.Module, data: tuple[Tensor, Tensor]) -> Tensor:

@@ -110,9 +110,8 @@ def plan(model: Model, shards: int, parallel: int = 1, *, rank: int = RANK, item
 
 def damping(rows: int, columns: int, rank: int) -> int:
     """Two narrow products, small ones of what they give, and two that bring it back."""
-    return (
-        penalty(rows, columns, rank) + 2 * (min(rows, rank) + min(columns, rank)) * rows * columns
-    )
+    back = 2 * (min(rows, rank) + min(columns, rank)) * rows * columns
+    return penalty(rows, columns, rank) + back
 
 
 def penalty(rows: int, columns: int, rank: int) -> int:

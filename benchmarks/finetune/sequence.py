@@ -22,11 +22,12 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.data.errors import require_choice
-from benchmarks.finetune.smollm2 import HELD_OUT, Measure, loaded, sequences
+from benchmarks.finetune.smollm2 import Measure, held_out, loaded, sequences
 from benchmarks.finetune.trainer import precision, recorded
 from benchmarks.runs.records import write_atomically
 from sal_optim import SALAdamW
 
+Results = dict[tuple[str, int], list[dict[str, float]]]  # by label and seed
 LENGTH = 64  # tokens of a row; the Trainer has 8 rows in a batch
 
 
@@ -59,12 +60,10 @@ def main(args: Namespace, console: Console) -> int:
     for name in args.methods or []:
         require_choice("--methods", name, {way.name: way for way in WAYS})
     tokenizer = loaded()[1]
-    measure = Measure(tokenizer, args.domains[0], args.data_dir)
-    measure.texts = {
-        name: sequences(tokenizer, name, args.data_dir, 9, HELD_OUT)
-        for name in [*args.domains, args.old]
-    }
-    results = {}
+    names = [*args.domains, args.old]
+    texts = {name: held_out(tokenizer, name, args.data_dir) for name in names}
+    measure = Measure(tokenizer, texts)
+    results: Results = {}
     for seed in range(args.seeds):
         for way in WAYS:
             if not args.methods or way.name in args.methods:
@@ -154,9 +153,7 @@ def _measured(model: Any, measure: Measure, args: Namespace) -> dict[str, float]
     return {**losses, **measure.knowledge(model)}
 
 
-def rows(
-    results: dict[tuple[str, int], list[dict[str, float]]], args: Namespace
-) -> list[tuple[str, list[str]]]:
+def rows(results: Results) -> list[tuple[str, list[str]]]:
     """A way's name and, of each measure, its mean over seeds at the end; the first is before."""
     every = [("before", [run[0] for run in results.values()])]
     for label in dict.fromkeys(label for label, _ in results):
@@ -167,15 +164,15 @@ def rows(
     ]
 
 
-def _columns(results: dict[tuple[str, int], list[dict[str, float]]]) -> list[str]:
+def _columns(results: Results) -> list[str]:
     return list(next(iter(results.values()))[0])
 
 
-def markdown(results: dict[tuple[str, int], list[dict[str, float]]], args: Namespace) -> str:
+def markdown(results: Results, args: Namespace) -> str:
     """The table, and what every run had after each text."""
     columns = _columns(results)
     lines = [f"| way | {' | '.join(columns)} |", "|---" + "|---:" * len(columns) + "|"]
-    lines += [f"| {label} | {' | '.join(cells)} |" for label, cells in rows(results, args)]
+    lines += [f"| {label} | {' | '.join(cells)} |" for label, cells in rows(results)]
     lines.append("")
     for (label, seed), run in results.items():
         for text, after in zip(args.domains, run[1:], strict=True):
@@ -184,8 +181,8 @@ def markdown(results: dict[tuple[str, int], list[dict[str, float]]], args: Names
     return "\n".join(lines) + "\n"
 
 
-def _table(results: dict[tuple[str, int], list[dict[str, float]]], args: Namespace) -> Table:
+def _table(results: Results, args: Namespace) -> Table:
     made = Table("way", *_columns(results), title=f"{', '.join(args.domains)}: {args.steps} steps")
-    for label, cells in rows(results, args):
+    for label, cells in rows(results):
         made.add_row(label, *cells)
     return made

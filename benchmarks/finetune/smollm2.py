@@ -92,18 +92,28 @@ def known(model: nn.Module, tokenizer: Any, questions: Sequence[Question], chat:
     return right / len(questions)
 
 
+def new_and_old(tokenizer: Any, new: str, data_dir: str | None) -> dict[str, Tensor]:
+    """Held-out sequences of the new text, and of those that it should keep."""
+    found = {"new": held_out(tokenizer, new, data_dir)}
+    for name in OLD:
+        # Its package may not be installed.
+        with contextlib.suppress(UserError):
+            found[name] = held_out(tokenizer, name, data_dir)
+    if len(found) == 1:
+        found[ELSE] = held_out(tokenizer, ELSE, data_dir)
+    return found
+
+
+def held_out(tokenizer: Any, name: str, data_dir: str | None) -> Tensor:
+    """Sequences of a text that nobody is trained on."""
+    return sequences(tokenizer, name, data_dir, 9, HELD_OUT)
+
+
 class Measure:
     """What is measured of the model, the same for all ways."""
 
-    def __init__(self, tokenizer: Any, new: str, data_dir: str | None) -> None:
-        self.tokenizer = tokenizer
-        self.texts = {"new": sequences(tokenizer, new, data_dir, 9, HELD_OUT)}
-        for name in OLD:
-            # Its package may not be installed.
-            with contextlib.suppress(UserError):
-                self.texts[name] = sequences(tokenizer, name, data_dir, 9, HELD_OUT)
-        if len(self.texts) == 1:
-            self.texts[ELSE] = sequences(tokenizer, ELSE, data_dir, 9, HELD_OUT)
+    def __init__(self, tokenizer: Any, texts: dict[str, Tensor]) -> None:
+        self.tokenizer, self.texts = tokenizer, texts
 
     @torch.no_grad()
     def losses(self, model: nn.Module) -> dict[str, float]:

@@ -27,7 +27,15 @@ from benchmarks.finetune.methods import METHODS, Method
 from benchmarks.finetune.methods.base import copies
 from benchmarks.finetune.methods.directions import strength_of
 from benchmarks.finetune.methods.sal import SALW
-from benchmarks.finetune.smollm2 import LENGTH, Measure, loaded, required, sequences, token_loss
+from benchmarks.finetune.smollm2 import (
+    LENGTH,
+    Measure,
+    loaded,
+    new_and_old,
+    required,
+    sequences,
+    token_loss,
+)
 from benchmarks.finetune.trainer_tables import KEPT, markdown, points, rows, table
 from benchmarks.runs.records import write_atomically
 from sal_optim import CommunicationLayer, SALAdamW, SALOptimizer
@@ -83,7 +91,8 @@ class Run:
     def __init__(self, way: Way, args: Namespace, console: Console) -> None:
         self.way, self.args, self.console = way, args, console
         self.pristine, self.tokenizer = loaded()
-        self.measure = Measure(self.tokenizer, args.new, args.data_dir)
+        texts = new_and_old(self.tokenizer, args.new, args.data_dir)
+        self.measure = Measure(self.tokenizer, texts)
         self.folder = args.out / "trainer" / key(way, args)
         self.method: Method = METHODS[way.method].kind(
             copy.deepcopy(self.pristine), lr=way.lr, **way.options

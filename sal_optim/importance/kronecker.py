@@ -41,11 +41,17 @@ class Table(NamedTuple):
         return Table(self.outside * factor, rows, columns, both)
 
 
+class Tables(NamedTuple):
+    """With Omega: ``1 / (1 + damping * Omega)``, and Omega times this."""
+
+    damped: Table
+    pulled: Table
+
+
 class Kronecker:
     """The strongest directions of both sides of a matrix, and a mean of the others."""
 
-    # In two-byte floats directions are not orthogonal: the penalty along a strong one, which is
-    # many times the gradient, would be damped along others.
+    # In two-byte floats directions are not orthogonal, and little would be protected.
     wide = True
 
     def __init__(self) -> None:
@@ -179,7 +185,7 @@ class Kronecker:
         found: torch.dtype = state["left_values"].dtype
         return found
 
-    def _tables_of(self, state: State, damping: float, dtype: torch.dtype) -> "Tables":
+    def _tables_of(self, state: State, damping: float, dtype: torch.dtype) -> Tables:
         """The tables of a protected gradient, made once a consolidation."""
         left, right = (state[f"{side}_values"] for side in SIDES)
         # Views of one tensor, as blocks of sharded state are, have their places in it.
@@ -202,13 +208,6 @@ class Kronecker:
         left: Tensor = state["left_values"].to(dtype)
         right: Tensor = state["right_values"].to(dtype)
         return torch.outer(left, right) / positive(total(state, dtype))
-
-
-class Tables(NamedTuple):
-    """With Omega: ``1 / (1 + damping * Omega)``, and Omega times this."""
-
-    damped: Table
-    pulled: Table
 
 
 @lru_cache(maxsize=1024)

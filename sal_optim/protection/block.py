@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sal_optim.importance import IMPORTANCE, Importance, State, code_of, kind_of
 from sal_optim.protection import anchor
-from sal_optim.sharding.dtensor import PLAIN, Sharding, aligned, plain, sharding
+from sal_optim.sharding.dtensor import PLAIN, Sharding, aligned, plain, real_shape, sharding
 from sal_optim.sharding.stacked import layout_of, stacked_zeros
 from sal_optim.utils.rounding import wide
 
@@ -111,11 +111,7 @@ def local_state(state: Mapping[str, Any]) -> State:
 
 def shapes(param: Tensor, group: Group) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that importance keeps of a parameter."""
-    return kind_of_param(param, group).shapes(_real_shape(param), group["rank"])
-
-
-def _real_shape(param: Tensor) -> tuple[int, ...]:
-    return (*param.shape, 2) if param.is_complex() else tuple(param.shape)
+    return kind_of_param(param, group).shapes(real_shape(param), group["rank"])
 
 
 def prepare(param: Tensor, state: State, group: Group, kind: Importance) -> None:
@@ -123,7 +119,7 @@ def prepare(param: Tensor, state: State, group: Group, kind: Importance) -> None
     if "pending_steps" in state:
         return
     real = torch.view_as_real(param) if param.is_complex() else param
-    for name, shape in kind.shapes(_real_shape(param), group["rank"]).items():
+    for name, shape in kind.shapes(real_shape(param), group["rank"]).items():
         if name not in state:
             dtype = dtype_of(param, group)
             dtype = wide(dtype) if getattr(kind, "wide", False) else dtype

@@ -109,3 +109,8 @@ def plain(tensor: Tensor) -> Tensor:
     """This process's part as a real tensor that shares memory with it."""
     part = local(tensor)
     return torch.view_as_real(part) if part.is_complex() else part
+
+
+def real_shape(tensor: Tensor) -> tuple[int, ...]:
+    """The shape of the whole; a complex tensor has a last dimension of 2."""
+    return (*tensor.shape, 2) if tensor.is_complex() else tuple(tensor.shape)

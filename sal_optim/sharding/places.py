@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sal_optim.sharding.dtensor import Sharding, is_distributed, whole
+from sal_optim.sharding.dtensor import Sharding, is_distributed, real_shape, whole
 from sal_optim.sharding.stacked import layout_of, stacked_zeros
 
 
@@ -61,11 +61,6 @@ def indices(
         step = torch.arange(count, device=device) + first
         columns = (columns[:, None] * length + step).flatten()
     return rows, columns
-
-
-def real_shape(tensor: Tensor) -> tuple[int, ...]:
-    """The shape of the whole; a complex tensor has a last dimension of 2."""
-    return (*tensor.shape, 2) if tensor.is_complex() else tuple(tensor.shape)
 
 
 def place_of(tensor: Tensor) -> Place:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sal_optim.sharding.dtensor import is_distributed
+from sal_optim.sharding.dtensor import is_distributed, real_shape
 
 # Where each process's rows are whole multiples of this, blocks have as many, and results do not
 # depend on the number of processes. All other parts are one block a process.
@@ -41,10 +41,7 @@ def layout_of(tensor: Tensor) -> Layout | None:
     """The blocks of a DTensor, real; None of any other tensor."""
     if not is_distributed(tensor):
         return None
-    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
-    dims = tuple(p.dim if hasattr(p, "dim") else None for p in placements)
-    shape = (*tensor.shape, 2) if tensor.is_complex() else tuple(tensor.shape)
-    return layout_for(shape, tuple(mesh.shape), dims)
+    return layout_for(real_shape(tensor), *_mesh_of(tensor))
 
 
 @lru_cache(maxsize=1024)
@@ -114,9 +111,13 @@ def row_shape(tensor: Tensor) -> tuple[int, ...]:
     """The shape of :func:`row_zeros` over all processes."""
     if not is_distributed(tensor):
         return (len(tensor), *(1,) * (tensor.dim() - 1))
+    return (len(tensor), *_parts(tensor.dim(), *_mesh_of(tensor))[1:])
+
+
+def _mesh_of(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int | None, ...]]:
+    """Of each dimension of a DTensor's mesh its size, and which dimension it cuts, or None."""
     mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
-    dims = tuple(p.dim if hasattr(p, "dim") else None for p in placements)
-    return (len(tensor), *_parts(tensor.dim(), tuple(mesh.shape), dims)[1:])
+    return tuple(mesh.shape), tuple(p.dim if hasattr(p, "dim") else None for p in placements)
 
 
 def _parts(depth: int, sizes: tuple[int, ...], dims: tuple[int | None, ...]) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import warnings
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict import (
@@ -25,7 +23,7 @@ from sal_optim.sharding.places import whole_of
 from tests.distributed.blocks import block_rows
 from tests.distributed.jobs import follow, make, outcome
 from tests.distributed.models import Parameters, placed, whole
-from tests.testing.drive import seeded
+from tests.testing.digits import task
 
 BATCH = 64
 Weights = dict[str, Tensor]
@@ -34,14 +32,6 @@ Weights = dict[str, Tensor]
 def network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(64, 40), nn.ReLU(), nn.Linear(40, 10))
-
-
-@functools.cache
-def task(seed: int) -> tuple[Tensor, Tensor]:
-    """Digits whose pixels are in an order of the task's own."""
-    data = load_digits()
-    inputs = torch.tensor(data.data / 16, dtype=torch.float32)
-    return inputs[:, torch.randperm(64, generator=seeded(seed))], torch.tensor(data.target)
 
 
 def old_loss(weights: Weights, seed: int = 1) -> float:
