@@ -77,13 +77,14 @@ class Substituting(ProtectionController):
             share,
         )
 
-    def importance(self, param: Tensor) -> tuple[Tensor, Group]:
-        found, group = super().importance(param)
+    def importance(self, param: Tensor, share: float = 0.0) -> tuple[Tensor, Group]:
+        found, group = super().importance(param, share)
         state = self.state_of(param)
         if state.get("evidence_weight", 0.0) == 0.0:
             return found, group
         shown = self.shown(param, local_state(state))
-        return kind_of_param(param, group).elements(shown, param.detach()), group
+        damping = float(group["protection"]) * share
+        return kind_of_param(param, group).elements(shown, param.detach(), damping), group
 
 
 def _reordered(controller: Substituting, param: Tensor, name: str, value: Tensor) -> Tensor:

@@ -90,8 +90,11 @@ class Importance(Protocol):
     def draw(self, state: State, values: Tensor, strength: float) -> None:
         """Move weights toward their anchor, in place, by ``k / (1 + k)``, k = strength * Omega."""
 
-    def elements(self, state: State, values: Tensor) -> Tensor:
-        """Omega of each element, in the shape of ``values``; a new tensor or a view."""
+    def elements(self, state: State, values: Tensor, damping: float = 0.0) -> Tensor:
+        """Omega of each element, in the shape of ``values``; a new tensor or a view.
+
+        With a damping it is Omega as :meth:`protect` counts it.
+        """
 
     def dtype(self, state: State) -> Any:
         """The dtype that the state is kept in."""

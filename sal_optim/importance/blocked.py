@@ -80,8 +80,9 @@ class Blocked:
         for part, block in self.blocks(state, values):
             self.kind.draw(part, block, strength)
 
-    def elements(self, state: State, values: Tensor) -> Tensor:
-        found = [self.kind.elements(part, block) for part, block in self.blocks(state, values)]
+    def elements(self, state: State, values: Tensor, damping: float = 0.0) -> Tensor:
+        blocks = self.blocks(state, values)
+        found = [self.kind.elements(part, block, damping) for part, block in blocks]
         return _joined(found, values)
 
     def dtype(self, state: State) -> torch.dtype:

@@ -82,7 +82,7 @@ class Diagonal:
         anchor = state["anchor"].to(share.dtype)
         values.copy_(torch.lerp(values.to(share.dtype), anchor, share))
 
-    def elements(self, state: State, values: Tensor) -> Tensor:
+    def elements(self, state: State, values: Tensor, damping: float = 0.0) -> Tensor:
         evidence: Tensor = state["evidence"]
         return evidence
 

@@ -66,7 +66,7 @@ class Factored:
         dense = {"evidence": self.elements(state, values), "anchor": state["anchor"]}
         self._diagonal.draw(dense, values, strength)
 
-    def elements(self, state: State, values: Tensor) -> Tensor:
+    def elements(self, state: State, values: Tensor, damping: float = 0.0) -> Tensor:
         exact = wide(self.dtype(state))
         row: Tensor = state["evidence_row"].to(exact)
         column: Tensor = state["evidence_column"].to(exact)

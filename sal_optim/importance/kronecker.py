@@ -22,9 +22,22 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from sal_optim.importance.base import State
 from sal_optim.importance.diagonal import scaled
+from sal_optim.importance.low_rank import (
+    directions,
+    eigen,
+    from_sketch,
+    positive,
+    projection,
+    strongest,
+)
 from sal_optim.utils.rounding import Number, add, on_host, wide
 
 SIDES = ("left", "right")
+
+# The most that is taken of a move along no known direction: a share of 1 / (1 + ROOM) is left of
+# it. Where noise spreads gradients over all directions, as dropout does, a network could not learn
+# on otherwise.
+ROOM = 0.5
 
 
 class Table(NamedTuple):
@@ -42,7 +55,7 @@ class Table(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """With Omega: ``1 / (1 + damping * Omega)``, and Omega times this."""
+    """With Omega as it is held: ``1 / (1 + damping * Omega)``, and Omega times this."""
 
     damped: Table
     pulled: Table
@@ -85,7 +98,7 @@ class Kronecker:
                 size, width = pending.shape
                 seen = one.T
                 if width < size:
-                    seen = seen @ _projection(size, width, one.dtype, one.device)
+                    seen = seen @ projection(size, width, one.dtype, one.device)
                 seen = seen * factor
                 if pending.dtype == one.dtype:
                     pending.addmm_(one, seen, alpha=factor)
@@ -170,7 +183,7 @@ class Kronecker:
             # The sum over what is not known stays as it was.
             found[-1] = values[-1] * ((size - kept) / max(1, rows - width))
 
-    def elements(self, state: State, values: Tensor) -> Tensor:
+    def elements(self, state: State, values: Tensor, damping: float = 0.0) -> Tensor:
         exact = wide(self.dtype(state))
         if not values.numel():
             return torch.zeros_like(values, dtype=exact)
@@ -179,7 +192,8 @@ class Kronecker:
             basis = state[f"{side}_basis"].to(exact)
             strengths = state[f"{side}_values"].to(exact)
             sides.append(basis.square() @ (strengths[:-1] - strengths[-1]) + strengths[-1])
-        return (torch.outer(*sides) / positive(total(state, exact))).view(values.shape)
+        held = _room(self._omega(state, exact)[-1, -1], damping)
+        return (torch.outer(*sides) / (positive(total(state, exact)) * held)).view(values.shape)
 
     def dtype(self, state: State) -> torch.dtype:
         found: torch.dtype = state["left_values"].dtype
@@ -198,6 +212,7 @@ class Kronecker:
         tables: dict[float, Tables] = known[place][1]
         if damping not in tables:
             omega = self._omega(state, dtype)
+            omega = omega / _room(omega[-1, -1], damping)
             factors = 1.0 / (omega * damping + 1.0)
             tables[damping] = Tables(table_of(factors), table_of(omega * factors))
         return tables[damping]
@@ -234,6 +249,11 @@ def bases(state: State, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return state["left_basis"].to(dtype), state["right_basis"].to(dtype)
 
 
+def _room(outside: Tensor, damping: float) -> Tensor:
+    """What importance is divided by, so that damping leaves enough of what is not known."""
+    return 1.0 + outside * (damping / ROOM)
+
+
 def table_of(factors: Tensor) -> Table:
     """Factors of all pairs of directions, taken apart as :func:`along` needs them."""
     outside = factors[-1, -1]
@@ -267,13 +287,6 @@ def _matrix(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values.to(dtype).flatten(1)
 
 
-@lru_cache(maxsize=64)
-def _projection(size: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Random directions, the same in every process."""
-    draw = torch.Generator().manual_seed(size)
-    return torch.randn(size, width, generator=draw, device="cpu").to(device=device, dtype=dtype)
-
-
 def _merged(
     pending: Tensor, basis: Tensor, values: Tensor, pending_total: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -284,54 +297,11 @@ def _merged(
     if pending.shape[1] == size:
         squares, vectors = eigen(known @ known.T + pending)
     else:
-        factor = _from_sketch(pending)
+        factor = from_sketch(pending)
         # What a sketch has missed lies anywhere.
         rest = rest + (pending_total - factor.square().sum()).clamp_min(0.0) / size
         squares, vectors = directions(torch.cat([known, factor], 1))
     return strongest(squares, vectors, rank, rest)
-
-
-def directions(factor: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues of ``F F'``, the largest first, and as many eigenvectors as F has columns."""
-    if factor.shape[1] >= factor.shape[0]:
-        return eigen(factor @ factor.T)
-    squares, inner = eigen(factor.T @ factor)
-    # A direction of nothing is one of zeros, along which no move has a part.
-    roots = torch.where(squares > squares[0] * 1e-12, squares, torch.inf).rsqrt()
-    return squares, factor @ (inner * roots)
-
-
-def strongest(squares: Tensor, vectors: Tensor, rank: int, rest: Number) -> tuple[Tensor, Tensor]:
-    """The first directions, and their values with those of all others by their mean."""
-    left_out = squares[rank:].sum() / max(1, len(vectors) - rank)
-    return vectors[:, :rank], torch.cat([squares[:rank], left_out[None]]) + rest
-
-
-def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues of a matrix ``A = F F'``, the largest first, and eigenvectors.
-
-    In float64 where there is one, and near 1: sides with rows of zeros, such as an embedding's, are
-    not solved in float32.
-    """
-    scale = positive(matrix.diagonal().max())
-    exact = torch.float32 if matrix.device.type == "mps" else torch.float64
-    values, vectors = torch.linalg.eigh((matrix / scale).to(exact))
-    values, vectors = values.flip(0), vectors.flip(1)
-    # Less than rounding has left is nothing, or chance would decide where an anchor goes.
-    least = values[0] * (len(matrix) * torch.finfo(matrix.dtype).eps)
-    values = torch.where(values > least, values, 0.0) * scale.to(exact)
-    return values.to(matrix.dtype), vectors.to(matrix.dtype)
-
-
-def _from_sketch(sketch: Tensor) -> Tensor:
-    """A factor F of the matrix A = F F' of which ``sketch`` is ``A @ projection``."""
-    projection = _projection(*sketch.shape, sketch.dtype, sketch.device)
-    core = projection.T @ sketch
-    values, vectors = eigen((core + core.T) / 2)
-    # Of a projection that sees less than it has columns, the rest is noise.
-    kept = values > values[0] * (sketch.shape[1] * torch.finfo(sketch.dtype).eps)
-    roots = torch.where(kept, values, 1.0).rsqrt() * kept
-    return sketch @ (vectors * roots)
 
 
 def _seen_along(new: Tensor, basis: Tensor, values: Tensor, known: Tensor) -> Tensor:
@@ -341,7 +311,3 @@ def _seen_along(new: Tensor, basis: Tensor, values: Tensor, known: Tensor) -> Te
     parts = rest + (basis.T @ new).square().T @ (values[:-1] - rest)
     others = (known - parts.sum()).clamp_min(0.0) / max(1, size - rank)
     return torch.cat([parts, others[None]])
-
-
-def positive(value: Tensor) -> Tensor:
-    return value.clamp_min(torch.finfo(value.dtype).tiny)

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from sal_optim.importance.base import Importance, State
 from sal_optim.importance.factored import Factored
-from sal_optim.importance.kronecker import SIDES, Kronecker, directions, eigen, positive, total
-from sal_optim.importance.kronecker import strongest as kept
+from sal_optim.importance.kronecker import SIDES, Kronecker, total
+from sal_optim.importance.low_rank import directions, eigen, positive
+from sal_optim.importance.low_rank import strongest as kept
 
 # Columns of a sum of factors from which it is brought to fewer: of very many blocks.
 MANY = 1024

@@ -74,9 +74,12 @@ def draw_back(param: Tensor, state: State, group: Group, strength: float) -> Non
         kind.draw(local, values, strength)
 
 
-def importance_of(param: Tensor, state: State, group: Group) -> Any:
-    """Importance of each element of the real local parameter; None where there is none."""
+def importance_of(param: Tensor, state: State, group: Group, damping: float = 0.0) -> Any:
+    """Importance of each element of the real local parameter; None where there is none.
+
+    With a damping it is importance as the step counts it.
+    """
     if state.get("evidence_weight", 0.0) == 0.0:
         return None
     real = plain(param.detach())
-    return kind_of_param(param, group).elements(local_state(state), real)
+    return kind_of_param(param, group).elements(local_state(state), real, damping)

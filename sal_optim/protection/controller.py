@@ -252,15 +252,18 @@ class ProtectionController(Holder):
         growing.move(self, old, state, new)
 
     @torch.no_grad()
-    def importance(self, param: Tensor) -> tuple[Tensor, Group]:
+    def importance(self, param: Tensor, share: float = 0.0) -> tuple[Tensor, Group]:
         """Importance of each element, in the shape of the real local parameter, and its group.
+
+        With a share of the protection it is importance as a step under it counts it.
 
         Raises:
             ValueError: ``param`` is none of the optimizer's.
         """
         for group in self.groups:
             if any(param is candidate for candidate in group["params"]):
-                found = importance_of(param, self.state_of(param), group)
+                damping = float(group["protection"]) * share
+                found = importance_of(param, self.state_of(param), group, damping)
                 return torch.zeros_like(plain(param.detach())) if found is None else found, group
         raise ValueError(
             f"Invalid param value: a tensor of shape {tuple(param.shape)}; param must be one of "
@@ -269,8 +272,9 @@ class ProtectionController(Holder):
 
     def stability(self, param: Tensor) -> Tensor:
         """The stability of each element of a parameter, in [0, 1); see ``SALOptimizer``."""
-        importance, group = self.importance(param)
-        weighted = importance * (float(group["protection"]) * strength(self.detector))
+        share = strength(self.detector)
+        importance, group = self.importance(param, share)
+        weighted = importance * (float(group["protection"]) * share)
         return weighted / (weighted + 1.0)
 
     @torch.no_grad()

@@ -131,6 +131,34 @@ def test_known_directions_are_dense(rank: int, rows: int, columns: int, of: int)
     )
 
 
+@pytest.mark.parametrize("damping", [0.1, 10.0, 1000.0])
+def test_moves_in_no_known_direction_keep_two_thirds(damping: float) -> None:
+    """However much of the gradients is noise; known directions stand out as before."""
+    torch.manual_seed(1)
+    rows, columns, rank = 40, 30, 4
+    state = empty(rows, columns, rank)
+    gather(state, gradients(200, rows, columns))  # of full rank, which is noise
+    merge(state, torch.zeros(rows, columns, dtype=torch.float64), 200)
+    left, right = (side(state, name) for name in SIDES)
+    outside = float(state["left_values"][-1] * state["right_values"][-1] / left.trace())
+    omega = torch.kron(left, right) / left.trace() / (1.0 + 2.0 * damping * outside)
+    grad = torch.randn(rows, columns, dtype=torch.float64)
+    (found,) = KRONECKER.protect([state], [grad], None, damping=damping, stiffness=0.0)
+    one = torch.eye(len(omega), dtype=torch.float64)
+    wanted = torch.linalg.solve(one + damping * omega, grad.flatten())
+    torch.testing.assert_close(found.flatten(), wanted, rtol=1e-6, atol=1e-6)
+    unknown = grad
+    for name, of in (("left", 0), ("right", 1)):
+        basis = state[f"{name}_basis"]
+        known = basis @ basis.T
+        unknown = unknown - (known @ unknown if of == 0 else unknown @ known)
+    (kept,) = KRONECKER.protect([state], [unknown], None, damping=damping, stiffness=0.0)
+    share = float((kept * unknown).sum() / unknown.square().sum())
+    assert 2.0 / 3.0 <= share < 1.0
+    elements = KRONECKER.elements(state, grad, damping).flatten()
+    torch.testing.assert_close(elements, omega.diagonal(), rtol=1e-6, atol=1e-6)
+
+
 def test_damping_follows_what_it_depends_on() -> None:
     """It is kept between steps, and made anew after a merge and for another damping."""
     state = empty(6, 5)
