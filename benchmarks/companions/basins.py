@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from benchmarks.companions.basin_parts import FOLDS, REPEATS, Shorter, areas, shares, texts
 from benchmarks.companions.basins_smollm2 import smollm2, told_of
 from benchmarks.companions.page import Options, Outcome, against, interval, spread, table
+from benchmarks.companions.training import descend
 from benchmarks.data.characters import CONTEXT, next_loss, windows
 from sal_optim import SALAdamW
 from sal_optim.companions import BasinMap, basin_map, plot_basins
@@ -66,10 +67,7 @@ def prompts_of(seed: int, text: Tensor, count: int) -> list[Tensor]:
 def tuned(
     model: nn.Module, optimizer: Any, source: Tensor, steps: int, draw: torch.Generator
 ) -> None:
-    for _ in range(steps):
-        optimizer.zero_grad()
-        next_loss(model, windows(source, BATCH, draw)).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    descend(optimizer, lambda: next_loss(model, windows(source, BATCH, draw)), steps)
 
 
 def one(seed: int, steps: int, tune: int) -> Made:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from statistics import fmean
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.companions.basin_parts import areas, shares, texts
 from benchmarks.companions.page import against, interval, spread, table
+from benchmarks.companions.training import descend
 from sal_optim import SALAdamW
 from sal_optim.companions import BasinMap, basin_map, repetition_rate
 from sal_optim.companions.basins import LOOPS
@@ -101,22 +102,18 @@ def tuned(model: Any, rows: dict[str, Tensor], seed: int) -> Iterator[tuple[str,
         optimizer: Any = cls(network.parameters(), lr=RATE)
         if isinstance(optimizer, SALAdamW):
             with optimizer.observe():
-                descend(network, optimizer, rows["old"][:-HELD], OBSERVED, seed)
+                descend(optimizer, loss_of(network, rows["old"][:-HELD], seed), OBSERVED)
             optimizer.consolidate()
-        descend(network, optimizer, rows["new"][:-HELD], STEPS, seed)
+        descend(optimizer, loss_of(network, rows["new"][:-HELD], seed), STEPS)
         yield cls.__name__, network
 
 
-def descend(model: nn.Module, optimizer: Any, rows: Tensor, steps: int, seed: int) -> None:
-    """Steps on rows drawn at random."""
+def loss_of(model: nn.Module, rows: Tensor, seed: int) -> Callable[[], Tensor]:
+    """The loss on rows drawn at random."""
     from benchmarks.finetune.smollm2 import token_loss
 
     draw = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
-        batch = rows[torch.randint(len(rows), (BATCH,), generator=draw)]
-        optimizer.zero_grad()
-        token_loss(model, batch).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    return lambda: token_loss(model, rows[torch.randint(len(rows), (BATCH,), generator=draw)])
 
 
 def told_of(found: list[Made]) -> str:

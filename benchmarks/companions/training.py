@@ -51,6 +51,14 @@ def through(
 
 
 @torch.no_grad()
+def descend(optimizer: Any, loss: Callable[[], Tensor], steps: int) -> None:
+    """Steps on a loss that is taken anew for each."""
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """Share of right answers."""
     return float((model(x).argmax(1) == y).float().mean())
