@@ -50,7 +50,6 @@ def through(
     return {name: score(matrix) for name, score in SCORES.items()}
 
 
-@torch.no_grad()
 def descend(optimizer: Any, loss: Callable[[], Tensor], steps: int) -> None:
     """Steps on a loss that is taken anew for each."""
     for _ in range(steps):
@@ -59,6 +58,7 @@ def descend(optimizer: Any, loss: Callable[[], Tensor], steps: int) -> None:
         optimizer.step()
 
 
+@torch.no_grad()
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """Share of right answers."""
     return float((model(x).argmax(1) == y).float().mean())
