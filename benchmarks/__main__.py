@@ -32,6 +32,7 @@ COMMANDS = {
         "benchmarks.commands.finetune",
         "a pretrained language model learns a text: what it still knows",
     ),
+    "lora": ("benchmarks.commands.lora", "texts in turn through LoRA adapters of PEFT"),
     "memory": ("benchmarks.commands.memory", "bytes a parameter, kept and at the peak of a step"),
     "ordinary": ("benchmarks.commands.ordinary", "on one distribution, does SAL lose anything?"),
     "report": (
