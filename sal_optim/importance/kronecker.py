@@ -34,10 +34,10 @@ from sal_optim.utils.rounding import Number, add, on_host, wide
 
 SIDES = ("left", "right")
 
-# The most that is taken of a move along no known direction: a share of 1 / (1 + ROOM) is left of
-# it. Where noise spreads gradients over all directions, as dropout does, a network could not learn
-# on otherwise.
-ROOM = 0.5
+# The most by which a move along no known direction is damped: 1 / (1 + ROOM) of it is left. Where
+# noise spreads gradients over all directions, as dropout does, a network could not learn on
+# otherwise.
+ROOM = 0.3
 
 
 class Table(NamedTuple):
@@ -251,7 +251,7 @@ def bases(state: State, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def _room(outside: Tensor, damping: float) -> Tensor:
     """What importance is divided by, so that damping leaves enough of what is not known."""
-    return 1.0 + outside * (damping / ROOM)
+    return (outside * (damping / ROOM)).clamp_min(1.0)
 
 
 def table_of(factors: Tensor) -> Table:

@@ -132,7 +132,7 @@ def test_known_directions_are_dense(rank: int, rows: int, columns: int, of: int)
 
 
 @pytest.mark.parametrize("damping", [0.1, 10.0, 1000.0])
-def test_moves_in_no_known_direction_keep_two_thirds(damping: float) -> None:
+def test_moves_in_no_known_direction_keep_three_quarters(damping: float) -> None:
     """However much of the gradients is noise; known directions stand out as before."""
     torch.manual_seed(1)
     rows, columns, rank = 40, 30, 4
@@ -141,7 +141,7 @@ def test_moves_in_no_known_direction_keep_two_thirds(damping: float) -> None:
     merge(state, torch.zeros(rows, columns, dtype=torch.float64), 200)
     left, right = (side(state, name) for name in SIDES)
     outside = float(state["left_values"][-1] * state["right_values"][-1] / left.trace())
-    omega = torch.kron(left, right) / left.trace() / (1.0 + 2.0 * damping * outside)
+    omega = torch.kron(left, right) / left.trace() / max(1.0, damping * outside / 0.3)
     grad = torch.randn(rows, columns, dtype=torch.float64)
     (found,) = KRONECKER.protect([state], [grad], None, damping=damping, stiffness=0.0)
     one = torch.eye(len(omega), dtype=torch.float64)
@@ -154,7 +154,7 @@ def test_moves_in_no_known_direction_keep_two_thirds(damping: float) -> None:
         unknown = unknown - (known @ unknown if of == 0 else unknown @ known)
     (kept,) = KRONECKER.protect([state], [unknown], None, damping=damping, stiffness=0.0)
     share = float((kept * unknown).sum() / unknown.square().sum())
-    assert 2.0 / 3.0 <= share < 1.0
+    assert 1.0 / 1.3 - 1e-9 <= share < 1.0
     elements = KRONECKER.elements(state, grad, damping).flatten()
     torch.testing.assert_close(elements, omega.diagonal(), rtol=1e-6, atol=1e-6)
 
