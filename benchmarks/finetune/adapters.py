@@ -1,8 +1,9 @@
 """Several texts one after the other through LoRA adapters of PEFT, on the small GPT.
 
-Nobody tells AdamW and SALAdamW that the text changes. The two ways beside them are told: an adapter
-a text whose input directions are kept apart from those before (O-LoRA, Wang et al. 2023, arXiv
-2310.14152), and an adapter a text from the same network, averaged in the end.
+Nobody tells AdamW and SALAdamW that the text changes. The other ways are told: SALAdamW that
+consolidates where a text ends, as its callbacks for trainers do; an adapter a text whose input
+directions are kept apart from those before (O-LoRA, Wang et al. 2023, arXiv 2310.14152); and an
+adapter a text from the same network, averaged in the end.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ def run(setting: Setting, folder: Path, data_dir: str | None = None) -> dict[str
     return {"losses": losses}
 
 
-def _one(make: Callable[..., Any]) -> Callable[..., Iterator[nn.Module]]:
-    """One adapter and one optimizer for all texts."""
+def _one(make: Callable[..., Any], told: bool = False) -> Callable[..., Iterator[nn.Module]]:
+    """One adapter and one optimizer for all texts; it consolidates after each where it is told."""
 
     def trained(
         network: GPT, setting: Setting, texts: list[Tensor], draw: torch.Generator
@@ -74,6 +75,8 @@ def _one(make: Callable[..., Any]) -> Callable[..., Iterator[nn.Module]]:
         optimizer = make(_trained(model), lr=setting.lr)
         for text in texts:
             _learn(model, optimizer, text, setting, draw)
+            if told:
+                optimizer.consolidate()
             yield model
 
     return trained
@@ -128,10 +131,11 @@ def _averaged(
 WAYS: dict[str, Callable[..., Iterator[nn.Module]]] = {
     "adamw": _one(torch.optim.AdamW),
     "sal-adamw": _one(SALAdamW),
+    "sal-adamw-told": _one(SALAdamW, told=True),
     "o-lora": _apart,
     "averaged": _averaged,
 }
-TOLD = ("o-lora", "averaged")  # where one text ends
+TOLD = ("sal-adamw-told", "o-lora", "averaged")  # where one text ends
 
 
 def _learn(
