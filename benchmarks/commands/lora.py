@@ -6,19 +6,18 @@ import importlib.util
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
 from joblib import Parallel, delayed
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.commands.options import check_data_dir, check_folder, parser
-from benchmarks.data.errors import UserError, require_choice, require_range
+from benchmarks.commands.options import check_data_dir, check_folder, names, parser
+from benchmarks.data.errors import UserError, require_range
 from benchmarks.finetune.adapters import TOLD, WAYS, Setting, run
-from benchmarks.finetune.network import pretrained
 from benchmarks.finetune.texts import load
 from benchmarks.metrics.spread import Spread, paired
 from benchmarks.runs.records import package_sources, read_result, write_atomically, write_result
@@ -31,13 +30,15 @@ EXAMPLES = """examples:
   python -m benchmarks lora --domains code foldoc --four-bits     # QLoRA, needs bitsandbytes
 """
 # Tried by every way on a tuning seed and validation text; the lowest mean loss at the end is taken.
-RATES, TUNING = (1e-3, 3e-3, 1e-2), 1000
+RATES, TUNING = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 1000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args, console = _arguments(argv), Console()
     base = Setting(
-        *("adamw", 0.0, 0),
+        way="adamw",
+        lr=0.0,
+        seed=0,
         old=args.old,
         texts=tuple(args.domains),
         fingerprints=tuple(
@@ -61,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if one.way == way
         }
         chosen[way] = min(ends, key=lambda rate: ends[rate])
+        if chosen[way] in (RATES[0], RATES[-1]):
+            console.print(f"{way}: {chosen[way]:g} is the last of the rates that were tried")
     plan = [
         replace(base, way=way, lr=chosen[way], seed=seed)
         for way in args.methods
@@ -68,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     results = _complete(plan, args, console)
     made = rows(plan, results)
-    stem = f"lora-{'-'.join(args.domains)}{'-4bit' if args.four_bits else ''}.md"
+    texts = "-".join(Path(name).stem for name in (args.old, *args.domains))
+    bits = "-4bit" if args.four_bits else ""
+    stem = f"lora-{texts}-{args.steps}-rank{args.rank}{bits}.md"
     text = [f"| {' | '.join(HEAD)} |", "|---" * 3 + "|---:" * (len(HEAD) - 3) + "|"]
     text += [f"| {' | '.join(row)} |" for row in made]
     write_atomically(args.out / stem, "\n".join(text) + "\n")
@@ -120,7 +125,8 @@ def _complete(plan: Sequence[Setting], args: Namespace, console: Console) -> lis
     code = hash_of(
         [source_hash(path) for path in (*sources((run,), "benchmarks"), *package_sources())]
     )
-    keys = [hash_of(one.plain(), code, torch.__version__) for one in plan]
+    versions = [version(name) for name in ("torch", "peft", "bitsandbytes")[: 2 + args.four_bits]]
+    keys = [hash_of(one.plain(), code, versions) for one in plan]
     paths = [
         args.out / "records" / "lora" / f"{one.way}-seed{one.seed}-{name[:16]}.json"
         for one, name in zip(plan, keys, strict=True)
@@ -128,17 +134,24 @@ def _complete(plan: Sequence[Setting], args: Namespace, console: Console) -> lis
     results = [read_result(path, name, print) for path, name in zip(paths, keys, strict=True)]
     missing = [place for place, result in enumerate(results) if result is None]
     console.print(f"{len(plan)} runs, {len(missing)} to compute", highlight=False)
-    for seed in sorted({plan[place].seed for place in missing}):
-        old = load(args.old, args.data_dir)
-        pretrained(old, plan[0].pretrain, seed, args.out / "pretrained")
-    workers = Parallel(n_jobs=args.jobs, return_as="generator")
-    tasks = (delayed(run)(plan[at], args.out / "pretrained", args.data_dir) for at in missing)
-    for place, result in zip(missing, workers(tasks), strict=True):
-        one, results[place] = plan[place], result
-        write_result(paths[place], keys[place], result, {"setting": one.plain()})
-        end = [f"{loss:.3f}" for loss in result["losses"][-1]]
-        console.print(f"{one.way} lr {one.lr:g} seed {one.seed}: {', '.join(end)}", highlight=False)
+    # Two workers must not both pretrain the network of one seed.
+    first = {plan[place].seed: place for place in reversed(missing)}.values()
+    workers = Parallel(n_jobs=args.jobs, return_as="generator_unordered")
+    for at in ([*first], [place for place in missing if place not in first]):
+        for place, result in workers(delayed(_placed)(place, plan[place], args) for place in at):
+            one, results[place] = plan[place], result
+            write_result(paths[place], keys[place], result, {"setting": one.plain()})
+            _say(one, result, console)
     return [result for result in results if result is not None]
+
+
+def _placed(place: int, one: Setting, args: Namespace) -> tuple[int, dict[str, Any]]:
+    return place, run(one, args.out / "pretrained", args.data_dir)
+
+
+def _say(one: Setting, result: dict[str, Any], console: Console) -> None:
+    end = ", ".join(f"{loss:.3f}" for loss in result["losses"][-1])
+    console.print(f"{one.way} lr {one.lr:g} seed {one.seed}: {end}", highlight=False)
 
 
 def _arguments(argv: Sequence[str] | None) -> Namespace:
@@ -146,7 +159,7 @@ def _arguments(argv: Sequence[str] | None) -> Namespace:
     add = made.add_argument
     add("--old", default="prose", help="the text to pretrain on (default: %(default)s)")
     add("--domains", nargs="+", required=True, metavar="TEXT", help="texts, see finetune --help")
-    add("--methods", nargs="+", default=list(WAYS), metavar="NAME", help=", ".join(WAYS))
+    add("--methods", nargs="+", metavar="NAME", help=f"of {', '.join(WAYS)} (default: all)")
     add("--steps", type=int, default=150, help="of 8 x 64 characters (default: %(default)s)")
     add("--rank", type=int, default=8, help="of an adapter (default: %(default)s)")
     add("--seeds", type=int, default=5, help="seeds 0 … N-1 (default: %(default)s)")
@@ -155,8 +168,7 @@ def _arguments(argv: Sequence[str] | None) -> Namespace:
     add("--jobs", type=int, default=default_jobs(), help="runs at a time (default: %(default)s)")
     add("--out", type=Path, default=Path("results"), help="folder (default: %(default)s)")
     args = made.parse_args(argv)
-    for name in args.methods:
-        require_choice("--methods", name, WAYS)
+    args.methods = names("--methods", args.methods, list(WAYS), list(WAYS))
     for name in ("steps", "rank", "seeds", "jobs"):
         require_range(f"--{name}", getattr(args, name), 1)
     check_data_dir(args.data_dir)

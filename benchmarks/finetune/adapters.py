@@ -8,6 +8,7 @@ adapter a text from the same network, averaged in the end.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +25,8 @@ from sal_optim import SALAdamW
 
 Split = Literal["validation", "test"]
 LAYERS = ("query", "key", "value", "out", "up", "down")
-APART = 0.5  # the weight of O-LoRA's penalty, as in its authors' code
+APART = 0.5  # the weight of O-LoRA's penalty, the sum of squares of its paper; not tuned
+DIVERGED = 100.0  # the loss of a run that is no number any more
 HELD_OUT = 64  # sequences of each text that a look measures
 
 
@@ -61,7 +63,8 @@ def run(setting: Setting, folder: Path, data_dir: str | None = None) -> dict[str
     losses = [[held_out(network, part) for part in looked_at]]
     draw = torch.Generator().manual_seed(setting.seed)
     for model in WAYS[setting.way](network, setting, [text.train for text in texts[:-1]], draw):
-        losses.append([held_out(model, part) for part in looked_at])
+        looks = [held_out(model, part) for part in looked_at]
+        losses.append([loss if math.isfinite(loss) else DIVERGED for loss in looks])
     return {"losses": losses}
 
 

@@ -16,6 +16,7 @@ optimizer's, its update scaled to the length of SAL's: the learning rate that SA
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,11 +31,13 @@ from benchmarks.methods.base import Method
 from benchmarks.methods.sal import SAL, build
 from benchmarks.streams import Batch, masked
 from sal_optim.importance import Importance
+from sal_optim.importance.kronecker import Kronecker
 from sal_optim.protection.block import Block, Group, kind_of_param, local_state
 from sal_optim.protection.controller import ProtectionController
 from sal_optim.protection.judge import Decision
 
 State = dict[str, Any]
+UNBOUNDED = Kronecker(room=math.inf)
 
 
 class Substituting(ProtectionController):
@@ -71,11 +74,11 @@ class Substituting(ProtectionController):
         return self.drawn[param, name]
 
     def protected(self, blocks: Sequence[Block], decision: Decision, share: float) -> list[Tensor]:
-        return super().protected(
-            [replace(block, local=self.shown(block.param, block.local)) for block in blocks],
-            decision,
-            share,
-        )
+        shown = [
+            replace(block, local=self.shown(block.param, block.local), kind=_unbounded(block.kind))
+            for block in blocks
+        ]
+        return super().protected(shown, decision, share)
 
     def importance(self, param: Tensor, share: float = 0.0) -> tuple[Tensor, Group]:
         found, group = super().importance(param, share)
@@ -84,7 +87,13 @@ class Substituting(ProtectionController):
             return found, group
         shown = self.shown(param, local_state(state))
         damping = float(group["protection"]) * share
-        return kind_of_param(param, group).elements(shown, param.detach(), damping), group
+        kind = _unbounded(kind_of_param(param, group))
+        return kind.elements(shown, param.detach(), damping), group
+
+
+def _unbounded(kind: Importance) -> Importance:
+    """A control holds as firmly as it can: a bound would disarm the one that holds everywhere."""
+    return UNBOUNDED if isinstance(kind, Kronecker) else kind
 
 
 def _reordered(controller: Substituting, param: Tensor, name: str, value: Tensor) -> Tensor:

@@ -38,6 +38,8 @@ SIDES = ("left", "right")
 # noise spreads gradients over all directions, as dropout does, a network could not learn on
 # otherwise.
 ROOM = 0.3
+# A damping of more leaves nothing either, and leaves the range of float32.
+MOST = 1e30
 
 
 class Table(NamedTuple):
@@ -62,12 +64,17 @@ class Tables(NamedTuple):
 
 
 class Kronecker:
-    """The strongest directions of both sides of a matrix, and a mean of the others."""
+    """The strongest directions of both sides of a matrix, and a mean of the others.
+
+    Args:
+        room: the most by which a move along no known direction is damped.
+    """
 
     # In two-byte floats directions are not orthogonal, and little would be protected.
     wide = True
 
-    def __init__(self) -> None:
+    def __init__(self, room: float = ROOM) -> None:
+        self.room = room
         # Tables by damping, made once a consolidation. They follow from the values.
         self._tables: Any = WeakIdKeyDictionary()
 
@@ -192,8 +199,9 @@ class Kronecker:
             basis = state[f"{side}_basis"].to(exact)
             strengths = state[f"{side}_values"].to(exact)
             sides.append(basis.square() @ (strengths[:-1] - strengths[-1]) + strengths[-1])
-        held = _room(self._omega(state, exact)[-1, -1], damping)
-        return (torch.outer(*sides) / (positive(total(state, exact)) * held)).view(values.shape)
+        divisor = self._divisor(self._omega(state, exact)[-1, -1], damping)
+        found = torch.outer(*sides) / positive(total(state, exact)) / divisor
+        return found.view(values.shape)
 
     def dtype(self, state: State) -> torch.dtype:
         found: torch.dtype = state["left_values"].dtype
@@ -205,6 +213,7 @@ class Kronecker:
         # Views of one tensor, as blocks of sharded state are, have their places in it.
         whole = left if left._base is None else left._base
         version = (left._version, right._version, right.data_ptr(), dtype)
+        damping = min(damping, MOST)
         known = self._tables.setdefault(whole, {})
         place = left.storage_offset()
         if place not in known or known[place][0] != version:
@@ -212,10 +221,14 @@ class Kronecker:
         tables: dict[float, Tables] = known[place][1]
         if damping not in tables:
             omega = self._omega(state, dtype)
-            omega = omega / _room(omega[-1, -1], damping)
+            omega = omega / self._divisor(omega[-1, -1], damping)
             factors = 1.0 / (omega * damping + 1.0)
             tables[damping] = Tables(table_of(factors), table_of(omega * factors))
         return tables[damping]
+
+    def _divisor(self, outside: Tensor, damping: float) -> Tensor:
+        """What importance is divided by, at least 1, so that damping leaves room to learn."""
+        return (outside * (min(damping, MOST) / self.room)).clamp_min(1.0)
 
     @staticmethod
     def _omega(state: State, dtype: torch.dtype) -> Tensor:
@@ -247,11 +260,6 @@ def total(state: State, dtype: torch.dtype) -> Tensor:
 def bases(state: State, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Directions of the left and of the right side, as columns."""
     return state["left_basis"].to(dtype), state["right_basis"].to(dtype)
-
-
-def _room(outside: Tensor, damping: float) -> Tensor:
-    """What importance is divided by, so that damping leaves enough of what is not known."""
-    return (outside * (damping / ROOM)).clamp_min(1.0)
 
 
 def table_of(factors: Tensor) -> Table:

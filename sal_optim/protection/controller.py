@@ -274,7 +274,7 @@ class ProtectionController(Holder):
         """The stability of each element of a parameter, in [0, 1); see ``SALOptimizer``."""
         share = strength(self.detector)
         importance, group = self.importance(param, share)
-        weighted = importance * (float(group["protection"]) * share)
+        weighted = importance * min(float(group["protection"]) * share, 1e30)
         return weighted / (weighted + 1.0)
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.__main__ import main
 from benchmarks.commands.lora import rows
+from benchmarks.finetune import adapters
 from benchmarks.finetune.adapters import TOLD, WAYS, Setting, in_four_bits, run
 from benchmarks.finetune.network import GPT
 
@@ -24,25 +25,44 @@ def test_each_way_learns_each_text(way: str, tmp_path: Path) -> None:
     assert len(losses) == 3
     assert all(len(looks) == 3 for looks in losses)
     assert losses[1][0] < losses[0][0] - 0.1
+    assert losses[2][1] < losses[1][1]
     assert losses == run(setting, tmp_path)["losses"]
 
 
-def test_o_lora_keeps_adapters_apart(tmp_path: Path) -> None:
-    """A second adapter changes what the model says; the first is left as it was."""
+def test_sal_is_not_adamw(tmp_path: Path) -> None:
+    """From the first consolidation on, which is in the first text here."""
     pytest.importorskip("peft")
-    torch.manual_seed(0)
-    texts = [torch.randint(32, 126, (2000,)) for _ in range(2)]
-    draw = torch.Generator().manual_seed(0)
-    first: dict[str, torch.Tensor] = {}
-    for place, model in enumerate(WAYS["o-lora"](GPT(), SHORT, texts, draw)):
-        own = {n: p for n, p in model.named_parameters() if ".0.weight" in n and "lora_" in n}
-        if place == 0:
-            first = {name: param.detach().clone() for name, param in own.items()}
-        else:
-            assert first
-            assert all(torch.equal(first[name], param) for name, param in own.items())
-            second = [p for n, p in model.named_parameters() if ".1.weight" in n and "lora_B" in n]
-            assert all(param.abs().sum() > 0 for param in second)
+    plain = {**SHORT.plain(), "steps": 70}
+    ends = {
+        way: run(Setting(**{**plain, "way": way}), tmp_path)["losses"][-1]
+        for way in ("adamw", "sal-adamw", "sal-adamw-told")
+    }
+    assert len({tuple(end) for end in ends.values()}) == 3
+
+
+def test_o_lora_keeps_adapters_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first adapter is left as it was, and the second has other inputs."""
+    pytest.importorskip("peft")
+    shared = {}
+    for weight in (0.0, adapters.APART):
+        monkeypatch.setattr(adapters, "APART", weight)
+        torch.manual_seed(0)
+        texts = [torch.randint(32, 126, (2000,)) for _ in range(2)]
+        draw = torch.Generator().manual_seed(0)
+        first: dict[str, torch.Tensor] = {}
+        for place, model in enumerate(WAYS["o-lora"](GPT(), SHORT, texts, draw)):
+            own = {n: p for n, p in model.named_parameters() if ".0.weight" in n and "lora_" in n}
+            if place == 0:
+                first = {name: param.detach().clone() for name, param in own.items()}
+            else:
+                assert first
+                assert all(torch.equal(first[name], param) for name, param in own.items())
+                shared[weight] = sum(
+                    float((layer.lora_A["0"].weight @ layer.lora_A["1"].weight.T).square().sum())
+                    for layer in model.modules()
+                    if hasattr(layer, "lora_A")
+                )
+    assert shared[adapters.APART] < 0.1 * shared[0.0]
 
 
 def test_four_bits_say_nearly_the_same() -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sal_optim import SALSGD, CommunicationLayer, SALAdamW
+from sal_optim import SALSGD, CommunicationLayer, SALAdam, SALAdamW
 from sal_optim.importance import IMPORTANCE
-from sal_optim.importance.kronecker import SIDES, total
+from sal_optim.importance.kronecker import ROOM, SIDES, total
 from tests.testing.rows import KINDS
 
 KRONECKER = IMPORTANCE["kronecker"]
@@ -141,7 +141,7 @@ def test_moves_in_no_known_direction_keep_three_quarters(damping: float) -> None
     merge(state, torch.zeros(rows, columns, dtype=torch.float64), 200)
     left, right = (side(state, name) for name in SIDES)
     outside = float(state["left_values"][-1] * state["right_values"][-1] / left.trace())
-    omega = torch.kron(left, right) / left.trace() / max(1.0, damping * outside / 0.3)
+    omega = torch.kron(left, right) / left.trace() / max(1.0, damping * outside / ROOM)
     grad = torch.randn(rows, columns, dtype=torch.float64)
     (found,) = KRONECKER.protect([state], [grad], None, damping=damping, stiffness=0.0)
     one = torch.eye(len(omega), dtype=torch.float64)
@@ -154,9 +154,29 @@ def test_moves_in_no_known_direction_keep_three_quarters(damping: float) -> None
         unknown = unknown - (known @ unknown if of == 0 else unknown @ known)
     (kept,) = KRONECKER.protect([state], [unknown], None, damping=damping, stiffness=0.0)
     share = float((kept * unknown).sum() / unknown.square().sum())
-    assert 1.0 / 1.3 - 1e-9 <= share < 1.0
+    assert 1.0 / (1.0 + ROOM) - 1e-9 <= share < 1.0
     elements = KRONECKER.elements(state, grad, damping).flatten()
     torch.testing.assert_close(elements, omega.diagonal(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("protection", [10.0, 1e39])
+def test_stability_is_what_a_step_holds(protection: float) -> None:
+    """Of a matrix whose gradients are noise, the share that the damping takes, and no more."""
+    torch.manual_seed(2)
+    param = torch.nn.Parameter(torch.randn(40, 30))
+    optimizer = SALAdam([param], lr=1e-3, rank=4, protection=protection)
+    for _ in range(32):
+        param.grad = torch.randn(40, 30)
+        optimizer.step()
+    optimizer.consolidate()
+    (found,) = KRONECKER.protect(
+        [optimizer.state[param]], [torch.ones(40, 30)], None, damping=protection, stiffness=0.0
+    )
+    assert torch.isfinite(found).all()
+    taken = optimizer.stability(param)
+    # Elements are no directions, but the mean over all is near.
+    assert 0.5 * ROOM < float(taken.mean()) < 2.0 * ROOM
+    assert float(found.mean()) > 1.0 / (1.0 + 2.0 * ROOM)
 
 
 def test_damping_follows_what_it_depends_on() -> None:
