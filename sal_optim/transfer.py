@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 from torch import nn
 
+from sal_optim.checkpoint import checkpoint_folder
 from sal_optim.checkpoint.importance_file import path_text, put, read, written
 from sal_optim.checkpoint.naming import names_of
 from sal_optim.monitoring.lookup import required_protection
+from sal_optim.sharding.dtensor import real_shape
 
 
 class Loaded(NamedTuple):
@@ -66,7 +68,9 @@ def load_importance(
 
     Args:
         optimizer: as of :func:`save_importance`; before its first step, or later.
-        path: of a file that :func:`save_importance` wrote.
+        path: of a file that :func:`save_importance` wrote; or of the folder of a checkpoint that
+            ``torch.distributed.checkpoint`` wrote of an optimizer's state dict. Numbers in such a
+            one are unpickled, as torch does: read none from a source that you don't trust.
         model: as of :func:`save_importance`.
         strict: whether all that the file holds must fit. Parameters that it does not hold, such as
             those of a new head, begin without importance in any case.
@@ -85,7 +89,9 @@ def load_importance(
     protection.diagnostics()
     controller = protection.controller
     names = names_of(controller.optimizer.param_groups, model)
-    content = read(text)
+    folder = os.path.isdir(text)
+    shapes = {name: real_shape(param) for param, name in names.items()} if folder else {}
+    content = checkpoint_folder.read(text, shapes) if folder else read(text)
     loaded = put(controller, names, content, strict=strict)
     known = set(loaded)
     return Loaded(

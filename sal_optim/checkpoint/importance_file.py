@@ -27,7 +27,7 @@ from sal_optim.utils import checks
 
 FORMAT, VERSION = "sal_optim.importance", 1
 # What of the change detector holds for the next run; statistics begin anew.
-_COUNTS = ("total", "unit", "consolidations", "changes")
+COUNTS = ("total", "unit", "consolidations", "changes")
 
 
 class Content(NamedTuple):
@@ -77,7 +77,7 @@ def written(controller: ProtectionController, names: dict[Tensor, str], path: st
             "version": VERSION,
             "weights": weights,
             "importance": kinds,
-            "detector": {name: controller.detector[name] for name in _COUNTS},
+            "detector": {name: controller.detector[name] for name in COUNTS},
             **({"blocks": places} if places else {}),
         }
         if writes:
@@ -167,7 +167,7 @@ def put(
         advice = "" if not strict else "; strict=False passes over what does not fit"
         raise ValueError(f"importance does not fit: {'; '.join(problems[:3])}{more}{advice}")
     saved = fitted_threshold("the file's detector", content.detector)
-    fresh = {**new_detector(), **{name: saved[name] for name in _COUNTS}, "firm": 1.0}
+    fresh = {**new_detector(), **{name: saved[name] for name in COUNTS}, "firm": 1.0}
     for param, state in states:
         own: State = controller.optimizer.state.get(param) or controller.early.setdefault(param, {})
         own.update(state)

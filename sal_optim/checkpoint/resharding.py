@@ -1,8 +1,8 @@
 """A checkpoint of other blocks: where matrices are cut otherwise, importance begins anew.
 
 Importance of a sharded matrix is of its blocks, see ``sharding/stacked.py``. Where a checkpoint was
-made on a number of processes that cuts a matrix into other blocks, all of it goes on but that. An
-importance file brings that too, see ``portable.py``.
+made on a number of processes that cuts a matrix into other blocks, all of it goes on but that.
+``load_importance`` brings that too, see ``checkpoint_folder.py``.
 """
 
 import warnings
@@ -27,8 +27,9 @@ def of_own_layout(where: str, param: Tensor, group: Group, state: dict[str, Any]
     # The same text for all, so that it is shown once.
     warnings.warn(
         "the checkpoint cuts sharded matrices into other blocks than this number of processes "
-        "does; the importance of those matrices begins anew, all else goes on; save_importance() "
-        "and load_importance() move it to any number of processes",
+        "does; the importance of those matrices begins anew, all else goes on; "
+        "load_importance(optimizer, FOLDER, model) then brings it from the checkpoint, "
+        "and save_importance() writes a file for any number of processes",
         UserWarning,
         stacklevel=2,
     )

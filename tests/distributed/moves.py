@@ -12,6 +12,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
@@ -49,6 +50,8 @@ def train(
     load: str | None,
     save: str | None,
     settings: dict[str, Any],
+    folder: str | None = None,
+    flat: bool = False,
 ) -> Weights:
     """One run: tasks one after the other, each declared to end; its weights."""
     model, optimizer = begun(way, weights, load, settings)
@@ -65,6 +68,10 @@ def train(
         optimizer.consolidate()
     if save is not None:
         save_importance(optimizer, save)
+    if folder is not None:
+        options = StateDictOptions(flatten_optimizer_state_dict=flat)
+        state = {"optimizer": get_optimizer_state_dict(model, optimizer, options=options)}
+        dcp.save(state, checkpoint_id=folder, no_dist=way == "single")
     return {name: whole(param) for name, param in model.named_parameters()}
 
 
@@ -143,8 +150,13 @@ def resumed_with_file(folder: str, path: str) -> dict[str, Any]:
 
 
 def _seen(optimizer: SALOptimizer, params: list[Tensor]) -> dict[str, Any]:
+    """Stability without the bound, which is by block and so is not the same on other blocks."""
+    weighted = [10.0 * optimizer.controller.importance(param)[0] for param in params]
     return {
-        "stability": [whole_of(optimizer.stability(param), param) for param in params],
+        "stability": [
+            whole_of(value / (value + 1.0), param)
+            for value, param in zip(weighted, params, strict=True)
+        ],
         "state": outcome(optimizer, [])["state"],
     }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from sal_optim import load_importance
@@ -123,6 +124,50 @@ def test_beside_a_checkpoint_of_other_blocks(pool_of: Any, tmp_path: Path) -> No
             elif old.numel():
                 assert float((old - now).abs().mean()) < 0.1 < float(old.max())
         assert all(bool(value.isfinite().all()) for value in result["end"])
+
+
+@pytest.mark.parametrize(("world", "way"), PLACES[:4])
+def test_out_of_a_checkpoint_as_out_of_a_file(
+    pool_of: Any, tmp_path: Path, world: int, way: str
+) -> None:
+    """To one process and to two: the checkpoint's blocks are those of the file, bit for bit."""
+    settings: dict[str, Any] = {}
+    folder, path = str(tmp_path / "folder"), str(tmp_path / "a")
+    flat = way == "hybrid"
+    pool_of(world)(moves.train, way, [1], STEPS, None, None, path, settings, folder, flat)
+    single = [moves.handed_on("single", load, None, 256, settings) for load in (path, folder)]
+    two = [
+        pool_of(2)(moves.handed_on, "fsdp", load, None, 256, settings)[0] for load in (path, folder)
+    ]
+    for file, checkpoint in (single, two):
+        assert float(file["stability"]["0.weight"].max()) > 0.5
+        for name, value in file["stability"].items():
+            assert torch.equal(checkpoint["stability"][name], value)
+        for name, state in file["state"].items():
+            assert torch.equal(checkpoint["state"][name]["anchor"], state["anchor"])
+            assert checkpoint["state"][name]["evidence_weight"] == state["evidence_weight"] > 0.0
+
+
+@pytest.mark.parametrize("settings", [{}, {"state_dtype": "int8"}], ids=["cut twice", "int8"])
+def test_what_a_checkpoint_does_not_tell(
+    pool_of: Any, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """Rows that are cut twice may be in two orders; an anchor of eight bits has scales a part."""
+    folder, way = str(tmp_path / "folder"), "fsdp" if settings else "fsdp-and-tensor-parallel"
+    pool_of(4)(moves.train, way, [1], STEPS, None, None, None, settings, folder)
+    with pytest.raises(ValueError, match="use a file of save_importance"):
+        moves.handed_on("single", folder, None, 256, settings)
+
+
+def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
+    _, optimizer = moves.begun("single", None, None, {})
+    before = dict(optimizer.controller.detector)
+    with pytest.raises(ValueError, match="is a folder"):
+        load_importance(optimizer, tmp_path)
+    dcp.save({"model": {"0.weight": torch.ones(2)}}, checkpoint_id=tmp_path / "other", no_dist=True)
+    with pytest.raises(ValueError, match="no importance of this model's parameters"):
+        load_importance(optimizer, tmp_path / "other")
+    assert optimizer.controller.detector == before
 
 
 def test_a_process_that_fails_to_write_is_told_by_all(pool_of: Any, tmp_path: Path) -> None:
