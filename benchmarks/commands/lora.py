@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rank=args.rank,
         four_bits=args.four_bits,
     )
+    _check_packages(args)
     trials = [
         replace(base, way=way, lr=rate, seed=TUNING, split="validation")
         for way in args.methods
@@ -173,8 +174,11 @@ def _arguments(argv: Sequence[str] | None) -> Namespace:
         require_range(f"--{name}", getattr(args, name), 1)
     check_data_dir(args.data_dir)
     check_folder(args.out)
+    return args
+
+
+def _check_packages(args: Namespace) -> None:
     needed = {"peft": True, "bitsandbytes": args.four_bits}
     for name, wanted in needed.items():
         if wanted and importlib.util.find_spec(name) is None:
             raise UserError(f"python -m benchmarks lora needs {name}: pip install {name}")
-    return args
