@@ -89,11 +89,8 @@ def _apart(
     network: GPT, setting: Setting, texts: list[Tensor], draw: torch.Generator
 ) -> Iterator[nn.Module]:
     """O-LoRA: all adapters at work, the last one trained, its inputs apart from the others'."""
-    model = _with_adapter(network, setting)
-    for place, text in enumerate(texts):
-        if place:
-            model.add_adapter(str(place), _config(setting))
-            model.base_model.set_adapter([str(index) for index in range(place + 1)])
+    for model, place, text in _with_one_each(network, setting, texts):
+        model.base_model.set_adapter([str(index) for index in range(place + 1)])
         own = [f".{place}.weight" in name for name, _ in model.named_parameters()]
         for (name, param), mine in zip(model.named_parameters(), own, strict=True):
             param.requires_grad_("lora_" in name and mine)
@@ -116,11 +113,8 @@ def _averaged(
     network: GPT, setting: Setting, texts: list[Tensor], draw: torch.Generator
 ) -> Iterator[nn.Module]:
     """An adapter a text, each from the network itself; the mean of their changes."""
-    model = _with_adapter(network, setting)
-    for place, text in enumerate(texts):
-        if place:
-            model.add_adapter(str(place), _config(setting))
-            model.set_adapter(str(place))
+    for model, place, text in _with_one_each(network, setting, texts):
+        model.set_adapter(str(place))
         optimizer = torch.optim.AdamW(_trained(model), lr=setting.lr)
         _learn(model, optimizer, text, setting, draw)
         names, mean = [str(index) for index in range(place + 1)], f"mean{place}"
@@ -164,6 +158,17 @@ def _with_adapter(network: GPT, setting: Setting) -> Any:
 
     wrapped: Any = network
     return get_peft_model(wrapped, _config(setting), adapter_name="0")
+
+
+def _with_one_each(
+    network: GPT, setting: Setting, texts: list[Tensor]
+) -> Iterator[tuple[Any, int, Tensor]]:
+    """The network with one adapter more for each text."""
+    model = _with_adapter(network, setting)
+    for place, text in enumerate(texts):
+        if place:
+            model.add_adapter(str(place), _config(setting))
+        yield model, place, text
 
 
 def _config(setting: Setting) -> Any:

@@ -30,7 +30,7 @@ from sal_optim.importance.low_rank import (
     projection,
     strongest,
 )
-from sal_optim.utils.rounding import Number, add, on_host, wide
+from sal_optim.utils.rounding import MOST, Number, add, on_host, wide
 
 SIDES = ("left", "right")
 
@@ -38,8 +38,6 @@ SIDES = ("left", "right")
 # noise spreads gradients over all directions, as dropout does, a network could not learn on
 # otherwise.
 ROOM = 0.3
-# A damping of more leaves nothing either, and leaves the range of float32.
-MOST = 1e30
 
 
 class Table(NamedTuple):

@@ -37,7 +37,7 @@ from sal_optim.protection.judge import Decision, Judge
 from sal_optim.protection.silence import Patience, begin_anew_if_emptied
 from sal_optim.sharding.dtensor import plain
 from sal_optim.utils import checks
-from sal_optim.utils.rounding import dither
+from sal_optim.utils.rounding import MOST, dither
 
 # The pending sums are halved with their step count when they reach this many steps: their mean
 # stays, and no sum outgrows the precision of float32.
@@ -211,8 +211,7 @@ class ProtectionController(Holder):
     @torch.no_grad()
     def restore(self, strength: float, model: nn.Module | None = None) -> None:
         """Draw all weights back to their anchors; see ``SALOptimizer.restore``."""
-        # More than 1e30 draws back entirely too, and leaves the range of float32.
-        strength = min(checks.number("strength", strength), 1e30)
+        strength = min(checks.number("strength", strength), MOST)
         groups = self.groups
         if any(group["pull"] == 0.0 for group in groups):
             raise ValueError(
@@ -274,7 +273,7 @@ class ProtectionController(Holder):
         """The stability of each element of a parameter, in [0, 1); see ``SALOptimizer``."""
         share = strength(self.detector)
         importance, group = self.importance(param, share)
-        weighted = importance * min(float(group["protection"]) * share, 1e30)
+        weighted = importance * min(float(group["protection"]) * share, MOST)
         return weighted / (weighted + 1.0)
 
     @torch.no_grad()

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 Number = float | Tensor
+# A strength of more changes nothing either, and leaves the range of float32.
+MOST = 1e30
 _Count = TypeVar("_Count", float, Tensor)
 
 
