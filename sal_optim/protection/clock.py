@@ -23,9 +23,6 @@ RAMP = 32
 # A learning rate that rises to this multiple of its lowest begins that anew: it is to learn on.
 RISE = 2.0
 
-# A leap of the gradient norm that is over within so many steps was a bad batch, not other data.
-PASSING = 5
-
 # Importance is gathered, and the penalty applied, on every fourth step: a segment is many steps
 # long, and what these read and write in memory costs a quarter.
 INTERVAL = 4
@@ -79,16 +76,17 @@ def hear_rate(state: DetectorState, rate: float) -> None:
 def hear_norm(state: DetectorState, norm: float) -> None:
     """Set the penalty's unit to what the gradient norm rises to for two steps at least.
 
-    An outlier is none. Two are a detected change; where the norm is soon below again what it
-    exceeded there, they were a bad batch, and the unit is found anew from this norm on.
+    An outlier is none. Two are a detected change; where the very next norm is again below what
+    they exceeded, they were a bad batch, and the unit is found anew from this norm on. Other data
+    is learned more slowly than that.
 
     Args:
         state: of the change detector, which has judged this norm; changed in place.
         norm: of the gradient.
     """
-    if 0.0 < norm <= state["leap"]:
-        state["unit"] = state["leap"] = 0.0
-    elif state["steps"] >= PASSING:
+    if state["steps"] > 1.0:
+        if norm <= state["leap"]:
+            state["unit"] = 0.0
         state["leap"] = 0.0
     if state["consolidations"] > 0.0:
         state["unit"] = max(state["unit"], min(norm, state["last"]))

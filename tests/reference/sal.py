@@ -253,9 +253,8 @@ class Reference:
             self.leap = self.norms.held
             self.norms.begin_segment()
             surprising, _ = self.norms.judge(norm)
-        if norm <= self.leap:
-            self.unit = self.leap = 0.0
-        elif self.norms.steps >= clock.PASSING:
+        if self.norms.steps > 1:
+            self.unit = self.unit if norm > self.leap else 0.0
             self.leap = 0.0
         if self.consolidations:
             self.unit = max(self.unit, min(norm, self.last))
