@@ -1,7 +1,7 @@
 """Several texts one after the other through LoRA adapters of PEFT, on the small GPT.
 
-Nobody tells AdamW and SALAdamW that the text changes. The other ways are told: SALAdamW that
-consolidates where a text ends, as its callbacks for trainers do; an adapter a text whose input
+Nobody tells AdamW and SALAdamW that the text changes; SALAdamW may hear the training loss, as the
+trainers' callbacks tell it. The other ways are told: SALAdamW that consolidates where a text ends; an adapter a text whose input
 directions are kept apart from those before (O-LoRA, Wang et al. 2023, arXiv 2310.14152); and an
 adapter a text from the same network, averaged in the end.
 """
@@ -68,8 +68,16 @@ def run(setting: Setting, folder: Path, data_dir: str | None = None) -> dict[str
     return {"losses": losses}
 
 
-def _one(make: Callable[..., Any], told: bool = False) -> Callable[..., Iterator[nn.Module]]:
-    """One adapter and one optimizer for all texts; it consolidates after each where it is told."""
+def _one(
+    make: Callable[..., Any], *, told: bool = False, hears: bool = False
+) -> Callable[..., Iterator[nn.Module]]:
+    """One adapter and one optimizer for all texts.
+
+    Args:
+        make: the optimizer's class.
+        told: whether it consolidates where a text ends.
+        hears: whether it is told the loss of each step.
+    """
 
     def trained(
         network: GPT, setting: Setting, texts: list[Tensor], draw: torch.Generator
@@ -77,7 +85,7 @@ def _one(make: Callable[..., Any], told: bool = False) -> Callable[..., Iterator
         model = _with_adapter(network, setting)
         optimizer = make(_trained(model), lr=setting.lr)
         for text in texts:
-            _learn(model, optimizer, text, setting, draw)
+            _learn(model, optimizer, text, setting, draw, hears=hears)
             if told:
                 optimizer.consolidate()
             yield model
@@ -128,6 +136,7 @@ def _averaged(
 WAYS: dict[str, Callable[..., Iterator[nn.Module]]] = {
     "adamw": _one(torch.optim.AdamW),
     "sal-adamw": _one(SALAdamW),
+    "sal-adamw-loss": _one(SALAdamW, hears=True),
     "sal-adamw-told": _one(SALAdamW, told=True),
     "o-lora": _apart,
     "averaged": _averaged,
@@ -142,6 +151,8 @@ def _learn(
     setting: Setting,
     draw: torch.Generator,
     penalty: Callable[[], Tensor] | None = None,
+    *,
+    hears: bool = False,
 ) -> None:
     for step in range(setting.steps):
         optimizer.param_groups[0]["lr"] = setting.lr * schedule(step, setting.steps)
@@ -150,6 +161,8 @@ def _learn(
         if penalty is not None:
             loss = loss + penalty()
         loss.backward()  # type: ignore[no-untyped-call]
+        if hears:
+            optimizer.tell(loss=loss.detach())
         optimizer.step()
 
 
