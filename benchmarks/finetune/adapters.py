@@ -1,9 +1,10 @@
 """Several texts one after the other through LoRA adapters of PEFT, on the small GPT.
 
-Nobody tells AdamW and SALAdamW that the text changes; SALAdamW may hear the training loss, as the
-trainers' callbacks tell it. The other ways are told: SALAdamW that consolidates where a text ends; an adapter a text whose input
-directions are kept apart from those before (O-LoRA, Wang et al. 2023, arXiv 2310.14152); and an
-adapter a text from the same network, averaged in the end.
+Nobody tells AdamW and SALAdamW that the text changes; SALAdamW may hear the training loss, as
+Lightning's and fastai's callbacks tell it. The other ways are told: SALAdamW that consolidates
+where a text ends; an adapter a text whose input directions are kept apart from those before
+(O-LoRA, Wang et al. 2023, arXiv 2310.14152); and an adapter a text from the same network, averaged
+in the end.
 """
 
 from __future__ import annotations
