@@ -84,11 +84,12 @@ def read(path: str, shapes: dict[str, Shape]) -> Content:
 
 def _of_state(key: str, shapes: dict[str, Shape]) -> tuple[str, str, Shape]:
     """Of which parameter and part of its state a key is, and how many blocks; ``""`` of none."""
-    found = re.fullmatch(r"(?:.*\.)?state\.(.+)\.(\w+?)(?:_of_(\d+(?:x\d+)*))?", key)
-    if not found or found[1] not in shapes:
-        return "", "", ()
-    lead = tuple(map(int, found[3].split("x"))) if found[3] else ()
-    return found[1], found[2], lead
+    # A parameter's own name, or what the checkpoint puts before it, may have "state." in it.
+    at = r"(?<![^.])state\.(?=(.+)\.(\w+?)(?:_of_(\d+(?:x\d+)*))?$)"
+    for name, part, lead in re.findall(at, key):
+        if name in shapes:
+            return name, part, tuple(map(int, lead.split("x"))) if lead else ()
+    return "", "", ()
 
 
 def _add(

@@ -5,14 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
 from tests.integrations.runs import EXAMPLES, needs, run
 
 
-@pytest.mark.xfail(
-    strict=True, reason="an earlier core kept the first text here; what took that is not known"
-)
 def test_lora(tmp_path: Path) -> None:
     needs("peft")
     needs("transformers")

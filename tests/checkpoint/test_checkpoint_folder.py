@@ -1,0 +1,49 @@
+"""Importance out of a checkpoint of torch.distributed by one process. Many: tests/distributed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+from sal_optim import SALAdamW, load_importance
+
+
+class Network(nn.Module):
+    """Names of modules that look like keys of a checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state, self.state_of = nn.Linear(4, 3), nn.Linear(3, 2)
+        self.own = nn.ModuleDict({"state": nn.Linear(2, 2)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.own["state"](self.state_of(self.state(x)))
+        return result
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("before", ["optimizer", "state", "app.state"])
+def test_parameters_whose_names_have_state_in_them(tmp_path: Path, before: str) -> None:
+    torch.manual_seed(0)
+    model, other = Network(), Network()
+    optimizer, fresh = SALAdamW(model.parameters()), SALAdamW(other.parameters())
+    for _ in range(8):
+        optimizer.zero_grad()
+        model(torch.randn(16, 4)).square().sum().backward()
+        optimizer.step()
+    optimizer.consolidate()
+    state = get_optimizer_state_dict(model, optimizer)
+    dcp.save({before: state}, checkpoint_id=tmp_path / "folder", no_dist=True)
+
+    load_importance(fresh, tmp_path / "folder", other)
+    pairs = list(zip(model.parameters(), other.parameters(), strict=True))
+    assert len(pairs) == 6
+    for one, two in pairs:
+        saved, loaded = optimizer.controller.state_of(one), fresh.controller.state_of(two)
+        assert loaded["evidence_weight"] == saved["evidence_weight"] > 0.0
+        assert torch.equal(loaded["anchor"], saved["anchor"])
