@@ -37,19 +37,19 @@ fuzz: $(VENV)/.installed
 	SAL_OPTIM_FUZZ=10000 $(BIN)/python -m pytest -n 2 tests/test_fuzz.py $(ARGS)
 
 long: $(VENV)/.installed
-	SAL_OPTIM_LONG=1000000 $(BIN)/python -m pytest -n 2 tests/test_long_runs.py $(ARGS)
+	SAL_OPTIM_LONG=1000000 $(BIN)/python -m pytest -n 2 tests/training/test_long_runs.py $(ARGS)
 
 # Real trainers and other packages' optimizers: installs them, which takes minutes.
 test-trainers: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[integrations]'
 	$(BIN)/python -m pytest tests/integrations $(ARGS)
-	PYTHONPATH=tests/integrations/shim $(BIN)/python -m pytest tests/test_docs.py -k "trainers or loops or lora"
+	PYTHONPATH=tests/integrations/shim $(BIN)/python -m pytest tests/package/test_docs.py -k "trainers or loops or lora"
 
 # Where there is a card (with a CUDA build of torch in .venv): its checks, then a table of timings.
 # Stops at the first difference from a CPU.
 gpu: $(VENV)/.installed
 	$(BIN)/python -c "import torch; print(torch.__version__, torch.cuda.get_device_name())"
-	$(BIN)/python -m pytest tests/test_devices.py tests/test_waits.py tests/test_training_modes.py $(ARGS)
+	$(BIN)/python -m pytest tests/optimizers/test_devices.py tests/optimizers/test_waits.py tests/training/test_modes.py $(ARGS)
 	$(BIN)/python -m benchmarks speed --device cuda --sizes 1e5,1e6,1e7,1e8
 
 lint: $(VENV)/.installed

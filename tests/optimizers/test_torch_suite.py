@@ -2,7 +2,7 @@
 
 The checks are those of torch's test of its own optimizers, written anew from what they assert, over
 the rows of ``judged.py``. Those of whole runs are in ``test_torch_training.py``, those of state
-dicts and hooks in ``test_torch_checkpoints.py``.
+dicts and hooks in ``checkpoint/test_torch_checkpoints.py``.
 """
 
 # torch's TestCase compares tensors, dicts of tensors and dtypes in its own assertions.
@@ -19,7 +19,8 @@ from torch.testing._internal.common_device_type import instantiate_device_type_t
 from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db, optims
 from torch.testing._internal.common_utils import TestCase
 
-from tests import test_torch_checkpoints, test_torch_training
+from tests.checkpoint import test_torch_checkpoints
+from tests.optimizers import test_torch_training
 from tests.testing.drive import consolidations
 from tests.testing.judged import (
     NOT_APPLICABLE,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-PATH = Path(__file__).parent.parent / "examples" / "continual.ipynb"
+PATH = Path(__file__).parents[2] / "examples" / "continual.ipynb"
 
 
 def notebook() -> dict[str, Any]:

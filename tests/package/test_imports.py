@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent / "sal_optim"
+ROOT = Path(__file__).parents[2] / "sal_optim"
 
 # Usable alone: it imports utils and nothing else, and only the top may import it.
 COMPANIONS = "companions"

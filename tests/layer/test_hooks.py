@@ -12,7 +12,7 @@ import torch
 
 from sal_optim import CommunicationLayer
 from sal_optim.layer import layer_of
-from tests.test_layer import adam
+from tests.layer.test_layer import adam
 from tests.testing.drive import (
     assert_equal,
     assert_same_state,

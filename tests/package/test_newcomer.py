@@ -17,7 +17,7 @@ import sal_optim
 from sal_optim import SALSGD, CommunicationLayer, LiveView, SALAdam, SALAdamW
 from sal_optim.monitoring import writers
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 OTHERS = ("lightning", "matplotlib", "pandas", "rich", "scipy", "sklearn", "transformers")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sal_optim import SALSGD, CommunicationLayer, SALAdamW, SALOptimizer
 from sal_optim.importance import IMPORTANCE
-from tests.test_docs import blocks, run
+from tests.package.test_docs import blocks, run
 from tests.testing.drive import (
     CLOCK,
     assert_equal,

@@ -76,13 +76,14 @@ def test_kill_9_during_a_checkpoint(tmp_path: Path, name: str) -> None:
     """Twice: once in the first regime, once as a change has begun and is not confirmed."""
     row = row_of(name)
     code = (
-        "import sys; from pathlib import Path; from tests.test_killed import row_of, train; "
+        "import sys; from pathlib import Path; "
+        "from tests.checkpoint.test_killed import row_of, train; "
         f"train(Path(sys.argv[1]), row_of({name!r}), deaths=int(sys.argv[2]))"
     )
     for writes in (2, 5):
         done = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path), str(writes)],
-            cwd=Path(__file__).parent.parent,
+            cwd=Path(__file__).parents[2],
             timeout=120,
             capture_output=True,
             check=False,
