@@ -265,8 +265,7 @@ def _rate(group: dict[str, Any]) -> float:
 
 def _check_optimizer(optimizer: Any) -> None:
     allowed = "optimizer must be a torch.optim.Optimizer"
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"Invalid optimizer value: a {type(optimizer).__name__}; {allowed}")
+    checks.optimizer(optimizer)
     if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
         raise TypeError(
             f"Invalid optimizer value: a {type(optimizer).__name__} without step hooks; {allowed} "

@@ -105,11 +105,8 @@ def basin_map(
     context = None if context is None else checks.whole("context", context, low=1)
     draw = torch.Generator().manual_seed(checks.whole("seed", seed, low=0))
     given = _prompts(prompts)
-    if generate is not None and not callable(generate):
-        raise TypeError(
-            f"Invalid generate value: a {type(generate).__name__}; generate must be a function of "
-            "prompts and length"
-        )
+    if generate is not None:
+        checks.function("generate", generate, "a function of prompts and length")
     groups: dict[int, list[int]] = {}
     for place, prompt in enumerate(given):
         groups.setdefault(len(prompt), []).append(place)

@@ -73,18 +73,10 @@ class Cascade:
         merge: bool = True,
         seed: int = 0,
     ) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(
-                f"Invalid optimizer value: a {type(optimizer).__name__}; optimizer must be a "
-                "torch.optim.Optimizer"
-            )
+        checks.optimizer(optimizer)
         self._model = checks.model(model, optimizer.param_groups)
         self._optimizer = optimizer
-        if not callable(score):
-            raise TypeError(
-                f"Invalid score value: a {type(score).__name__}; score must be a function without "
-                "arguments"
-            )
+        checks.function("score", score, "a function without arguments")
         self._score = score
         self.branches = checks.whole("branches", branches, low=2)
         self.survivors = checks.whole("survivors", survivors, low=1)
@@ -110,11 +102,7 @@ class Cascade:
             TypeError: ``train`` is not to be called.
             ValueError: the score is no finite number. The model is then as that branch was.
         """
-        if not callable(train):
-            raise TypeError(
-                f"Invalid train value: a {type(train).__name__}; train must be a function of the "
-                "number of the branch"
-            )
+        checks.function("train", train, "a function of the number of the branch")
         if not self._living:
             self._living = [self._keep((), "lives")]
         parents, found = self._living, list[_Kept]()

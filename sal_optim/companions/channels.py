@@ -63,11 +63,7 @@ class Channels:
         lowest: float | None = 0.0,
         limit: float = 1e4,
     ) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(
-                f"Invalid optimizer value: a {type(optimizer).__name__}; optimizer must be a "
-                "torch.optim.Optimizer"
-            )
+        checks.optimizer(optimizer)
         low = -math.inf if lowest is None else checks.number("lowest", lowest, low=-math.inf)
         self._lowest = low
         self.budgets = _budgets(budgets, low)

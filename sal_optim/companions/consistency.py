@@ -76,11 +76,7 @@ class ConsistencyEdges:
                 f"{len(inputs)} inputs"
             )
         loss = nn.functional.cross_entropy if loss is None else loss
-        if not callable(loss):
-            raise TypeError(
-                f"Invalid loss value: a {type(loss).__name__}; loss must be a function of outputs "
-                "and targets"
-            )
+        checks.function("loss", loss, "a function of outputs and targets")
         self._x, self._y, self._loss = inputs, targets, loss
         self.penalty = checks.number("penalty", penalty, low_open=True)
         self.edge_lr = checks.number("edge_lr", edge_lr, low_open=True)

@@ -105,11 +105,8 @@ class SpectralMonitor:
         self._drifting = checks.number("drifting", drifting, high=1.0, low_open=True)
         self._warning = checks.number("warning", warning, high=self._drifting, low_open=True)
         for name, called in (("alarm", alarm), ("measured", measured)):
-            if called is not None and not callable(called):
-                raise TypeError(
-                    f"Invalid {name} value: a {type(called).__name__}; {name} must be None or a "
-                    "function of the monitor"
-                )
+            if called is not None:
+                checks.function(name, called, "None or a function of the monitor")
         self._alarm, self._measured = alarm, measured
         self._step = 0
         self._start: dict[str, dict[str, float]] = {}
@@ -255,11 +252,7 @@ def halve_lr(optimizer: Optimizer, lowest: float = 0.0) -> Callable[[SpectralMon
         TypeError: ``optimizer`` is none.
         ValueError: ``lowest`` is below 0.
     """
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"Invalid optimizer value: a {type(optimizer).__name__}; optimizer must be a "
-            "torch.optim.Optimizer"
-        )
+    checks.optimizer(optimizer)
     lowest = checks.number("lowest", lowest)
 
     def halve(_: SpectralMonitor) -> None:

@@ -56,11 +56,8 @@ class LiveView(StepListener):
             raise ImportError(
                 "sal_optim.LiveView needs the package rich: pip install sal_optim[report]"
             ) from error
-        if console is not None and not isinstance(console, Console):
-            raise TypeError(
-                f"Invalid console value: a {type(console).__name__}; console must be None or a "
-                "rich.console.Console"
-            )
+        allowed = "console must be None or a rich.console.Console"
+        checks.kind("console", console, (Console, type(None)), allowed)
         self._interval = 1.0 / checks.number("refresh", refresh, low_open=True)
         super().__init__(optimizer)
         shown = console or Console()
