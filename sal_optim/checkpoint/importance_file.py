@@ -24,6 +24,7 @@ from sal_optim.protection.block import NUMBERS, Group, kind_of_param, prepare
 from sal_optim.protection.controller import ProtectionController
 from sal_optim.sharding.places import Place, one_writes
 from sal_optim.utils import checks
+from sal_optim.utils.lazy_import import extra_package
 
 FORMAT, VERSION = "sal_optim.importance", 1
 # What of the change detector holds for the next run; statistics begin anew.
@@ -55,7 +56,9 @@ def written(controller: ProtectionController, names: dict[Tensor, str], path: st
         RuntimeError: the process that writes has failed, and this is another one.
         ValueError: nothing is consolidated yet, or ``path`` is no place for a file.
     """
-    save_file = _safetensors("torch").save_file
+    _safetensors()
+    from safetensors.torch import save_file
+
     _check_place(path)
     found = list(_with_importance(controller))
     if not found:
@@ -238,19 +241,12 @@ def _replaced(path: str) -> Iterator[str]:
         temporary.unlink(missing_ok=True)
 
 
-def _safetensors(part: str = "") -> Any:
-    try:
-        import safetensors
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError(
-            "an importance file needs the package safetensors: pip install sal_optim[transfer]"
-        ) from error
-    return safetensors.torch if part else safetensors
+def _safetensors() -> Any:
+    return extra_package("safetensors", "an importance file needs", "transfer")
 
 
 def path_text(path: Any) -> str:
     """A path as text; raises TypeError for anything else."""
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"Invalid path value: {path!r}; path must be text or a path")
-    return os.fspath(path) if isinstance(os.fspath(path), str) else os.fsdecode(path)
+    return os.fsdecode(path)

@@ -4,7 +4,6 @@ What is here is names, order and the scaffold; multipliers, penalties and steps 
 ``channels``). Whether a route of the network is needed for a channel is told by ``ablation.py``.
 """
 
-import importlib
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sal_optim.utils import checks
+from sal_optim.utils.lazy_import import extra_package
 
 TASK = "task"
 
@@ -209,12 +209,7 @@ def _scaffold(scaffold: Any, names: list[str]) -> frozenset[str]:
 
 def cooper_for(user: str) -> Any:
     """The package cooper; raises an ImportError that names who needs it."""
-    try:
-        return importlib.import_module("cooper")
-    except ImportError as error:
-        raise ImportError(
-            f"sal_optim.companions.{user} needs the package cooper: pip install sal_optim[channels]"
-        ) from error
+    return extra_package("cooper", f"sal_optim.companions.{user} needs", "channels")
 
 
 def _problem(names: list[str], penalty: float, device: torch.device) -> Any:

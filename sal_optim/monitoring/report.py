@@ -14,6 +14,7 @@ from sal_optim.protection.buffers import KEY, running_statistics
 from sal_optim.protection.diagnostics import count, drift, total_drift
 from sal_optim.protection.statistics import published_stability
 from sal_optim.utils import checks
+from sal_optim.utils.lazy_import import extra_package
 
 # Of the table's columns of numbers, narrow enough for names in a terminal of 80 columns.
 TITLES = (
@@ -63,15 +64,12 @@ def report(optimizer: object, model: nn.Module) -> None:
         TypeError: nothing protects ``optimizer``, or ``model`` is no module.
         ValueError: the optimizer has none of the parameters of ``model``.
     """
-    try:
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-    except ImportError as error:
-        raise ImportError(
-            "sal_optim.report needs the package rich: pip install sal_optim[report]"
-        ) from error
+    extra_package("rich", "sal_optim.report needs", "report")
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     found = rows(optimizer, model)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("parameter", overflow="fold", min_width=9)

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first asked for: importing it stays quick.
+"""What is imported when it is first asked for: names of a package, and packages of an extra.
 
 What those names are is each package's own.
 """
@@ -30,3 +30,13 @@ def lazy_names(
         return sorted({*scope, *scope["__all__"]})
 
     return get, listed
+
+
+def extra_package(package: str, needs: str, extra: str) -> Any:
+    """A package that an extra brings, or an ImportError that begins with ``needs`` ("x needs")."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f"{needs} the package {package}: pip install sal_optim[{extra}]"
+        ) from error
