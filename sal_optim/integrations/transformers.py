@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
@@ -180,10 +179,10 @@ def _value(text: str) -> Any:
 
 def _keep_names(protection: Protection, model: Any) -> None:
     """Put names into the groups, which the Trainer leaves out: its checkpoints then have them."""
-    inner = protection if isinstance(protection, Optimizer) else protection.optimizer
-    if any("param_names" in group for group in inner.param_groups):
+    groups = protection.controller.optimizer.param_groups
+    if any("param_names" in group for group in groups):
         return
     with contextlib.suppress(ValueError):  # parameters that are not the model's
-        names = names_of(inner.param_groups, model)
-        for group in inner.param_groups:
+        names = names_of(groups, model)
+        for group in groups:
             group["param_names"] = [names[param] for param in group["params"]]
