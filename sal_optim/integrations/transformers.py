@@ -19,9 +19,9 @@ from sal_optim.checkpoint.naming import names_of
 from sal_optim.integrations import (
     OPTIMIZERS,
     logged,
+    name_in_transformers,
     protection_of,
     required_protection,
-    transformers_names,
 )
 from sal_optim.integrations.continual import Continual, announce
 from sal_optim.monitoring.lookup import Protection
@@ -141,7 +141,7 @@ def register() -> None:
     from transformers import trainer_optimizer
     from transformers.training_args import OptimizerNames
 
-    transformers_names.register()
+    name_in_transformers()
     for name, cls in OPTIMIZERS.items():
         trainer_optimizer._OPTIMIZER_HANDLERS[OptimizerNames(name)] = functools.partial(_build, cls)
     log_first()
