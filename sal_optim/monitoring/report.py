@@ -16,17 +16,18 @@ from sal_optim.protection.statistics import published_stability
 from sal_optim.utils import checks
 from sal_optim.utils.lazy_import import extra_package
 
-# Of the table's columns of numbers, narrow enough for names in a terminal of 80 columns.
-TITLES = (
-    "scalars",
-    "pro-\ntected",
-    "neutral",
-    "vola-\ntile",
-    "mean\ngate",
-    "impor-\ntance",
-    "drift",
-    "published\nstability",
-)
+# The table's columns of numbers, as in a Row, and their formats. Titles are narrow enough for names
+# in a terminal of 80 columns.
+COLUMNS = {
+    "scalars": "d",
+    "pro-\ntected": ".1%",
+    "neutral": ".1%",
+    "vola-\ntile": ".1%",
+    "mean\ngate": ".3f",
+    "impor-\ntance": ".3g",
+    "drift": ".3f",
+    "published\nstability": ".3f",
+}
 # Weights that are further than this from the anchor, relative to its size, are drifting.
 DRIFTING = 0.1
 
@@ -73,17 +74,10 @@ def report(optimizer: object, model: nn.Module) -> None:
     found = rows(optimizer, model)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("parameter", overflow="fold", min_width=9)
-    for title in TITLES:
+    for title in COLUMNS:
         table.add_column(title, justify="right", no_wrap=True)
-    for row in found:
-        shares = (f"{share:.1%}" for share in (row.protected, row.neutral, row.volatile))
-        numbers = (
-            f"{row.mean_gate:.3f}",
-            f"{row.importance:.3g}",
-            f"{row.drift:.3f}",
-            f"{row.published:.3f}",
-        )
-        table.add_row(Text(row.name), str(row.size), *shares, *numbers)
+    for name, *numbers in found:
+        table.add_row(Text(name), *map(format, numbers, COLUMNS.values()))
     console = Console()
     console.print(table)
     console.print(summary(optimizer, found), markup=False, highlight=False)
