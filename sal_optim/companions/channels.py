@@ -5,7 +5,7 @@ What is here is names, order and the scaffold; multipliers, penalties and steps 
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -228,15 +228,27 @@ def _problem(names: list[str], penalty: float, device: torch.device) -> Any:
         }
         return cooper.CMPState(task.reshape(()), observed)
 
+    own = {name: cooper.multipliers.DenseMultiplier(1, device=device) for name in names}
+    return augmented(cooper, "INEQUALITY", own, penalty, compute_cmp_state)
+
+
+def augmented(
+    cooper: Any,
+    kind: str,
+    multipliers: Mapping[str, Any],
+    penalty: float,
+    compute_cmp_state: Callable[..., Any],
+) -> Any:
+    """cooper's problem in the augmented Lagrangian, with a constraint for each multiplier."""
     base = cooper.ConstrainedMinimizationProblem
     problem = type("Problem", (base,), {"compute_cmp_state": compute_cmp_state})()
-    for name in names:
+    for name, multiplier in multipliers.items():
         constraint = cooper.Constraint(
-            cooper.ConstraintType.INEQUALITY,
-            multiplier=cooper.multipliers.DenseMultiplier(1, device=device),
+            cooper.ConstraintType[kind],
+            multiplier=multiplier,
             formulation_type=cooper.formulations.AugmentedLagrangian,
             penalty_coefficient=cooper.penalty_coefficients.DensePenaltyCoefficient(
-                torch.tensor(penalty, device=device)
+                torch.tensor(penalty, device=multiplier.weight.device)
             ),
         )
         setattr(problem, name, constraint)  # registers it

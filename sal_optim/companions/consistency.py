@@ -4,7 +4,6 @@ No gradient passes from one block to another. Multipliers and the augmented Lagr
 (extra ``channels``). Which samples are stepped on, and where blocks run, is the caller's.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sal_optim.companions.channels import cooper_for
+from sal_optim.companions.channels import augmented, cooper_for
 from sal_optim.utils import checks
 
 Make = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -233,21 +232,8 @@ def _cooper() -> Any:
 def _problem(values: list[Tensor], penalty: float) -> tuple[Any, list[Any]]:
     """cooper's problem, with an equality for each number of each edge."""
     cooper = _cooper()
-    base = cooper.ConstrainedMinimizationProblem
+    made = cooper.multipliers.IndexedMultiplier
+    own = {f"edge{k}": made(v.numel(), device=v.device) for k, v in enumerate(values)}
     # Its states are made by the caller, phase by phase.
-    problem = type("Problem", (base,), {"compute_cmp_state": lambda self: cooper.CMPState()})()
-    edges = []
-    for place, value in enumerate(values):
-        edge = cooper.Constraint(
-            cooper.ConstraintType.EQUALITY,
-            multiplier=cooper.multipliers.IndexedMultiplier(
-                math.prod(value.shape), device=value.device
-            ),
-            formulation_type=cooper.formulations.AugmentedLagrangian,
-            penalty_coefficient=cooper.penalty_coefficients.DensePenaltyCoefficient(
-                torch.tensor(penalty, device=value.device)
-            ),
-        )
-        setattr(problem, f"edge{place}", edge)  # registers it
-        edges.append(edge)
-    return problem, edges
+    problem = augmented(cooper, "EQUALITY", own, penalty, lambda self: cooper.CMPState())
+    return problem, [constraint for _, constraint in problem.named_constraints()]
