@@ -166,22 +166,17 @@ class Cascade:
     @torch.no_grad()
     def _merged(self, best: list[_Kept]) -> _Kept:
         """A checkpoint whose weights are averages by importance; the rest is of the best one."""
-        names = {id(param): name for name, param in self._model.named_parameters()}
-        sums: dict[str, tuple[Tensor, Tensor]] = {}
+        trained = {param for group in self._optimizer.param_groups for param in group["params"]}
+        params = [param for param in self._model.parameters() if param in trained]
+        sums: dict[Tensor, tuple[Tensor, Tensor]] = {}
         for kept in best:
             self._load(kept)
-            for group in self._optimizer.param_groups:
-                for param in group["params"]:
-                    name = names.get(id(param))
-                    if name is None:
-                        continue
-                    importance = self._importance(param)
-                    weight = importance + _EPS * importance.mean() + 1e-30
-                    total, weights = sums.get(name, (0.0, 0.0))
-                    sums[name] = (total + weight * param.float(), weights + weight)
+            for param in params:
+                importance = self._importance(param)
+                weight = importance + _EPS * importance.mean() + 1e-30
+                total, weights = sums.get(param, (0.0, 0.0))
+                sums[param] = (total + weight * param.float(), weights + weight)
         self._load(best[0])
-        for name, param in self._model.named_parameters():
-            if name in sums:
-                total, weights = sums[name]
-                param.copy_(total / weights)
+        for own, (total, weights) in sums.items():
+            own.copy_(total / weights)
         return self._keep(tuple(kept.node.id for kept in best), "dies")
