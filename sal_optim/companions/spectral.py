@@ -4,6 +4,7 @@ It reads activations by hooks and changes nothing; what to do at a warning is a 
 of a loss that keeps the rank up is ``sal_optim.companions.rank_floor_loss``.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -180,10 +181,8 @@ class SpectralMonitor:
 
     def state_dict(self) -> dict[str, Any]:
         """The start of the run and the steps so far, so that a resumed run has the same start."""
-        start = {name: dict(values) for name, values in self._start.items()}
-        now = {name: dict(values) for name, values in self._now.items()}
-        counts = {"step": self._step, "samples": dict(self._samples), "states": dict(self.states)}
-        return {"start": start, "now": now, **counts}
+        counts = {"step": self._step, "samples": self._samples, "states": self.states}
+        return copy.deepcopy({"start": self._start, "now": self._now, **counts})
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a state.
@@ -196,10 +195,9 @@ class SpectralMonitor:
                 f"Invalid state_dict value: layers {list(state_dict['states'])}; they must be "
                 f"{list(self.states)}"
             )
-        self._step, self._samples = state_dict["step"], dict(state_dict["samples"])
-        self._start = {name: dict(values) for name, values in state_dict["start"].items()}
-        self._now = {name: dict(values) for name, values in state_dict["now"].items()}
-        self.states = dict(state_dict["states"])
+        found = copy.deepcopy(dict(state_dict))
+        self._step, self._samples, self.states = (found[n] for n in ("step", "samples", "states"))
+        self._start, self._now = found["start"], found["now"]
         self._want(not self._start or self._step % self._every == 0)
 
     def _want(self, wanted: bool) -> None:
