@@ -16,13 +16,7 @@ from sal_optim.importance.reblocking import Piece, reblocked
 from sal_optim.protection import anchor
 from sal_optim.protection.block import Group, kind_of_param, local_state
 from sal_optim.sharding.dtensor import plain, real_shape, whole
-from sal_optim.sharding.places import (
-    Place,
-    place_of,
-    places_here,
-    places_of_all,
-    whole_of,
-)
+from sal_optim.sharding.places import Place, place_of, places_here, places_of_all, whole_of
 
 
 class Portable(NamedTuple):

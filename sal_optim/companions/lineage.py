@@ -46,11 +46,7 @@ def plot_lineage(lineage: Sequence[Node]) -> "Figure":
             ends = [parent.round, node.round], [parent.score, node.score]
             dashes = ":" if len(node.parents) > 1 else "-"
             axes.plot(*ends, color=color, linewidth=0.8, linestyle=dashes)
-    kinds = {
-        "lives": ("o", SIGNAL),
-        "lives, a merger": ("s", LIMIT),
-        "dies": ("x", GRAY),
-    }
+    kinds = {"lives": ("o", SIGNAL), "lives, a merger": ("s", LIMIT), "dies": ("x", GRAY)}
     for label, (marker, color) in kinds.items():
         shown = [node for node in nodes if _kind(node) == label]
         places = [n.round for n in shown], [n.score for n in shown]

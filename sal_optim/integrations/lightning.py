@@ -52,10 +52,7 @@ class SALCallback(Monitor):
     """
 
     def __init__(
-        self,
-        *,
-        loss: Callable[[LightningModule, Any], Tensor] | None = None,
-        **settings: Any,
+        self, *, loss: Callable[[LightningModule, Any], Tensor] | None = None, **settings: Any
     ) -> None:
         self._continual = Continual(**settings)
         self._loss = loss
