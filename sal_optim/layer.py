@@ -83,15 +83,6 @@ class CommunicationLayer:
             optimizer.register_step_post_hook(self._after),
         ]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "CommunicationLayer":
-        import copy
-
-        self.controller.settle()
-        optimizer, early = copy.deepcopy((self.optimizer, self.controller.early), memo)
-        found = _rebuilt(optimizer, self._settings, early)
-        memo[id(self)] = found
-        return found
-
     def __reduce__(self) -> Any:
         self.controller.settle()
         return _rebuilt, (self.optimizer, self._settings, self.controller.early)
@@ -183,13 +174,8 @@ class CommunicationLayer:
         checks.model(model, self.optimizer.param_groups)
 
     def protect(self, model: nn.Module) -> None:
-        """Do nothing that ``step()`` does not do: the second of the two lines as published.
-
-        Raises:
-            TypeError: ``model`` is no module.
-            ValueError: the optimizer has none of the parameters of ``model``.
-        """
-        checks.model(model, self.optimizer.param_groups)
+        """Do nothing either: the second of the two lines as published; see :meth:`analyze`."""
+        self.analyze(model)
 
     # ---------------------------------------------------------------- as of the family
 
