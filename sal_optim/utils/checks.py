@@ -51,24 +51,23 @@ def number(
 
 def learning_rate(value: Any) -> float | Tensor:
     """A float of at least 0, or a tensor with one element of at least 0, which stays a tensor."""
-    if not isinstance(value, Tensor):
-        return number("lr", value, label="learning rate")
-    if value.numel() != 1:
+    if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(value.shape)}")
-    number("lr", value, label="learning rate")
-    return value
+    rate = number("lr", value, label="learning rate")
+    return value if isinstance(value, Tensor) else rate
 
 
 def betas(value: Any) -> tuple[float, float]:
     """A pair of decay rates in [0, 1), from any sequence of two numbers."""
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise TypeError(f"Invalid betas: {value!r}; betas must be two numbers in [0, 1)")
+    message = f"Invalid betas: {value!r}; betas must be two numbers in [0, 1)"
+    if isinstance(value, str):
+        raise TypeError(message)
     try:
         pair = tuple(value)
-    except TypeError as error:  # a 0-dim tensor
-        raise TypeError(f"Invalid betas: {value!r}; betas must be two numbers in [0, 1)") from error
+    except TypeError as error:  # no sequence
+        raise TypeError(message) from error
     if len(pair) != 2:
-        raise ValueError(f"Invalid betas: {value!r}; betas must be two numbers in [0, 1)")
+        raise ValueError(message)
     first, second = (
         number(f"betas[{index}]", beta, high=1.0, label=f"beta parameter at index {index}")
         for index, beta in enumerate(pair)
