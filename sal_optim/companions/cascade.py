@@ -118,19 +118,16 @@ class Cascade:
         if self.merge and self.survivors > 1:
             found.append(self._merged(found[: self.survivors]))
             found.sort(key=lambda kept: -kept.node.score)
-        self._living = [
-            kept._replace(node=self._fate(kept.node, "lives")) for kept in found[: self.survivors]
-        ]
+        self._living = []
+        for kept in found[: self.survivors]:
+            node = self.lineage[kept.node.id] = kept.node._replace(fate="lives")
+            self._living.append(kept._replace(node=node))
         self._load(self._living[0])
         return self._living[0].node.score
 
     def restart(self) -> None:
         """Begin the next round from the model as it is; the lineage goes on."""
         self._living = []
-
-    def _fate(self, node: Node, fate: str) -> Node:
-        self.lineage[node.id] = node._replace(fate=fate)
-        return self.lineage[node.id]
 
     def _keep(self, parents: tuple[int, ...], fate: str, at: int | None = None) -> _Kept:
         """A copy of what the model is now, scored."""

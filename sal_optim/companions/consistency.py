@@ -5,6 +5,7 @@ No gradient passes from one block to another. Multipliers and the augmented Lagr
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,11 +64,10 @@ class ConsistencyEdges:
         self.blocks = _blocks(blocks)
         for name, value in (("inputs", inputs), ("targets", targets)):
             if not isinstance(value, Tensor) or not value.dim() or len(value) < 2:
-                what = type(value).__name__ if not isinstance(value, Tensor) else (
-                    f"tensor of shape {tuple(value.shape)}"
-                )  # fmt: skip
+                shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
                 raise TypeError(
-                    f"Invalid {name} value: a {what}; {name} must be a tensor of 2 samples or more"
+                    f"Invalid {name} value: a {type(value).__name__}{shape}; {name} must be a "
+                    "tensor of 2 samples or more"
                 )
         if len(inputs) != len(targets):
             raise ValueError(
@@ -79,7 +79,7 @@ class ConsistencyEdges:
         self._x, self._y, self._loss = inputs, targets, loss
         self.penalty = checks.number("penalty", penalty, low_open=True)
         self.edge_lr = checks.number("edge_lr", edge_lr, low_open=True)
-        make = _adam if optimizer is None else optimizer
+        make = partial(torch.optim.Adam, lr=1e-3) if optimizer is None else optimizer
         self.optimizers = [make(block.parameters()) for block in self.blocks]
         self.values = self._forward()
         self._problem, self._edges = _problem(self.values, self.penalty)
@@ -208,10 +208,6 @@ class ConsistencyEdges:
                 )
             found.append(now.detach().clone())
         return found
-
-
-def _adam(params: Iterable[nn.Parameter]) -> Optimizer:
-    return torch.optim.Adam(params, lr=1e-3)
 
 
 def _blocks(blocks: Any) -> list[nn.Module]:
