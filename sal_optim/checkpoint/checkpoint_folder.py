@@ -28,11 +28,7 @@ COLUMNS = {"kronecker": ("right_basis", -2), "factored": ("evidence_column", -1)
 
 
 def read(path: str, shapes: dict[str, Shape]) -> Content:
-    """What a checkpoint holds of the parameters that it knows.
-
-    Args:
-        path: of its folder.
-        shapes: of parameters, real, by name.
+    """What the checkpoint in a folder holds of parameters, given by name with their real shapes.
 
     Raises:
         ValueError: it is no such checkpoint, there is no importance in it, or matrices are cut in a

@@ -48,12 +48,9 @@ def layout_of(tensor: Tensor) -> Layout | None:
 def layout_for(
     shape: tuple[int, ...], sizes: tuple[int, ...], dims: tuple[int | None, ...]
 ) -> Layout:
-    """The blocks of a tensor of a shape.
+    """The blocks of a tensor of a shape, on a mesh of sizes.
 
-    Args:
-        shape: of the whole.
-        sizes: of the mesh.
-        dims: the tensor's dimension that each dimension of the mesh cuts; None: it holds copies.
+    ``dims`` are the tensor's dimensions that those of the mesh cut; None: it holds copies.
     """
     pairs = list(zip(sizes, dims, strict=True))
     parts = _parts(len(shape), sizes, dims)
