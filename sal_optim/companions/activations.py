@@ -91,7 +91,6 @@ class Tap:
         name: of the layer.
         detach: whether what is caught is cut from the graph.
         training_only: whether passes in ``eval()`` mode are passed over.
-        argument: the name that an error gives to ``name``.
     """
 
     def __init__(
@@ -102,11 +101,9 @@ class Tap:
         *,
         detach: bool = False,
         training_only: bool = False,
-        argument: str = "layer",
     ) -> None:
-        layer = layer_of(model, name, argument)
         self._catch = _Catch(name, detach, training_only)
-        handle = layer.register_forward_hook(self._catch)
+        handle = layer_of(model, name).register_forward_hook(self._catch)
         self._remove = weakref.finalize(owner, handle.remove)
         # At the end of the process, modules may be gone already.
         self._remove.atexit = False
