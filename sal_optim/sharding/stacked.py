@@ -5,6 +5,7 @@ dimensions that count blocks, and these are cut over processes. ``torch.distribu
 then saves, gathers and loads them as it does any other DTensor.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -66,15 +67,8 @@ def stacked_placements(tensor: Tensor) -> tuple[Any, ...]:
     """How stacked state of a DTensor is cut: by its leading dimensions, in the mesh's order."""
     from torch.distributed.tensor import Replicate, Shard
 
-    found: list[Any] = []
-    lead = 0
-    for placement in tensor.placements:  # type: ignore[attr-defined]
-        if hasattr(placement, "dim"):
-            found.append(Shard(lead))
-            lead += 1
-        else:
-            found.append(Replicate())
-    return tuple(found)
+    lead, placements = itertools.count(), tensor.placements  # type: ignore[attr-defined]
+    return tuple(Shard(next(lead)) if hasattr(p, "dim") else Replicate() for p in placements)
 
 
 def stacked_zeros(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
