@@ -22,12 +22,7 @@ def unwrapped(model: object) -> nn.Module:
 
 
 def layer_of(model: object, name: object, argument: str = "layer") -> nn.Module:
-    """The submodule of that name, as ``model.named_modules()`` has it.
-
-    Raises:
-        TypeError: ``model`` is no module, or ``name`` no text.
-        ValueError: the model has no such layer.
-    """
+    """The submodule of that name, as ``model.named_modules()`` has it, or an error."""
     found: dict[str, nn.Module] = dict(unwrapped(model).named_modules())
     names = [known for known in found if known]
     some = ", ".join(repr(known) for known in names[:20]) + (", …" if len(names) > 20 else "")

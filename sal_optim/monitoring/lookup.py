@@ -32,11 +32,7 @@ def protection_of(optimizer: object) -> Protection | None:
 
 
 def required_protection(optimizer: object) -> Protection:
-    """What protects an optimizer; see :func:`protection_of`.
-
-    Raises:
-        TypeError: nothing does.
-    """
+    """What protects an optimizer, as :func:`protection_of`; a TypeError if nothing does."""
     protection = protection_of(optimizer)
     if protection is None:
         raise TypeError(

@@ -127,11 +127,7 @@ def readable(name: str) -> str:
 
 
 def state_in_words(optimizer: object) -> str:
-    """``"changing"``, ``"consolidating"``, ``"drifting"`` or ``"stable"``; the first that holds.
-
-    Raises:
-        TypeError: nothing protects ``optimizer``.
-    """
+    """``"changing"``, ``"consolidating"``, ``"drifting"`` or ``"stable"``; the first that holds."""
     controller = required_protection(optimizer).controller
     threshold = controller.detector
     if threshold["suspicion"] > 0.0:
@@ -142,21 +138,14 @@ def state_in_words(optimizer: object) -> str:
 
 
 def statistics_in_words(optimizer: object, model: nn.Module) -> str:
-    """What happens to the running statistics of a model (BatchNorm); empty where it has none.
-
-    Raises:
-        TypeError: nothing protects ``optimizer``.
-    """
+    """What happens to the running statistics of a model (BatchNorm); empty where it has none."""
     count = len(running_statistics(model))
     if not count:
         return ""
     groups = required_protection(optimizer).controller.optimizer.param_groups
-    kept = any(KEY in group for group in groups)
-    said = (
-        "Those of the last consolidate(model=model) are kept"
-        if kept
-        else "consolidate(model=model) keeps them"
-    )
+    said = "consolidate(model=model) keeps them"
+    if any(KEY in group for group in groups):
+        said = "Those of the last consolidate(model=model) are kept"
     return (
         f"The model has {count} buffers of running statistics, as BatchNorm has, which no "
         f"optimizer protects: in training mode they follow the new data. {said}; "
@@ -165,12 +154,7 @@ def statistics_in_words(optimizer: object, model: nn.Module) -> str:
 
 
 def summary(optimizer: object, found: list[Row]) -> str:
-    """One paragraph: consolidations, the state in words, and how much of the network is held.
-
-    Args:
-        optimizer: as in :func:`report`.
-        found: from :func:`rows`.
-    """
+    """One paragraph: consolidations, the state in words, and how much of :func:`rows` is held."""
     protection = required_protection(optimizer)
     controller = protection.controller
     times = int(controller.detector["consolidations"])
