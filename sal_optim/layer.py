@@ -101,7 +101,7 @@ class CommunicationLayer:
         """Begin; a class whose step calls its parent's has this called twice a step."""
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
-            if self._decision is None or not _same(self._left, self._gradients()):
+            if self._decision is None or [*map(id, self._left)] != [*map(id, self._gradients())]:
                 self._decision = None  # of a step that raised an error
                 self._begin()
             return None
@@ -128,7 +128,8 @@ class CommunicationLayer:
         known = self._decision
         blocks = controller.collect()
         if known is None:
-            rate = max(_rate(group) for group in self.optimizer.param_groups)
+            rates = [group.get("lr") for group in self.optimizer.param_groups]
+            rate = max(1.0 if lr is None else float(lr) for lr in rates)
             known = controller.decide(blocks, rate=rate, loss_scale=loss_scale_of(self.optimizer))
             controller.gather(known)
             if not controller.observing:
@@ -238,15 +239,6 @@ def _rebuilt(
     found = CommunicationLayer(optimizer, **settings)
     found.controller.early.update(early)
     return found
-
-
-def _same(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> bool:
-    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
-
-
-def _rate(group: dict[str, Any]) -> float:
-    value = group.get("lr")
-    return 1.0 if value is None else float(value)
 
 
 def _check_optimizer(optimizer: Any) -> None:
