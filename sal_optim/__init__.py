@@ -45,18 +45,14 @@ if TYPE_CHECKING:
     from sal_optim.transfer import load_importance, save_importance
 else:
     # What is used beside an optimizer.
-    _lazy, __dir__ = lazy_names(
-        __name__,
-        {
-            "LiveView": "monitoring.live_view",
-            "companions": "companions",
-            "load_importance": "transfer",
-            "monitoring": "monitoring",
-            "report": "monitoring.report",
-            "save_importance": "transfer",
-        },
-        globals(),
-    )
+    _NAMES = {
+        "companions": ["companions"],
+        "monitoring": ["monitoring"],
+        "monitoring.live_view": ["LiveView"],
+        "monitoring.report": ["report"],
+        "transfer": ["load_importance", "save_importance"],
+    }
+    _lazy, __dir__ = lazy_names(__name__, _NAMES, globals())
 
     def __getattr__(name: str) -> object:
         return old_module(name) if name in MOVED else _lazy(name)

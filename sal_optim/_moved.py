@@ -17,6 +17,7 @@ PACKAGE = __name__.rpartition(".")[0]
 
 # Old path: new path, both inside the package; files of an old folder are in the new one.
 MOVED = {
+    "communication": "layer",  # pickles name it
     "live": "monitoring.live_view",
     "monitors": "companions",
     "objectives": "companions",

@@ -83,15 +83,6 @@ class CommunicationLayer:
             optimizer.register_step_post_hook(self._after),
         ]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "CommunicationLayer":
-        import copy
-
-        self.controller.settle()
-        optimizer, early = copy.deepcopy((self.optimizer, self.controller.early), memo)
-        found = _rebuilt(optimizer, self._settings, early)
-        memo[id(self)] = found
-        return found
-
     def __reduce__(self) -> Any:
         self.controller.settle()
         return _rebuilt, (self.optimizer, self._settings, self.controller.early)
@@ -110,7 +101,7 @@ class CommunicationLayer:
         """Begin; a class whose step calls its parent's has this called twice a step."""
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
-            if self._decision is None or not _same(self._left, self._gradients()):
+            if self._decision is None or [*map(id, self._left)] != [*map(id, self._gradients())]:
                 self._decision = None  # of a step that raised an error
                 self._begin()
             return None
@@ -137,7 +128,8 @@ class CommunicationLayer:
         known = self._decision
         blocks = controller.collect()
         if known is None:
-            rate = max(_rate(group) for group in self.optimizer.param_groups)
+            rates = [group.get("lr") for group in self.optimizer.param_groups]
+            rate = max(1.0 if lr is None else float(lr) for lr in rates)
             known = controller.decide(blocks, rate=rate, loss_scale=loss_scale_of(self.optimizer))
             controller.gather(known)
             if not controller.observing:
@@ -183,13 +175,8 @@ class CommunicationLayer:
         checks.model(model, self.optimizer.param_groups)
 
     def protect(self, model: nn.Module) -> None:
-        """Do nothing that ``step()`` does not do: the second of the two lines as published.
-
-        Raises:
-            TypeError: ``model`` is no module.
-            ValueError: the optimizer has none of the parameters of ``model``.
-        """
-        checks.model(model, self.optimizer.param_groups)
+        """Do nothing either: the second of the two lines as published; see :meth:`analyze`."""
+        self.analyze(model)
 
     # ---------------------------------------------------------------- as of the family
 
@@ -254,19 +241,9 @@ def _rebuilt(
     return found
 
 
-def _same(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> bool:
-    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
-
-
-def _rate(group: dict[str, Any]) -> float:
-    value = group.get("lr")
-    return 1.0 if value is None else float(value)
-
-
 def _check_optimizer(optimizer: Any) -> None:
     allowed = "optimizer must be a torch.optim.Optimizer"
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"Invalid optimizer value: a {type(optimizer).__name__}; {allowed}")
+    checks.optimizer(optimizer)
     if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
         raise TypeError(
             f"Invalid optimizer value: a {type(optimizer).__name__} without step hooks; {allowed} "

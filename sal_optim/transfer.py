@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import nn
 
 from sal_optim.checkpoint import checkpoint_folder
-from sal_optim.checkpoint.importance_file import path_text, put, read, written
+from sal_optim.checkpoint.importance_file import path_text, put, read, write
 from sal_optim.checkpoint.naming import names_of
 from sal_optim.monitoring.lookup import required_protection
 from sal_optim.sharding.dtensor import real_shape
@@ -50,7 +50,7 @@ def save_importance(
     protection = required_protection(optimizer)
     protection.diagnostics()  # what is underway arrives
     controller = protection.controller
-    written(controller, names_of(controller.optimizer.param_groups, model), path_text(path))
+    write(controller, names_of(controller.optimizer.param_groups, model), path_text(path))
 
 
 def load_importance(

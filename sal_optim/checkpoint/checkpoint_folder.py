@@ -5,6 +5,7 @@ That one loads importance of sharded matrices where they are cut into the same b
 process reads all importance and anchors, on its host, and communicates nothing.
 """
 
+import itertools
 import math
 import re
 import warnings
@@ -28,11 +29,7 @@ COLUMNS = {"kronecker": ("right_basis", -2), "factored": ("evidence_column", -1)
 
 
 def read(path: str, shapes: dict[str, Shape]) -> Content:
-    """What a checkpoint holds of the parameters that it knows.
-
-    Args:
-        path: of its folder.
-        shapes: of parameters, real, by name.
+    """What the checkpoint in a folder holds of parameters, given by name with their real shapes.
 
     Raises:
         ValueError: it is no such checkpoint, there is no importance in it, or matrices are cut in a
@@ -134,21 +131,15 @@ def _places(shape: Shape, lead: Shape, kind: str, tensors: State) -> list[Place]
     if len(lead) > 2 or len(fitting) != 1 or (fitting[0][1] > 1 and len(shape) > 2):
         return None
     by_row, by_column = fitting[0]
-    found = [
-        Place(
-            (min(row * block[0], size[0]), min(column * block[1], size[1])),
-            (
-                max(0, min(block[0], size[0] - row * block[0])),
-                max(0, min(block[1], size[1] - column * block[1])),
-            ),
-        )
-        for row in range(by_row)
-        for column in range(by_column)
-    ]
+    cells = list(itertools.product(range(by_row), range(by_column)))
     if len(lead) == 2 and fitting[0] != lead:
         # The first dimension of the mesh cuts columns: blocks are in its order.
-        found = [found[row * by_column + column] for column in range(by_column)
-                 for row in range(by_row)]  # fmt: skip
+        cells.sort(key=lambda cell: cell[::-1])
+    found = []
+    for row, column in cells:
+        top, left = min(row * block[0], size[0]), min(column * block[1], size[1])
+        here = min(block[0], size[0] - top), min(block[1], size[1] - left)
+        found.append(Place((top, left), here))
     if len(shape) == 2:
         return found
     rest = (0,) * (len(shape) - 1), shape[1:]

@@ -24,6 +24,7 @@ from sal_optim.protection.block import NUMBERS, Group, kind_of_param, prepare
 from sal_optim.protection.controller import ProtectionController
 from sal_optim.sharding.places import Place, one_writes
 from sal_optim.utils import checks
+from sal_optim.utils.lazy_import import extra_package
 
 FORMAT, VERSION = "sal_optim.importance", 1
 # What of the change detector holds for the next run; statistics begin anew.
@@ -44,18 +45,15 @@ class Content(NamedTuple):
         return Portable(self.tensors[name], self.places.get(name))
 
 
-def written(controller: ProtectionController, names: dict[Tensor, str], path: str) -> list[str]:
-    """Write the importance of an optimizer's parameters; returns the names of those that have any.
+def write(controller: ProtectionController, names: dict[Tensor, str], path: str) -> None:
+    """Write the importance of an optimizer's parameters; raises as ``save_importance`` does.
 
     The file is there whole, or as it was before. Where parameters are sharded, every process must
     call this, and the first of them writes.
-
-    Raises:
-        ImportError: safetensors is not installed.
-        RuntimeError: the process that writes has failed, and this is another one.
-        ValueError: nothing is consolidated yet, or ``path`` is no place for a file.
     """
-    save_file = _safetensors("torch").save_file
+    _safetensors()
+    from safetensors.torch import save_file
+
     _check_place(path)
     found = list(_with_importance(controller))
     if not found:
@@ -83,16 +81,12 @@ def written(controller: ProtectionController, names: dict[Tensor, str], path: st
         if writes:
             with _replaced(path) as temporary:
                 save_file(tensors, temporary, metadata={FORMAT: json.dumps(about)})
-    return list(weights)
 
 
 def read(path: str) -> Content:
     """What a file holds, checked as far as it can be without an optimizer.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ImportError: safetensors is not installed.
-        ValueError: it is no such file, or one of a newer version.
+    Raises as ``load_importance`` does.
     """
     package = _safetensors()
     allowed = "path must be a file that save_importance() wrote"
@@ -136,19 +130,8 @@ def put(
 ) -> list[str]:
     """Give an optimizer the importance of a file; protection is whole from the next step on.
 
-    All is checked before anything changes.
-
-    Args:
-        controller: of the optimizer.
-        names: of its parameters.
-        content: of the file.
-        strict: whether everything in the file must fit; what does not is passed over otherwise.
-
-    Returns:
-        Names of the parameters that have got importance.
-
-    Raises:
-        ValueError: something does not fit; the message names it.
+    All is checked before anything changes. Returns the names of the parameters that have got
+    importance; what does not fit is passed over, or with ``strict`` a ValueError that names it.
     """
     places = {
         names[param]: (param, group) for group in controller.groups for param in group["params"]
@@ -202,10 +185,9 @@ def _state(
     for number in NUMBERS:
         found[number] = before.get(number, 0.0)
     found["evidence_weight"], found["layout"] = content.weights[name], code_of(kind)
-    gathered_before = {
-        key for key, value in before.items() if "pending" in key and isinstance(value, Tensor)
-    }
-    found = {key: value for key, value in found.items() if key not in gathered_before}
+    for key, value in before.items():
+        if "pending" in key and isinstance(value, Tensor):
+            found.pop(key, None)  # what was gathered before stays
     check_statistics(f"the importance of {name!r}", param, group, {**before, **found})
     return found
 
@@ -238,19 +220,12 @@ def _replaced(path: str) -> Iterator[str]:
         temporary.unlink(missing_ok=True)
 
 
-def _safetensors(part: str = "") -> Any:
-    try:
-        import safetensors
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError(
-            "an importance file needs the package safetensors: pip install sal_optim[transfer]"
-        ) from error
-    return safetensors.torch if part else safetensors
+def _safetensors() -> Any:
+    return extra_package("safetensors", "an importance file needs", "transfer")
 
 
 def path_text(path: Any) -> str:
     """A path as text; raises TypeError for anything else."""
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"Invalid path value: {path!r}; path must be text or a path")
-    return os.fspath(path) if isinstance(os.fspath(path), str) else os.fsdecode(path)
+    return os.fsdecode(path)

@@ -16,13 +16,7 @@ from sal_optim.importance.reblocking import Piece, reblocked
 from sal_optim.protection import anchor
 from sal_optim.protection.block import Group, kind_of_param, local_state
 from sal_optim.sharding.dtensor import plain, real_shape, whole
-from sal_optim.sharding.places import (
-    Place,
-    place_of,
-    places_here,
-    places_of_all,
-    whole_of,
-)
+from sal_optim.sharding.places import Place, place_of, places_here, places_of_all, whole_of
 
 
 class Portable(NamedTuple):
@@ -105,13 +99,9 @@ def _makes_up(places: list[Place], shape: tuple[int, ...]) -> bool:
 
 
 def put(param: Tensor, group: Group, found: Portable, state: State) -> None:
-    """Write a parameter's importance into its state, which is there as zeros.
+    """Write importance that is no misfit into a parameter's state, which is there as zeros.
 
-    Args:
-        param: the parameter.
-        group: settings.
-        found: without a misfit.
-        state: as ``protection.block.prepare`` makes it. No process needs another here.
+    The state is as ``protection.block.prepare`` makes it. No process needs another here.
     """
     kind, base, own = kind_of_param(param, group), base_of(param, group), place_of(param)
     local, values = local_state(state), plain(param.detach())

@@ -26,13 +26,7 @@ def upgraded_group(saved: Group) -> Group:
 
 
 def upgraded_state(param: Tensor, state: dict[str, Any], detector: Any) -> dict[str, Any]:
-    """A parameter's saved state as it is kept today.
-
-    Args:
-        param: the parameter.
-        state: saved for it.
-        detector: the change detector's saved state, which counted the pending steps of all.
-    """
+    """A parameter's saved state as it is kept today; the saved detector counted pending steps."""
     if "evidence_weight" not in state or "pending_steps" in state:
         return state
     weight = checks.number("evidence_weight", state["evidence_weight"])

@@ -94,11 +94,9 @@ def _fitted_group(
     lr = group["lr"]
     try:
         # Schedulers may leave a learning rate that is, by rounding, below 0.
-        if isinstance(lr, Tensor) and lr.numel() == 1:
-            checks.number("lr", lr, low=-math.inf, label="learning rate")
-            group["lr"] = lr.detach().abs()
-        elif not isinstance(lr, Tensor):
-            group["lr"] = abs(checks.number("lr", lr, low=-math.inf, label="learning rate"))
+        if not isinstance(lr, Tensor) or lr.numel() == 1:
+            rate = checks.number("lr", lr, low=-math.inf, label="learning rate")
+            group["lr"] = lr.detach().abs() if isinstance(lr, Tensor) else abs(rate)
         group = {**group, **optimizer._checked_base(group), **check_protection(group)}
     except (TypeError, ValueError) as error:
         raise type(error)(f"{where}: {error}") from error

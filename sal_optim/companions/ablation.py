@@ -37,10 +37,7 @@ def ablate(
         ValueError: ``how`` is another; in the forward pass, ``"mean"`` or ``"scramble"`` of a batch
             of fewer than 2 samples, or an output without a tensor.
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(
-            f"Invalid module value: a {type(module).__name__}; module must be a torch.nn.Module"
-        )
+    checks.kind("module", module, nn.Module, "module must be a torch.nn.Module")
     how = checks.choice("how", how, _HOW)
     generator = generator or torch.Generator().manual_seed(0)
 
@@ -80,11 +77,7 @@ def necessity_gap(
         ValueError: as of :func:`ablate`; ``repeats`` is below 1; ``metric`` returns no finite
             number.
     """
-    if not callable(metric):
-        raise TypeError(
-            f"Invalid metric value: a {type(metric).__name__}; metric must be a function without "
-            "arguments"
-        )
+    checks.function("metric", metric, "a function without arguments")
     repeats = checks.whole("repeats", repeats, low=1)
     generator = torch.Generator().manual_seed(checks.whole("seed", seed, low=0))
     with torch.no_grad():

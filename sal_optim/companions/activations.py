@@ -22,12 +22,7 @@ def unwrapped(model: object) -> nn.Module:
 
 
 def layer_of(model: object, name: object, argument: str = "layer") -> nn.Module:
-    """The submodule of that name, as ``model.named_modules()`` has it.
-
-    Raises:
-        TypeError: ``model`` is no module, or ``name`` no text.
-        ValueError: the model has no such layer.
-    """
+    """The submodule of that name, as ``model.named_modules()`` has it, or an error."""
     found: dict[str, nn.Module] = dict(unwrapped(model).named_modules())
     names = [known for known in found if known]
     some = ", ".join(repr(known) for known in names[:20]) + (", …" if len(names) > 20 else "")
@@ -91,7 +86,6 @@ class Tap:
         name: of the layer.
         detach: whether what is caught is cut from the graph.
         training_only: whether passes in ``eval()`` mode are passed over.
-        argument: the name that an error gives to ``name``.
     """
 
     def __init__(
@@ -102,11 +96,9 @@ class Tap:
         *,
         detach: bool = False,
         training_only: bool = False,
-        argument: str = "layer",
     ) -> None:
-        layer = layer_of(model, name, argument)
         self._catch = _Catch(name, detach, training_only)
-        handle = layer.register_forward_hook(self._catch)
+        handle = layer_of(model, name).register_forward_hook(self._catch)
         self._remove = weakref.finalize(owner, handle.remove)
         # At the end of the process, modules may be gone already.
         self._remove.atexit = False

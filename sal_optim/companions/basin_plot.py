@@ -6,6 +6,7 @@ It draws what ``basin_map`` returned. matplotlib (extra ``plot``) is imported wh
 from typing import TYPE_CHECKING
 
 from sal_optim.companions.basins import BASINS, BasinMap
+from sal_optim.utils import checks
 from sal_optim.utils.canvas import new_figure
 from sal_optim.utils.palette import GRAY, SIGNAL, WARNING
 
@@ -22,10 +23,7 @@ def plot_basins(found: BasinMap) -> "Figure":
         ImportError: matplotlib is not installed.
         TypeError: ``found`` is no BasinMap.
     """
-    if not isinstance(found, BasinMap):
-        raise TypeError(
-            f"Invalid found value: a {type(found).__name__}; found must be what basin_map returned"
-        )
+    checks.kind("found", found, BasinMap, "found must be what basin_map returned")
     figure = new_figure(5.0, 4.0, "pictures need")
     axes = figure.subplots()
     for name in BASINS:

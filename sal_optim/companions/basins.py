@@ -39,15 +39,11 @@ class BasinMap(NamedTuple):
         for name in BASINS:
             own = torch.tensor([basin == name for basin in self.basins])
             count = int(own.sum())
-            means = [
-                float(value[own].mean()) if count else math.nan
-                for value in (self.repetition, self.entropy)
-            ]
             found[name] = {
                 "prompts": float(count),
                 "share": count / len(self.basins),
-                "repetition": means[0],
-                "entropy": means[1],
+                "repetition": float(self.repetition[own].mean()),  # NaN of none
+                "entropy": float(self.entropy[own].mean()),
             }
         return found
 
@@ -105,11 +101,8 @@ def basin_map(
     context = None if context is None else checks.whole("context", context, low=1)
     draw = torch.Generator().manual_seed(checks.whole("seed", seed, low=0))
     given = _prompts(prompts)
-    if generate is not None and not callable(generate):
-        raise TypeError(
-            f"Invalid generate value: a {type(generate).__name__}; generate must be a function of "
-            "prompts and length"
-        )
+    if generate is not None:
+        checks.function("generate", generate, "a function of prompts and length")
     groups: dict[int, list[int]] = {}
     for place, prompt in enumerate(given):
         groups.setdefault(len(prompt), []).append(place)
@@ -142,12 +135,7 @@ def _read(
 ) -> tuple[Tensor, Tensor]:
     """The surprise of each prompt, and what the layer puts out at its last token."""
     shown = batch if context is None else batch[:, -context:]
-
-    class Owner:
-        """Of the hook."""
-
-    owner = Owner()
-    tap = None if layer is None else Tap(owner, model, layer, detach=True)
+    tap = None if layer is None else Tap(model, model, layer, detach=True)
     try:
         logits = _logits(model(shown))
         caught = logits if tap is None else tap.caught

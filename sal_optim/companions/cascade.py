@@ -73,18 +73,10 @@ class Cascade:
         merge: bool = True,
         seed: int = 0,
     ) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(
-                f"Invalid optimizer value: a {type(optimizer).__name__}; optimizer must be a "
-                "torch.optim.Optimizer"
-            )
+        checks.optimizer(optimizer)
         self._model = checks.model(model, optimizer.param_groups)
         self._optimizer = optimizer
-        if not callable(score):
-            raise TypeError(
-                f"Invalid score value: a {type(score).__name__}; score must be a function without "
-                "arguments"
-            )
+        checks.function("score", score, "a function without arguments")
         self._score = score
         self.branches = checks.whole("branches", branches, low=2)
         self.survivors = checks.whole("survivors", survivors, low=1)
@@ -110,11 +102,7 @@ class Cascade:
             TypeError: ``train`` is not to be called.
             ValueError: the score is no finite number. The model is then as that branch was.
         """
-        if not callable(train):
-            raise TypeError(
-                f"Invalid train value: a {type(train).__name__}; train must be a function of the "
-                "number of the branch"
-            )
+        checks.function("train", train, "a function of the number of the branch")
         if not self._living:
             self._living = [self._keep((), "lives")]
         parents, found = self._living, list[_Kept]()
@@ -130,19 +118,16 @@ class Cascade:
         if self.merge and self.survivors > 1:
             found.append(self._merged(found[: self.survivors]))
             found.sort(key=lambda kept: -kept.node.score)
-        self._living = [
-            kept._replace(node=self._fate(kept.node, "lives")) for kept in found[: self.survivors]
-        ]
+        self._living = []
+        for kept in found[: self.survivors]:
+            node = self.lineage[kept.node.id] = kept.node._replace(fate="lives")
+            self._living.append(kept._replace(node=node))
         self._load(self._living[0])
         return self._living[0].node.score
 
     def restart(self) -> None:
         """Begin the next round from the model as it is; the lineage goes on."""
         self._living = []
-
-    def _fate(self, node: Node, fate: str) -> Node:
-        self.lineage[node.id] = node._replace(fate=fate)
-        return self.lineage[node.id]
 
     def _keep(self, parents: tuple[int, ...], fate: str, at: int | None = None) -> _Kept:
         """A copy of what the model is now, scored."""
@@ -178,22 +163,17 @@ class Cascade:
     @torch.no_grad()
     def _merged(self, best: list[_Kept]) -> _Kept:
         """A checkpoint whose weights are averages by importance; the rest is of the best one."""
-        names = {id(param): name for name, param in self._model.named_parameters()}
-        sums: dict[str, tuple[Tensor, Tensor]] = {}
+        trained = {param for group in self._optimizer.param_groups for param in group["params"]}
+        params = [param for param in self._model.parameters() if param in trained]
+        sums: dict[Tensor, tuple[Tensor, Tensor]] = {}
         for kept in best:
             self._load(kept)
-            for group in self._optimizer.param_groups:
-                for param in group["params"]:
-                    name = names.get(id(param))
-                    if name is None:
-                        continue
-                    importance = self._importance(param)
-                    weight = importance + _EPS * importance.mean() + 1e-30
-                    total, weights = sums.get(name, (0.0, 0.0))
-                    sums[name] = (total + weight * param.float(), weights + weight)
+            for param in params:
+                importance = self._importance(param)
+                weight = importance + _EPS * importance.mean() + 1e-30
+                total, weights = sums.get(param, (0.0, 0.0))
+                sums[param] = (total + weight * param.float(), weights + weight)
         self._load(best[0])
-        for name, param in self._model.named_parameters():
-            if name in sums:
-                total, weights = sums[name]
-                param.copy_(total / weights)
+        for own, (total, weights) in sums.items():
+            own.copy_(total / weights)
         return self._keep(tuple(kept.node.id for kept in best), "dies")

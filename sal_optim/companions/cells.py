@@ -83,7 +83,8 @@ class CellularMemory:
                 f"Invalid labels value: {len(known)} labels with those before; labels must be at "
                 f"most as many as the budget of {self.budget} cells"
             )
-        self._to(x.device)
+        for name in _TENSORS:
+            setattr(self, name, getattr(self, name).to(x.device))
         self._age(y)
         inside, nearest = self._near(x, y)
         if inside.any():
@@ -248,10 +249,6 @@ class CellularMemory:
         self._counts["merges"] += excess
         for name in _TENSORS:
             setattr(self, name, getattr(self, name)[keep])
-
-    def _to(self, device: torch.device) -> None:
-        for name in _TENSORS:
-            setattr(self, name, getattr(self, name).to(device))
 
     def _checked(self, features: Any) -> Tensor:
         allowed = f"features must be finite, of floating dtype, samples by {self.features}"

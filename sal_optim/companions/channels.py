@@ -4,9 +4,8 @@ What is here is names, order and the scaffold; multipliers, penalties and steps 
 ``channels``). Whether a route of the network is needed for a channel is told by ``ablation.py``.
 """
 
-import importlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sal_optim.utils import checks
+from sal_optim.utils.lazy_import import extra_package
 
 TASK = "task"
 
@@ -63,11 +63,7 @@ class Channels:
         lowest: float | None = 0.0,
         limit: float = 1e4,
     ) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(
-                f"Invalid optimizer value: a {type(optimizer).__name__}; optimizer must be a "
-                "torch.optim.Optimizer"
-            )
+        checks.optimizer(optimizer)
         low = -math.inf if lowest is None else checks.number("lowest", lowest, low=-math.inf)
         self._lowest = low
         self.budgets = _budgets(budgets, low)
@@ -213,12 +209,7 @@ def _scaffold(scaffold: Any, names: list[str]) -> frozenset[str]:
 
 def cooper_for(user: str) -> Any:
     """The package cooper; raises an ImportError that names who needs it."""
-    try:
-        return importlib.import_module("cooper")
-    except ImportError as error:
-        raise ImportError(
-            f"sal_optim.companions.{user} needs the package cooper: pip install sal_optim[channels]"
-        ) from error
+    return extra_package("cooper", f"sal_optim.companions.{user} needs", "channels")
 
 
 def _problem(names: list[str], penalty: float, device: torch.device) -> Any:
@@ -237,15 +228,27 @@ def _problem(names: list[str], penalty: float, device: torch.device) -> Any:
         }
         return cooper.CMPState(task.reshape(()), observed)
 
+    own = {name: cooper.multipliers.DenseMultiplier(1, device=device) for name in names}
+    return augmented(cooper, "INEQUALITY", own, penalty, compute_cmp_state)
+
+
+def augmented(
+    cooper: Any,
+    kind: str,
+    multipliers: Mapping[str, Any],
+    penalty: float,
+    compute_cmp_state: Callable[..., Any],
+) -> Any:
+    """cooper's problem in the augmented Lagrangian, with a constraint for each multiplier."""
     base = cooper.ConstrainedMinimizationProblem
     problem = type("Problem", (base,), {"compute_cmp_state": compute_cmp_state})()
-    for name in names:
+    for name, multiplier in multipliers.items():
         constraint = cooper.Constraint(
-            cooper.ConstraintType.INEQUALITY,
-            multiplier=cooper.multipliers.DenseMultiplier(1, device=device),
+            cooper.ConstraintType[kind],
+            multiplier=multiplier,
             formulation_type=cooper.formulations.AugmentedLagrangian,
             penalty_coefficient=cooper.penalty_coefficients.DensePenaltyCoefficient(
-                torch.tensor(penalty, device=device)
+                torch.tensor(penalty, device=multiplier.weight.device)
             ),
         )
         setattr(problem, name, constraint)  # registers it

@@ -4,15 +4,15 @@ No gradient passes from one block to another. Multipliers and the augmented Lagr
 (extra ``channels``). Which samples are stepped on, and where blocks run, is the caller's.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sal_optim.companions.channels import cooper_for
+from sal_optim.companions.channels import augmented, cooper_for
 from sal_optim.utils import checks
 
 Make = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -64,11 +64,10 @@ class ConsistencyEdges:
         self.blocks = _blocks(blocks)
         for name, value in (("inputs", inputs), ("targets", targets)):
             if not isinstance(value, Tensor) or not value.dim() or len(value) < 2:
-                what = type(value).__name__ if not isinstance(value, Tensor) else (
-                    f"tensor of shape {tuple(value.shape)}"
-                )  # fmt: skip
+                shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
                 raise TypeError(
-                    f"Invalid {name} value: a {what}; {name} must be a tensor of 2 samples or more"
+                    f"Invalid {name} value: a {type(value).__name__}{shape}; {name} must be a "
+                    "tensor of 2 samples or more"
                 )
         if len(inputs) != len(targets):
             raise ValueError(
@@ -76,15 +75,11 @@ class ConsistencyEdges:
                 f"{len(inputs)} inputs"
             )
         loss = nn.functional.cross_entropy if loss is None else loss
-        if not callable(loss):
-            raise TypeError(
-                f"Invalid loss value: a {type(loss).__name__}; loss must be a function of outputs "
-                "and targets"
-            )
+        checks.function("loss", loss, "a function of outputs and targets")
         self._x, self._y, self._loss = inputs, targets, loss
         self.penalty = checks.number("penalty", penalty, low_open=True)
         self.edge_lr = checks.number("edge_lr", edge_lr, low_open=True)
-        make = _adam if optimizer is None else optimizer
+        make = partial(torch.optim.Adam, lr=1e-3) if optimizer is None else optimizer
         self.optimizers = [make(block.parameters()) for block in self.blocks]
         self.values = self._forward()
         self._problem, self._edges = _problem(self.values, self.penalty)
@@ -215,10 +210,6 @@ class ConsistencyEdges:
         return found
 
 
-def _adam(params: Iterable[nn.Parameter]) -> Optimizer:
-    return torch.optim.Adam(params, lr=1e-3)
-
-
 def _blocks(blocks: Any) -> list[nn.Module]:
     allowed = "blocks must be two or more modules that have parameters"
     found = list(blocks) if isinstance(blocks, (list, tuple, nn.Sequential, nn.ModuleList)) else []
@@ -237,21 +228,8 @@ def _cooper() -> Any:
 def _problem(values: list[Tensor], penalty: float) -> tuple[Any, list[Any]]:
     """cooper's problem, with an equality for each number of each edge."""
     cooper = _cooper()
-    base = cooper.ConstrainedMinimizationProblem
+    made = cooper.multipliers.IndexedMultiplier
+    own = {f"edge{k}": made(v.numel(), device=v.device) for k, v in enumerate(values)}
     # Its states are made by the caller, phase by phase.
-    problem = type("Problem", (base,), {"compute_cmp_state": lambda self: cooper.CMPState()})()
-    edges = []
-    for place, value in enumerate(values):
-        edge = cooper.Constraint(
-            cooper.ConstraintType.EQUALITY,
-            multiplier=cooper.multipliers.IndexedMultiplier(
-                math.prod(value.shape), device=value.device
-            ),
-            formulation_type=cooper.formulations.AugmentedLagrangian,
-            penalty_coefficient=cooper.penalty_coefficients.DensePenaltyCoefficient(
-                torch.tensor(penalty, device=value.device)
-            ),
-        )
-        setattr(problem, f"edge{place}", edge)  # registers it
-        edges.append(edge)
-    return problem, edges
+    problem = augmented(cooper, "EQUALITY", own, penalty, lambda self: cooper.CMPState())
+    return problem, [constraint for _, constraint in problem.named_constraints()]

@@ -101,11 +101,7 @@ class Correction:
 
     def state_dict(self) -> dict[str, Any]:
         """Alarms and running means; learning rates are in the optimizer's state."""
-        return {
-            "alarms": self.alarms,
-            "sums": self._sums.clone(),
-            "counts": self._counts.clone(),
-        }
+        return {"alarms": self.alarms, "sums": self._sums.clone(), "counts": self._counts.clone()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a state.

@@ -6,6 +6,7 @@ It draws what ``cascade.py`` kept. matplotlib (extra ``plot``) is imported when 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from sal_optim.utils import checks
 from sal_optim.utils.canvas import new_figure
 from sal_optim.utils.palette import GRAY, LIMIT, SIGNAL
 
@@ -36,8 +37,7 @@ def plot_lineage(lineage: Sequence[Node]) -> "Figure":
     if not nodes:
         raise ValueError(f"Invalid lineage value: it is empty; {allowed}")
     for node in nodes:
-        if not isinstance(node, Node):
-            raise TypeError(f"Invalid lineage value: a {type(node).__name__}; {allowed}")
+        checks.kind("lineage", node, Node, allowed)
     figure = new_figure(7.0, 4.0, "pictures need")
     axes = figure.subplots()
     for node in nodes:
@@ -46,11 +46,7 @@ def plot_lineage(lineage: Sequence[Node]) -> "Figure":
             ends = [parent.round, node.round], [parent.score, node.score]
             dashes = ":" if len(node.parents) > 1 else "-"
             axes.plot(*ends, color=color, linewidth=0.8, linestyle=dashes)
-    kinds = {
-        "lives": ("o", SIGNAL),
-        "lives, a merger": ("s", LIMIT),
-        "dies": ("x", GRAY),
-    }
+    kinds = {"lives": ("o", SIGNAL), "lives, a merger": ("s", LIMIT), "dies": ("x", GRAY)}
     for label, (marker, color) in kinds.items():
         shown = [node for node in nodes if _kind(node) == label]
         places = [n.round for n in shown], [n.score for n in shown]

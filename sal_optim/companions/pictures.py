@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sal_optim.companions.shift import ShiftMap
+from sal_optim.utils import checks
 from sal_optim.utils.canvas import new_figure
 from sal_optim.utils.palette import SIGNAL, WARNING
 
@@ -58,10 +59,7 @@ def plot_shift(found: ShiftMap) -> "Figure":
         ImportError: matplotlib is not installed.
         TypeError: ``found`` is no ShiftMap.
     """
-    if not isinstance(found, ShiftMap):
-        raise TypeError(
-            f"Invalid found value: a {type(found).__name__}; found must be what shift_map returned"
-        )
+    checks.kind("found", found, ShiftMap, "found must be what shift_map returned")
     figure = new_figure(5.0, 4.0, "pictures need")
     axes = figure.subplots()
     beyond, flagged = (found.agreement - found.null).cpu(), found.flagged.cpu()
@@ -84,8 +82,7 @@ def _layers(rows: list[Any]) -> list[str]:
     if not rows:
         raise ValueError(f"Invalid rows value: no rows; {allowed}")
     for row in rows:
-        if not isinstance(row, Mapping):
-            raise TypeError(f"Invalid rows value: a {type(row).__name__}; {allowed}")
+        checks.kind("rows", row, Mapping, allowed)
     layers = [key.rpartition("/")[0] for key in rows[0] if key.endswith("/state")]
     wanted = ["step", *[f"{layer}/{number}" for layer in layers for number in _SHOWN]]
     for row in rows:

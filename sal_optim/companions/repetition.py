@@ -5,6 +5,7 @@ Both are of outputs. What activations do is watched by ``spectral.py``; loops ar
 their spectrum.
 """
 
+import itertools
 import math
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -59,23 +60,14 @@ def horizon(p: float, target: float = 0.5) -> float:
 
 
 def _sequences(tokens: Any) -> list[list[Hashable]]:
+    allowed = "tokens must be a sequence, a list of sequences, or a tensor of one or two dimensions"
     given = tokens.tolist() if isinstance(tokens, Tensor) else tokens
-    if isinstance(given, str):
-        return [list(given)]
     if not isinstance(given, Sequence):
-        raise TypeError(
-            f"Invalid tokens value: a {type(tokens).__name__}; tokens must be a sequence, a list "
-            "of sequences, or a tensor of one or two dimensions"
-        )
-    if given and all(isinstance(item, (list, tuple)) for item in given):
-        rows = [list(item) for item in given]
-    else:
-        rows = [list(given)]
-    for row in rows:
-        for token in row:
-            if not isinstance(token, Hashable):
-                raise TypeError(
-                    f"Invalid tokens value: a token is a {type(token).__name__}; tokens must be a "
-                    "sequence, a list of sequences, or a tensor of one or two dimensions"
-                )
+        raise TypeError(f"Invalid tokens value: a {type(tokens).__name__}; {allowed}")
+    several = given and all(isinstance(item, (list, tuple)) for item in given)
+    rows = [list(row) for row in (given if several else [given])]
+    for token in itertools.chain.from_iterable(rows):
+        if not isinstance(token, Hashable):
+            kind = type(token).__name__
+            raise TypeError(f"Invalid tokens value: a token is a {kind}; {allowed}")
     return rows

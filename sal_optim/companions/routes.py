@@ -104,10 +104,7 @@ def route_gaps(
         ValueError: as of ``necessity_gap``.
     """
     for name, value in (("routes", routes), ("metrics", metrics)):
-        if not isinstance(value, (Mapping, nn.ModuleDict)):
-            raise TypeError(
-                f"Invalid {name} value: a {type(value).__name__}; {name} must be a dict by name"
-            )
+        checks.kind(name, value, (Mapping, nn.ModuleDict), f"{name} must be a dict by name")
     times = repeats if how == "scramble" else 1
     return {
         route: {

@@ -65,9 +65,7 @@ class SelfModel(nn.Module):
         dtype = first.dtype if first.dtype == torch.float64 else torch.float32
         self.head = nn.Linear(width, out, device=first.device, dtype=dtype)
         self._target = Tap(self, model, layer)
-        self._source = (
-            self._target if source == layer else Tap(self, model, source, argument="source")
-        )
+        self._source = self._target if source == layer else Tap(self, model, source)
         self._removed = False
 
     def forward(self, h: Tensor) -> Tensor:

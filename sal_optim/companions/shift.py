@@ -111,8 +111,7 @@ def _agreement(
 ) -> tuple[Tensor, Tensor]:
     """The agreement of each first member, and those of all members after shuffles.
 
-    Args:
-        around: views by neighbourhoods by members by features.
+    ``around`` is views by neighbourhoods by members by features.
     """
     found = _cosines(around, k)[:, 0]
     noise = []

@@ -4,6 +4,7 @@ It reads activations by hooks and changes nothing; what to do at a warning is a 
 of a loss that keeps the rank up is ``sal_optim.companions.rank_floor_loss``.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sal_optim.companions.activations import Tap, as_rows, centred
+from sal_optim.companions.activations import Tap, as_rows, centred, layer_of
 from sal_optim.utils import checks
 
 STATES = ("stable", "drifting", "warning")
@@ -81,6 +82,7 @@ class SpectralMonitor:
 
     Attributes:
         states: state by layer; ``state`` is the worst of them.
+        steps: counted so far.
 
     Raises:
         TypeError: an argument is of a wrong kind.
@@ -105,38 +107,24 @@ class SpectralMonitor:
         self._drifting = checks.number("drifting", drifting, high=1.0, low_open=True)
         self._warning = checks.number("warning", warning, high=self._drifting, low_open=True)
         for name, called in (("alarm", alarm), ("measured", measured)):
-            if called is not None and not callable(called):
-                raise TypeError(
-                    f"Invalid {name} value: a {type(called).__name__}; {name} must be None or a "
-                    "function of the monitor"
-                )
+            if called is not None:
+                checks.function(name, called, "None or a function of the monitor")
         self._alarm, self._measured = alarm, measured
-        self._step = 0
+        self.steps = 0
         self._start: dict[str, dict[str, float]] = {}
         self._now: dict[str, dict[str, float]] = {}
         self._samples: dict[str, int] = {}  # of the start
         self._passed_over = 0
         self._wanted = True
         self.states: dict[str, str] = dict.fromkeys(names, STATES[0])
-        self._taps: dict[str, Tap] = {}
-        try:
-            for name in names:
-                self._taps[name] = Tap(
-                    self, model, name, detach=True, training_only=True, argument="layers"
-                )
-        except (TypeError, ValueError):
-            self.remove()
-            raise
+        for name in names:  # all are there, before one is hooked
+            layer_of(model, name, "layers")
+        self._taps = {n: Tap(self, model, n, detach=True, training_only=True) for n in names}
 
     @property
     def state(self) -> str:
         """The worst state of a layer: ``"stable"``, ``"drifting"`` or ``"warning"``."""
         return max(self.states.values(), key=STATES.index)
-
-    @property
-    def steps(self) -> int:
-        """Steps counted so far."""
-        return self._step
 
     def step(self) -> bool:
         """Count a step, and measure when one is due; returns whether it was measured.
@@ -146,10 +134,10 @@ class SpectralMonitor:
         """
         if not self._taps:
             return False
-        self._step += 1
+        self.steps += 1
         due = self._wanted
         measured = due and self._measure()
-        self._want((due and not measured) or self._step % self._every == 0)
+        self._want((due and not measured) or self.steps % self._every == 0)
         return measured
 
     def diagnostics(self) -> dict[str, float]:
@@ -183,10 +171,8 @@ class SpectralMonitor:
 
     def state_dict(self) -> dict[str, Any]:
         """The start of the run and the steps so far, so that a resumed run has the same start."""
-        start = {name: dict(values) for name, values in self._start.items()}
-        now = {name: dict(values) for name, values in self._now.items()}
-        counts = {"step": self._step, "samples": dict(self._samples), "states": dict(self.states)}
-        return {"start": start, "now": now, **counts}
+        counts = {"step": self.steps, "samples": self._samples, "states": self.states}
+        return copy.deepcopy({"start": self._start, "now": self._now, **counts})
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a state.
@@ -199,11 +185,10 @@ class SpectralMonitor:
                 f"Invalid state_dict value: layers {list(state_dict['states'])}; they must be "
                 f"{list(self.states)}"
             )
-        self._step, self._samples = state_dict["step"], dict(state_dict["samples"])
-        self._start = {name: dict(values) for name, values in state_dict["start"].items()}
-        self._now = {name: dict(values) for name, values in state_dict["now"].items()}
-        self.states = dict(state_dict["states"])
-        self._want(not self._start or self._step % self._every == 0)
+        found = copy.deepcopy(dict(state_dict))
+        self.steps, self._samples, self.states = (found[n] for n in ("step", "samples", "states"))
+        self._start, self._now = found["start"], found["now"]
+        self._want(not self._start or self.steps % self._every == 0)
 
     def _want(self, wanted: bool) -> None:
         """Whether the next step is measured; what was caught is let go of."""
@@ -255,11 +240,7 @@ def halve_lr(optimizer: Optimizer, lowest: float = 0.0) -> Callable[[SpectralMon
         TypeError: ``optimizer`` is none.
         ValueError: ``lowest`` is below 0.
     """
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"Invalid optimizer value: a {type(optimizer).__name__}; optimizer must be a "
-            "torch.optim.Optimizer"
-        )
+    checks.optimizer(optimizer)
     lowest = checks.number("lowest", lowest)
 
     def halve(_: SpectralMonitor) -> None:

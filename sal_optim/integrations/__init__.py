@@ -1,4 +1,4 @@
-"""The names of the family in other packages' registries; one file a package, imported lazily.
+"""The names of the family in other packages' registries; what trainers need is a file a trainer.
 
 ``register()`` makes the names below known to every package that has a registry, now or when it is
 imported later. Packages that take a class (Lightning, Hydra, skorch, Accelerate …) need nothing.
@@ -8,8 +8,9 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import inspect
 import sys
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from types import ModuleType
 from weakref import WeakKeyDictionary
 
@@ -30,15 +31,6 @@ OPTIMIZERS = {
     "salmuon": SALMuon,
 }
 
-# The module that holds a package's registry, and the file here that fills it.
-_REGISTRIES = {
-    "transformers.training_args": "transformers_names",
-    "transformers.trainer": "transformers",
-    "timm.optim": "timm",
-    "pytorch_optimizer": "pytorch_optimizer",
-    "torch_optimizer": "torch_optimizer",
-}
-
 
 def register() -> None:
     """Make the family known to every package with a registry, imported already or not.
@@ -47,9 +39,9 @@ def register() -> None:
     """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
-    for module in _REGISTRIES:
+    for module, fill in _REGISTRIES.items():
         if module in sys.modules:
-            _fill(module)
+            fill()
 
 
 # What callbacks have measured, beside the diagnostics of what they measured it for.
@@ -65,8 +57,67 @@ def logged(protection: Protection) -> dict[str, float]:
     return {f"sal/{name}": value for name, value in found.items()}
 
 
-def _fill(module: str) -> None:
-    importlib.import_module(f"{__name__}.{_REGISTRIES[module]}").register()
+def name_in_transformers() -> None:
+    """Add names for ``--optim`` of its TrainingArguments, a closed enumeration, where they lack.
+
+    What a name builds is in ``transformers.py``, which needs the Trainer; command lines are parsed
+    before that is imported.
+    """
+    from transformers.training_args import OptimizerNames
+
+    for name in OPTIMIZERS:
+        if name not in OptimizerNames._value2member_map_:
+            member = str.__new__(OptimizerNames, name)
+            member._name_, member._value_ = name.upper(), name
+            OptimizerNames._member_names_.append(name.upper())
+            OptimizerNames._member_map_[name.upper()] = member
+            OptimizerNames._value2member_map_[name] = member
+
+
+def _trainer() -> None:
+    importlib.import_module(f"{__name__}.transformers").register()
+
+
+def _timm() -> None:
+    """``--opt saladamw`` in its training script, ``create_optimizer_v2(model, "saladamw")``."""
+    from timm.optim._optim_factory import OptimInfo, default_registry
+
+    for name, cls in OPTIMIZERS.items():
+        arguments = inspect.signature(cls).parameters
+        default_registry.register(
+            OptimInfo(
+                name=name,
+                opt_class=cls,
+                description=f"{cls.__name__}: forgets less",
+                has_eps="eps" in arguments,
+                has_momentum="momentum" in arguments,
+                has_betas="betas" in arguments,
+            )
+        )
+
+
+def _pytorch_optimizer() -> None:
+    """``load_optimizer("saladamw")`` and ``create_optimizer(model, "saladamw")``."""
+    from pytorch_optimizer import optimizer
+
+    optimizer.OPTIMIZERS.update(OPTIMIZERS)
+
+
+def _torch_optimizer() -> None:
+    """``torch_optimizer.get("saladamw")``."""
+    import torch_optimizer
+
+    torch_optimizer._NAME_OPTIM_MAP.update(OPTIMIZERS)
+
+
+# The module that holds a package's registry, and what fills it.
+_REGISTRIES: dict[str, Callable[[], None]] = {
+    "transformers.training_args": name_in_transformers,
+    "transformers.trainer": _trainer,
+    "timm.optim": _timm,
+    "pytorch_optimizer": _pytorch_optimizer,
+    "torch_optimizer": _torch_optimizer,
+}
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -103,4 +154,4 @@ class _Loader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        _fill(module.__name__)
+        _REGISTRIES[module.__name__]()

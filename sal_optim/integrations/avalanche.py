@@ -38,7 +38,8 @@ class SALPlugin(SupervisedPlugin):
         def batches(data: Any) -> Iterable[Any]:
             made = data
             if not isinstance(data, DataLoader):
-                made = DataLoader(data, strategy.train_mb_size, collate_fn=_collate(data))
+                collate = getattr(data, "collate_fn", None)
+                made = DataLoader(data, strategy.train_mb_size, collate_fn=collate)
             for batch in made:
                 yield [value.to(strategy.device) for value in batch]
 
@@ -80,7 +81,3 @@ class SALPlugin(SupervisedPlugin):
         self._continual.end()
         state = strategy.optimizer.state
         self._known = {n: (p, state[p]) for n, p in strategy.model.named_parameters() if p in state}
-
-
-def _collate(data: Any) -> Any:
-    return getattr(data, "collate_fn", None)

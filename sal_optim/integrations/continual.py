@@ -14,7 +14,6 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from sal_optim.integrations import published
 from sal_optim.monitoring.lookup import Protection
@@ -179,7 +178,7 @@ class Continual:
 
     def _observe(self, clip: float) -> None:
         protection = self._protection
-        inner = protection if isinstance(protection, Optimizer) else protection.optimizer
+        inner = protection.controller.optimizer
         params = [param for group in inner.param_groups for param in group["params"]]
         count = 0
         with aside(self._model), protection.observe(), torch.enable_grad():

@@ -1,6 +1,6 @@
 """Ignite: a handler that attaches itself to a trainer's engine."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from ignite.engine import Engine, Events
@@ -44,13 +44,10 @@ class SALHandler:
         engine.add_event_handler(Events.COMPLETED, self._end)
 
     def _begin(self, engine: Engine) -> None:
-        def batches(data: Any) -> Iterable[Any]:
-            return data  # type: ignore[no-any-return]
-
         self._continual.begin(
             self._protection,
             self._model,
-            batches,
+            lambda data: data,
             lambda batch: self._loss(self._model, batch),
             resumed=engine.state.iteration > 0,
         )

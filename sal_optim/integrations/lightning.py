@@ -4,7 +4,7 @@ The optimizer itself needs no integration: ``--optimizer=sal_optim.SALAdamW`` in
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -52,10 +52,7 @@ class SALCallback(Monitor):
     """
 
     def __init__(
-        self,
-        *,
-        loss: Callable[[LightningModule, Any], Tensor] | None = None,
-        **settings: Any,
+        self, *, loss: Callable[[LightningModule, Any], Tensor] | None = None, **settings: Any
     ) -> None:
         self._continual = Continual(**settings)
         self._loss = loss
@@ -70,10 +67,6 @@ class SALCallback(Monitor):
                 "needs exactly one, and where optimization is not automatic, its argument loss"
             )
 
-        def batches(data: Any) -> Iterable[Any]:
-            for batch in data:
-                yield trainer.strategy.batch_to_device(batch)
-
         def loss(batch: Any) -> Tensor:
             with trainer.precision_plugin.train_step_context():
                 if self._loss is not None:
@@ -85,7 +78,7 @@ class SALCallback(Monitor):
         self._continual.begin(
             protected[0],
             pl_module,
-            batches,
+            lambda data: map(trainer.strategy.batch_to_device, data),
             loss,
             resumed=trainer.global_step > 0,
             clip=trainer.gradient_clip_val or 0.0,

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
@@ -20,9 +19,9 @@ from sal_optim.checkpoint.naming import names_of
 from sal_optim.integrations import (
     OPTIMIZERS,
     logged,
+    name_in_transformers,
     protection_of,
     required_protection,
-    transformers_names,
 )
 from sal_optim.integrations.continual import Continual, announce
 from sal_optim.monitoring.lookup import Protection
@@ -142,7 +141,7 @@ def register() -> None:
     from transformers import trainer_optimizer
     from transformers.training_args import OptimizerNames
 
-    transformers_names.register()
+    name_in_transformers()
     for name, cls in OPTIMIZERS.items():
         trainer_optimizer._OPTIMIZER_HANDLERS[OptimizerNames(name)] = functools.partial(_build, cls)
     log_first()
@@ -180,10 +179,10 @@ def _value(text: str) -> Any:
 
 def _keep_names(protection: Protection, model: Any) -> None:
     """Put names into the groups, which the Trainer leaves out: its checkpoints then have them."""
-    inner = protection if isinstance(protection, Optimizer) else protection.optimizer
-    if any("param_names" in group for group in inner.param_groups):
+    groups = protection.controller.optimizer.param_groups
+    if any("param_names" in group for group in groups):
         return
     with contextlib.suppress(ValueError):  # parameters that are not the model's
-        names = names_of(inner.param_groups, model)
-        for group in inner.param_groups:
+        names = names_of(groups, model)
+        for group in groups:
             group["param_names"] = [names[param] for param in group["params"]]

@@ -15,14 +15,9 @@ if TYPE_CHECKING:
     from sal_optim.monitoring.live_view import LiveView
     from sal_optim.monitoring.writers import CSVWriter, Recorder, TensorBoardWriter
 else:
-    __getattr__, __dir__ = lazy_names(
-        __name__,
-        {
-            "CSVWriter": "writers",
-            "LiveView": "live_view",
-            "Recorder": "writers",
-            "TensorBoardWriter": "writers",
-            "plot": "plot",
-        },
-        globals(),
-    )
+    _NAMES = {
+        "live_view": ["LiveView"],
+        "plot": ["plot"],
+        "writers": ["CSVWriter", "Recorder", "TensorBoardWriter"],
+    }
+    __getattr__, __dir__ = lazy_names(__name__, _NAMES, globals())

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from sal_optim.monitoring import report
 from sal_optim.monitoring.step_listener import StepListener
 from sal_optim.utils import checks
+from sal_optim.utils.lazy_import import extra_package
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -49,18 +50,12 @@ class LiveView(StepListener):
     def __init__(
         self, optimizer: object, refresh: float = 2.0, console: "Console | None" = None
     ) -> None:
-        try:
-            from rich.console import Console
-            from rich.live import Live
-        except ImportError as error:
-            raise ImportError(
-                "sal_optim.LiveView needs the package rich: pip install sal_optim[report]"
-            ) from error
-        if console is not None and not isinstance(console, Console):
-            raise TypeError(
-                f"Invalid console value: a {type(console).__name__}; console must be None or a "
-                "rich.console.Console"
-            )
+        extra_package("rich", "sal_optim.LiveView needs", "report")
+        from rich.console import Console
+        from rich.live import Live
+
+        allowed = "console must be None or a rich.console.Console"
+        checks.kind("console", console, (Console, type(None)), allowed)
         self._interval = 1.0 / checks.number("refresh", refresh, low_open=True)
         super().__init__(optimizer)
         shown = console or Console()

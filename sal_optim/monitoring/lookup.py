@@ -25,19 +25,14 @@ def protection_of(optimizer: object) -> Protection | None:
         layer = layer_of(optimizer) if isinstance(optimizer, Optimizer) else None
         if layer is not None:
             return layer
+        fields = getattr(optimizer, "__dict__", {})
         names = ("optimizer", "opt", "_optimizer")
-        optimizer = next((vars(optimizer)[n] for n in names if n in _fields(optimizer)), None)
-        if optimizer is None:
-            return None
+        optimizer = next((fields[name] for name in names if name in fields), None)
     return None
 
 
 def required_protection(optimizer: object) -> Protection:
-    """What protects an optimizer; see :func:`protection_of`.
-
-    Raises:
-        TypeError: nothing does.
-    """
+    """What protects an optimizer, as :func:`protection_of`; a TypeError if nothing does."""
     protection = protection_of(optimizer)
     if protection is None:
         raise TypeError(
@@ -45,7 +40,3 @@ def required_protection(optimizer: object) -> Protection:
             "sal_optim, or one that a CommunicationLayer is around"
         )
     return protection
-
-
-def _fields(value: object) -> dict[str, object]:
-    return getattr(value, "__dict__", {})

@@ -20,17 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMNS = (
-    "step",
-    "protected",
-    "neutral",
-    "volatile",
-    "mean_gate",
-    "threshold",
-    "surprise",
-    "consolidations",
-    "drift",
-)
+COLUMNS = ("step", *SPECTRUM, "mean_gate", "threshold", "surprise", "consolidations", "drift")
 GATE, SURPRISE, THRESHOLD, CONSOLIDATION = BLACK, SIGNAL, LIMIT, MARK
 # Layers beyond which a picture grows no longer, and only some names are written.
 TALLEST = 60

@@ -14,18 +14,20 @@ from sal_optim.protection.buffers import KEY, running_statistics
 from sal_optim.protection.diagnostics import count, drift, total_drift
 from sal_optim.protection.statistics import published_stability
 from sal_optim.utils import checks
+from sal_optim.utils.lazy_import import extra_package
 
-# Of the table's columns of numbers, narrow enough for names in a terminal of 80 columns.
-TITLES = (
-    "scalars",
-    "pro-\ntected",
-    "neutral",
-    "vola-\ntile",
-    "mean\ngate",
-    "impor-\ntance",
-    "drift",
-    "published\nstability",
-)
+# The table's columns of numbers, as in a Row, and their formats. Titles are narrow enough for names
+# in a terminal of 80 columns.
+COLUMNS = {
+    "scalars": "d",
+    "pro-\ntected": ".1%",
+    "neutral": ".1%",
+    "vola-\ntile": ".1%",
+    "mean\ngate": ".3f",
+    "impor-\ntance": ".3g",
+    "drift": ".3f",
+    "published\nstability": ".3f",
+}
 # Weights that are further than this from the anchor, relative to its size, are drifting.
 DRIFTING = 0.1
 
@@ -63,29 +65,19 @@ def report(optimizer: object, model: nn.Module) -> None:
         TypeError: nothing protects ``optimizer``, or ``model`` is no module.
         ValueError: the optimizer has none of the parameters of ``model``.
     """
-    try:
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-    except ImportError as error:
-        raise ImportError(
-            "sal_optim.report needs the package rich: pip install sal_optim[report]"
-        ) from error
+    extra_package("rich", "sal_optim.report needs", "report")
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     found = rows(optimizer, model)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("parameter", overflow="fold", min_width=9)
-    for title in TITLES:
+    for title in COLUMNS:
         table.add_column(title, justify="right", no_wrap=True)
-    for row in found:
-        shares = (f"{share:.1%}" for share in (row.protected, row.neutral, row.volatile))
-        numbers = (
-            f"{row.mean_gate:.3f}",
-            f"{row.importance:.3g}",
-            f"{row.drift:.3f}",
-            f"{row.published:.3f}",
-        )
-        table.add_row(Text(row.name), str(row.size), *shares, *numbers)
+    for name, *numbers in found:
+        table.add_row(Text(name), *map(format, numbers, COLUMNS.values()))
     console = Console()
     console.print(table)
     console.print(summary(optimizer, found), markup=False, highlight=False)
@@ -135,11 +127,7 @@ def readable(name: str) -> str:
 
 
 def state_in_words(optimizer: object) -> str:
-    """``"changing"``, ``"consolidating"``, ``"drifting"`` or ``"stable"``; the first that holds.
-
-    Raises:
-        TypeError: nothing protects ``optimizer``.
-    """
+    """``"changing"``, ``"consolidating"``, ``"drifting"`` or ``"stable"``; the first that holds."""
     controller = required_protection(optimizer).controller
     threshold = controller.detector
     if threshold["suspicion"] > 0.0:
@@ -150,21 +138,14 @@ def state_in_words(optimizer: object) -> str:
 
 
 def statistics_in_words(optimizer: object, model: nn.Module) -> str:
-    """What happens to the running statistics of a model (BatchNorm); empty where it has none.
-
-    Raises:
-        TypeError: nothing protects ``optimizer``.
-    """
+    """What happens to the running statistics of a model (BatchNorm); empty where it has none."""
     count = len(running_statistics(model))
     if not count:
         return ""
     groups = required_protection(optimizer).controller.optimizer.param_groups
-    kept = any(KEY in group for group in groups)
-    said = (
-        "Those of the last consolidate(model=model) are kept"
-        if kept
-        else "consolidate(model=model) keeps them"
-    )
+    said = "consolidate(model=model) keeps them"
+    if any(KEY in group for group in groups):
+        said = "Those of the last consolidate(model=model) are kept"
     return (
         f"The model has {count} buffers of running statistics, as BatchNorm has, which no "
         f"optimizer protects: in training mode they follow the new data. {said}; "
@@ -173,12 +154,7 @@ def statistics_in_words(optimizer: object, model: nn.Module) -> str:
 
 
 def summary(optimizer: object, found: list[Row]) -> str:
-    """One paragraph: consolidations, the state in words, and how much of the network is held.
-
-    Args:
-        optimizer: as in :func:`report`.
-        found: from :func:`rows`.
-    """
+    """One paragraph: consolidations, the state in words, and how much of :func:`rows` is held."""
     protection = required_protection(optimizer)
     controller = protection.controller
     times = int(controller.detector["consolidations"])

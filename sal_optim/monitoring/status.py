@@ -4,14 +4,7 @@ from sal_optim.monitoring.lookup import required_protection
 
 
 def protection_line(optimizer: object) -> str:
-    """What is protected at this moment, in one line.
-
-    Args:
-        optimizer: one of the family, a ``CommunicationLayer``, or the optimizer inside of one.
-
-    Raises:
-        TypeError: nothing protects ``optimizer``.
-    """
+    """What is protected at this moment, in one line; a TypeError where nothing protects."""
     protection = required_protection(optimizer)
     controller = protection.controller
     groups = controller.groups

@@ -8,7 +8,6 @@ for ``writers.py`` and ``live_view.py``.
 from typing import Any
 
 from torch import Tensor
-from torch.optim import Optimizer
 
 from sal_optim.monitoring.lookup import required_protection
 
@@ -18,8 +17,7 @@ class StepListener:
 
     def __init__(self, optimizer: object) -> None:
         self._protection = required_protection(optimizer)
-        inner: Any = self._protection
-        self._optimizer: Optimizer = inner if isinstance(inner, Optimizer) else inner.optimizer
+        self._optimizer = self._protection.controller.optimizer
         self._step = 0
         self._count()
         self._handles = [

@@ -33,11 +33,9 @@ class Place(NamedTuple):
 
     def shared(self, other: "Place") -> "Place | None":
         """The box that is in both; None where there is none."""
-        start = tuple(max(pair) for pair in zip(self.start, other.start, strict=True))
-        ends = [
-            min(a + n, b + m)
-            for a, n, b, m in zip(self.start, self.size, other.start, other.size, strict=True)
-        ]
+        pairs = list(zip(self.slices, other.slices, strict=True))
+        start = tuple(max(a.start, b.start) for a, b in pairs)
+        ends = (min(a.stop, b.stop) for a, b in pairs)
         size = tuple(max(0, end - first) for end, first in zip(ends, start, strict=True))
         return Place(start, size) if math.prod(size) else None
 

@@ -5,6 +5,7 @@ dimensions that count blocks, and these are cut over processes. ``torch.distribu
 then saves, gathers and loads them as it does any other DTensor.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -48,12 +49,9 @@ def layout_of(tensor: Tensor) -> Layout | None:
 def layout_for(
     shape: tuple[int, ...], sizes: tuple[int, ...], dims: tuple[int | None, ...]
 ) -> Layout:
-    """The blocks of a tensor of a shape.
+    """The blocks of a tensor of a shape, on a mesh of sizes.
 
-    Args:
-        shape: of the whole.
-        sizes: of the mesh.
-        dims: the tensor's dimension that each dimension of the mesh cuts; None: it holds copies.
+    ``dims`` are the tensor's dimensions that those of the mesh cut; None: it holds copies.
     """
     pairs = list(zip(sizes, dims, strict=True))
     parts = _parts(len(shape), sizes, dims)
@@ -69,15 +67,8 @@ def stacked_placements(tensor: Tensor) -> tuple[Any, ...]:
     """How stacked state of a DTensor is cut: by its leading dimensions, in the mesh's order."""
     from torch.distributed.tensor import Replicate, Shard
 
-    found: list[Any] = []
-    lead = 0
-    for placement in tensor.placements:  # type: ignore[attr-defined]
-        if hasattr(placement, "dim"):
-            found.append(Shard(lead))
-            lead += 1
-        else:
-            found.append(Replicate())
-    return tuple(found)
+    lead, placements = itertools.count(), tensor.placements  # type: ignore[attr-defined]
+    return tuple(Shard(next(lead)) if hasattr(p, "dim") else Replicate() for p in placements)
 
 
 def stacked_zeros(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

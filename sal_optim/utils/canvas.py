@@ -2,27 +2,18 @@
 
 from typing import TYPE_CHECKING
 
+from sal_optim.utils.lazy_import import extra_package
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def new_figure(width: float, height: float, wanted: str) -> "Figure":
-    """An empty Figure.
+def new_figure(width: float, height: float, needs: str) -> "Figure":
+    """An empty Figure, in inches; without matplotlib an ImportError, see ``extra_package``."""
+    extra_package("matplotlib", needs, "plot")
+    # By this import a notebook learns how to show a Figure.
+    import matplotlib.pyplot  # noqa: F401
+    from matplotlib.figure import Figure
 
-    Args:
-        width, height: in inches.
-        wanted: the subject of the error, as "sal_optim.plot needs".
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    try:
-        # By this import a notebook learns how to show a Figure.
-        import matplotlib.pyplot  # noqa: F401
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            f"{wanted} the package matplotlib: pip install sal_optim[plot]"
-        ) from error
     # Not pyplot's: it is freed with its last reference, and needs no window system.
     return Figure(figsize=(width, height), dpi=110, layout="constrained")

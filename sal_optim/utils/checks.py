@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 
 def number(
@@ -50,24 +51,23 @@ def number(
 
 def learning_rate(value: Any) -> float | Tensor:
     """A float of at least 0, or a tensor with one element of at least 0, which stays a tensor."""
-    if not isinstance(value, Tensor):
-        return number("lr", value, label="learning rate")
-    if value.numel() != 1:
+    if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(value.shape)}")
-    number("lr", value, label="learning rate")
-    return value
+    rate = number("lr", value, label="learning rate")
+    return value if isinstance(value, Tensor) else rate
 
 
 def betas(value: Any) -> tuple[float, float]:
     """A pair of decay rates in [0, 1), from any sequence of two numbers."""
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise TypeError(f"Invalid betas: {value!r}; betas must be two numbers in [0, 1)")
+    message = f"Invalid betas: {value!r}; betas must be two numbers in [0, 1)"
+    if isinstance(value, str):
+        raise TypeError(message)
     try:
         pair = tuple(value)
-    except TypeError as error:  # a 0-dim tensor
-        raise TypeError(f"Invalid betas: {value!r}; betas must be two numbers in [0, 1)") from error
+    except TypeError as error:  # no sequence
+        raise TypeError(message) from error
     if len(pair) != 2:
-        raise ValueError(f"Invalid betas: {value!r}; betas must be two numbers in [0, 1)")
+        raise ValueError(message)
     first, second = (
         number(f"betas[{index}]", beta, high=1.0, label=f"beta parameter at index {index}")
         for index, beta in enumerate(pair)
@@ -106,6 +106,23 @@ def names(name: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def kind(name: str, value: Any, kinds: type | tuple[type, ...], allowed: str) -> None:
+    """Refuse a value of any other class by a TypeError, which ends in what is allowed."""
+    if not isinstance(value, kinds):
+        raise TypeError(f"Invalid {name} value: a {type(value).__name__}; {allowed}")
+
+
+def optimizer(value: Any) -> None:
+    """Refuse what is no optimizer by a TypeError."""
+    kind("optimizer", value, Optimizer, "optimizer must be a torch.optim.Optimizer")
+
+
+def function(name: str, value: Any, what: str) -> None:
+    """Refuse what can't be called by a TypeError; ``what`` says what it must be."""
+    if not callable(value):
+        raise TypeError(f"Invalid {name} value: a {type(value).__name__}; {name} must be {what}")
+
+
 def model(value: Any, groups: Iterable[dict[str, Any]]) -> nn.Module:
     """A module that has parameters of an optimizer's groups.
 
@@ -114,14 +131,12 @@ def model(value: Any, groups: Iterable[dict[str, Any]]) -> nn.Module:
         ValueError: it has none of the parameters.
     """
     allowed = "model must hold parameters of the optimizer"
-    if not isinstance(value, nn.Module):
-        raise TypeError(
-            f"Invalid model value: a {type(value).__name__}; {allowed} as a torch.nn.Module"
-        )
+    kind("model", value, nn.Module, f"{allowed} as a torch.nn.Module")
     own = {id(param) for group in groups for param in group["params"]}
     if not any(id(param) in own for param in value.parameters()):
         raise ValueError(f"Invalid model value: a {type(value).__name__}; {allowed}")
-    return value
+    found: nn.Module = value
+    return found
 
 
 def state_dtype(name: str, value: Any) -> str | None:

@@ -203,6 +203,6 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> Any:
         raise ImportError(name)
 
-    monkeypatch.setattr("sal_optim.companions.channels.importlib.import_module", absent)
+    monkeypatch.setattr("sal_optim.utils.lazy_import.importlib.import_module", absent)
     with pytest.raises(ImportError, match=r"needs the package cooper.*sal_optim\[channels\]"):
         Channels(optimizer, BUDGETS)

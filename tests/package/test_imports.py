@@ -18,7 +18,7 @@ TOP = {"__init__", "run", "integrations", "transfer"}
 LAYERS = (
     TOP,
     {"monitoring"},
-    {"adam", "communication", "layer", "lion", "muon", "sgd"},
+    {"adam", "layer", "lion", "muon", "sgd"},
     {"optimizer"},
     {"checkpoint"},
     {"protection"},
