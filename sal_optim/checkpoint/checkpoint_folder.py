@@ -118,6 +118,8 @@ def _add(
 
 def _places(shape: Shape, lead: Shape, kind: str, tensors: State) -> list[Place] | None:
     """Where blocks lie that rows, columns or both are cut into; None if that is not clear."""
+    if len(lead) > 2:
+        return None
     (rows, at), (columns, to) = ROWS[kind], COLUMNS[kind]
     block = tensors[rows].shape[at], tensors[columns].shape[to]
     size = shape[0], math.prod(shape[1:])
@@ -128,7 +130,7 @@ def _places(shape: Shape, lead: Shape, kind: str, tensors: State) -> list[Place]
         if tuple(-(-n // count) for n, count in zip(size, cut, strict=True)) == block
         or (cut == (lead[0], 1) and block[1] == size[1] and -(-size[0] // block[0]) == lead[0])
     ]
-    if len(lead) > 2 or len(fitting) != 1 or (fitting[0][1] > 1 and len(shape) > 2):
+    if len(fitting) != 1 or (fitting[0][1] > 1 and len(shape) > 2):
         return None
     by_row, by_column = fitting[0]
     cells = list(itertools.product(range(by_row), range(by_column)))

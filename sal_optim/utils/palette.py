@@ -7,7 +7,7 @@ taken from viridis. Kinds of a line differ in its dashes, too.
 from typing import Any
 
 BLACK, GRAY = "#000000", "#7f7f7f"
-ORANGE, SKY, GREEN, YELLOW = "#e69f00", "#56b4e9", "#009e73", "#f0e442"
+ORANGE, SKY, GREEN = "#e69f00", "#56b4e9", "#009e73"
 BLUE, VERMILLION, PURPLE = "#0072b2", "#d55e00", "#cc79a7"
 
 # For lines that are many, and what sets a ninth apart. Yellow is too light for a line on white.

@@ -12,6 +12,8 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from sal_optim import SALAdamW, load_importance
 
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
 
 class Network(nn.Module):
     """Names of modules that look like keys of a checkpoint."""
@@ -26,7 +28,6 @@ class Network(nn.Module):
         return result
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("before", ["optimizer", "state", "app.state"])
 def test_parameters_whose_names_have_state_in_them(tmp_path: Path, before: str) -> None:
     torch.manual_seed(0)
@@ -47,3 +48,20 @@ def test_parameters_whose_names_have_state_in_them(tmp_path: Path, before: str) 
         saved, loaded = optimizer.controller.state_of(one), fresh.controller.state_of(two)
         assert loaded["evidence_weight"] == saved["evidence_weight"] > 0.0
         assert torch.equal(loaded["anchor"], saved["anchor"])
+
+
+def test_a_matrix_that_three_dimensions_of_a_mesh_cut(tmp_path: Path) -> None:
+    """How its blocks lie is not told: the file that tells it is named."""
+    state = {
+        "evidence_weight": 1.0,
+        "left_basis_of_2x2x2": torch.ones(2, 2, 2, 1, 1),
+        "left_values_of_2x2x2": torch.ones(2, 2, 2, 2),
+        "right_basis_of_2x2x2": torch.ones(2, 2, 2, 1, 1),
+        "right_values_of_2x2x2": torch.ones(2, 2, 2, 2),
+        "anchor": torch.ones(3, 4),
+    }
+    saved = {"optimizer": {"state": {"state.weight": state}}}
+    dcp.save(saved, checkpoint_id=tmp_path / "folder", no_dist=True)
+    model = Network()
+    with pytest.raises(ValueError, match=r"'state.weight' is cut.*save_importance"):
+        load_importance(SALAdamW(model.parameters()), tmp_path / "folder", model)
