@@ -37,6 +37,7 @@ from sal_optim.protection.judge import Decision, Judge
 from sal_optim.protection.silence import Patience, begin_anew_if_emptied
 from sal_optim.sharding.dtensor import plain
 from sal_optim.utils import checks
+from sal_optim.utils.autocasting import exact
 from sal_optim.utils.rounding import MOST, dither
 
 # The pending sums are halved with their step count when they reach this many steps: their mean
@@ -89,6 +90,7 @@ class ProtectionController(Holder):
             self._patience.count(self.detector, self.groups[0]["consolidate_every"])
         return decision
 
+    @exact
     def gather(self, decision: Decision) -> None:
         """Add this step's gradients to what is pending."""
         if not decision.gathers:
@@ -110,6 +112,7 @@ class ProtectionController(Holder):
             if block.state["pending_steps"] >= PENDING_HORIZON:
                 _halve_pending(block)
 
+    @exact
     def protect(self, decision: Decision) -> None:
         """Give the step protected gradients; :meth:`finish` puts the others back."""
         held = batches(decision.blocks)
@@ -208,6 +211,7 @@ class ProtectionController(Holder):
         """One more step inside of :meth:`observe`."""
         self._observed += 1
 
+    @exact
     @torch.no_grad()
     def restore(self, strength: float, model: nn.Module | None = None) -> None:
         """Draw all weights back to their anchors; see ``SALOptimizer.restore``."""
@@ -232,12 +236,14 @@ class ProtectionController(Holder):
         if strength > 0.0:
             buffers.put_back(kept)
 
+    @exact
     @torch.no_grad()
     def grow(self, old: Tensor, new: Tensor) -> None:
         """Put a parameter with more rows in another's place; see ``SALOptimizer.grow``."""
         self.settle()
         growing.grow(self, old, new)
 
+    @exact
     @torch.no_grad()
     def take_over(self, old: Tensor, state: State, new: Tensor) -> None:
         """The same where a framework has put ``new`` into the place of ``old`` by itself.
@@ -250,6 +256,7 @@ class ProtectionController(Holder):
         self.settle()
         growing.move(self, old, state, new)
 
+    @exact
     @torch.no_grad()
     def importance(self, param: Tensor, share: float = 0.0) -> tuple[Tensor, Group]:
         """Importance of each element, in the shape of the real local parameter, and its group.
