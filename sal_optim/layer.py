@@ -167,7 +167,7 @@ class CommunicationLayer:
         if known is None:
             return
         if self.controller.observing:
-            self.controller.count_observed()
+            self.controller.count_observed(known)
             for param, grad in known.replaced:
                 param.grad = grad
         else:

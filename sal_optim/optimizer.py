@@ -206,7 +206,7 @@ class SALOptimizer(Optimizer):
         decision = controller.decide(blocks, rate=rate, loss_scale=loss_scale_of(self))
         controller.gather(decision)
         if controller.observing:
-            controller.count_observed()
+            controller.count_observed(decision)
             return loss
         controller.measure_before(decision)
         controller.protect(decision)

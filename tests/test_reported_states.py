@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from sal_optim import SALSGD, CommunicationLayer, SALAdamW, SALLion, SALMuon
+from sal_optim import (
+    SALSGD,
+    CommunicationLayer,
+    SALAdamW,
+    SALLion,
+    SALMuon,
+    load_importance,
+    save_importance,
+)
 
 FAMILY = [SALAdamW, SALSGD, SALLion, SALMuon]
 
@@ -92,3 +102,108 @@ def test_moments_that_are_deleted_begin_anew(cls: Any) -> None:
             state.pop(name, None)
     train(optimizer, model, 2)
     torch.testing.assert_close(optimizer.stability(model.weight), held, rtol=0, atol=0)
+
+
+def test_observe_within_observe_moves_nothing() -> None:
+    model = nn.Linear(8, 4)
+    optimizer = SALAdamW(model.parameters())
+    before = model.weight.clone()
+    with optimizer.observe():
+        with optimizer.observe():
+            train(optimizer, model, 4)
+        train(optimizer, model, 4)
+    torch.testing.assert_close(model.weight, before, rtol=0, atol=0)
+    train(optimizer, model, 1)
+    assert not torch.equal(model.weight, before)
+
+
+@pytest.mark.parametrize("layered", [False, True])
+def test_observing_no_gradients_is_told(layered: bool) -> None:
+    model = nn.Linear(8, 4)
+    optimizer: Any = torch.optim.SGD(model.parameters()) if layered else SALSGD(model.parameters())
+    protection = CommunicationLayer(optimizer) if layered else optimizer
+    with pytest.warns(UserWarning, match="gathered nothing"), protection.observe():
+        model(torch.randn(4, 8)).sum()
+        optimizer.step()
+    optimizer.param_groups[0]["protection"] = 0.0
+    with warnings.catch_warnings(), protection.observe():
+        warnings.simplefilter("error")
+        train(optimizer, model, 2)
+
+
+def test_restore_without_an_anchor_is_told() -> None:
+    model = nn.Linear(8, 4)
+    optimizer = SALAdamW(model.parameters(), pull=0.0)
+    train(optimizer, model, 70)
+    optimizer.param_groups[0]["pull"] = 1.2
+    with pytest.warns(UserWarning, match="an anchor is first kept"):
+        optimizer.restore(1.0)
+
+
+def test_gradients_of_another_dtype_than_their_parameters() -> None:
+    """As torch's SGD takes them, where ``grad_dtype`` allows them."""
+    param = nn.Parameter(torch.randn(8, 8, dtype=torch.bfloat16))
+    if not hasattr(param, "grad_dtype"):
+        pytest.skip("this torch has no grad_dtype")
+    param.grad_dtype = None
+    optimizer = SALSGD([param])
+    for index in range(80):
+        param.grad = torch.randn(8, 8) if index % 2 else torch.randn(8, 8).T
+        optimizer.step()
+        assert param.grad.dtype == torch.float32
+    assert optimizer.stability(param).max() > 0.0
+
+
+def test_a_clock_of_one_step_warns_of_nothing() -> None:
+    model = nn.Linear(8, 4)
+    optimizer = SALAdamW(model.parameters(), consolidate_every=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(optimizer, model, 60)
+        for index in range(60):
+            optimizer.zero_grad()
+            (model(torch.randn(16, 8)).square().mean() * (1 if index % 7 else 50)).backward()
+            optimizer.step()
+
+
+def test_names_that_several_models_share(tmp_path: Path) -> None:
+    """An actor and a critic in one optimizer, by ``named_parameters()`` of each."""
+    models = nn.ModuleDict({"actor": nn.Linear(8, 4), "critic": nn.Linear(8, 4)})
+    named = [pair for model in models.values() for pair in model.named_parameters()]
+    optimizer = SALAdamW(named)
+    for model in models.values():
+        train(optimizer, model, 70)
+    with pytest.raises(ValueError, match="several parameters 'weight'"):
+        save_importance(optimizer, tmp_path / "importance.safetensors")
+    save_importance(optimizer, tmp_path / "importance.safetensors", models)
+    other = SALAdamW(named)
+    assert len(load_importance(other, tmp_path / "importance.safetensors", models).loaded) == 4
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        SALAdamW([{"params": named[:2]}, {"params": named[2:]}]).load_state_dict(
+            optimizer.state_dict()
+        )
+
+
+class Wrapped(nn.Module):
+    """A backbone that is called module, and what is not in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, inputs: Any) -> Any:
+        return self.head(self.module(inputs))
+
+
+def test_statistics_and_names_in_other_groups_and_wrappers() -> None:
+    models = Wrapped(), Wrapped()
+    named = [list(model.named_parameters()) for model in models]
+    first = SALAdamW([{"params": named[0][:4]}, {"params": named[0][4:]}])
+    train(first, models[0], 70)
+    first.consolidate(model=torch.compile(models[0], backend="eager"))
+    second = SALAdamW(named[1])
+    second.load_state_dict(first.state_dict())
+    second.restore(1e30, model=models[1])
+    mean = models[0].module[1].running_mean
+    torch.testing.assert_close(models[1].module[1].running_mean, mean, rtol=0, atol=0)

@@ -59,7 +59,7 @@ class ProtectionController(Holder):
         # The step of gradient descent is as long as its gradient, others' hardly depend on it.
         self._descends = isinstance(optimizer, torch.optim.SGD)
         self._spectrum: Spectrum | None = None
-        self._observed = 0
+        self._observed = self._observed_gathered = 0
         self._patience = Patience()
 
     @property
@@ -195,23 +195,30 @@ class ProtectionController(Holder):
     def observe(self) -> Iterator[None]:
         """A context in which steps gather importance and move nothing."""
         self.settle()
-        self.judge.observing, self._observed = True, 0
+        outside, self.judge.observing = self.judge.observing, True
+        steps, gathered = self._observed, self._observed_gathered
         try:
             yield
         finally:
-            self.judge.observing = False
-        if self._observed == 0:
-            warnings.warn(
-                "observe() saw no step(), so nothing was gathered; call step() after each backward",
-                UserWarning,
-                stacklevel=3,
+            self.judge.observing = outside
+        told = None
+        if self._observed == steps:
+            told = "saw no step(), so nothing was gathered; call step() after each backward"
+        elif self._observed_gathered == gathered and any(
+            group["protection"] > 0.0 for group in self.groups
+        ):
+            told = (
+                "gathered nothing: no step() saw a gradient that is finite and not zero; call "
+                "backward() before each, of parameters that require gradients"
             )
+        if told is not None:
+            warnings.warn(f"observe() {told}", UserWarning, stacklevel=3)
 
-    def count_observed(self) -> None:
+    def count_observed(self, decision: Decision) -> None:
         """One more step inside of :meth:`observe`."""
         self._observed += 1
+        self._observed_gathered += decision.gathers
 
-    @exact
     @torch.no_grad()
     def restore(self, strength: float, model: nn.Module | None = None) -> None:
         """Draw all weights back to their anchors; see ``SALOptimizer.restore``."""
@@ -224,10 +231,13 @@ class ProtectionController(Holder):
             )
         kept = [] if model is None else buffers.kept_for(self.optimizer.param_groups, model)
         found = [(p, self.state_of(p), group) for group in groups for p in group["params"]]
-        if not any(state.get("evidence_weight", 0.0) > 0.0 for _, state, _ in found):
+        held = [state for _, state, _ in found if state.get("evidence_weight", 0.0) > 0.0]
+        if not any("anchor" in state for state in held):
+            why = "an anchor is first kept by a consolidation with a pull above 0"
+            why = why if held else "there was no consolidation yet"
             warnings.warn(
-                "restore() changed nothing: there was no consolidation yet; call consolidate() "
-                "after steps of what should be kept",
+                f"restore() changed nothing: {why}; call consolidate() after steps of what should "
+                "be kept",
                 UserWarning,
                 stacklevel=4,
             )
