@@ -231,7 +231,7 @@ class SALOptimizer(Optimizer):
                     )
 
     def _begin_moments_anew(self) -> None:
-        """Where moments were deleted, set the rest aside: the base begins where it finds nothing."""
+        """Where moments were deleted, set the rest aside: the base begins where nothing is."""
         for group in self.param_groups:
             for param in group["params"]:
                 state = self.state.get(param)

@@ -122,9 +122,11 @@ def test_observing_no_gradients_is_told(layered: bool) -> None:
     model = nn.Linear(8, 4)
     optimizer: Any = torch.optim.SGD(model.parameters()) if layered else SALSGD(model.parameters())
     protection = CommunicationLayer(optimizer) if layered else optimizer
-    with pytest.warns(UserWarning, match="gathered nothing"), protection.observe():
+    with warnings.catch_warnings(record=True) as caught, protection.observe():
+        warnings.simplefilter("always")
         model(torch.randn(4, 8)).sum()
         optimizer.step()
+    assert ["gathered nothing" in str(told.message) for told in caught] == [True]
     optimizer.param_groups[0]["protection"] = 0.0
     with warnings.catch_warnings(), protection.observe():
         warnings.simplefilter("error")
@@ -207,3 +209,19 @@ def test_statistics_and_names_in_other_groups_and_wrappers() -> None:
     second.restore(1e30, model=models[1])
     mean = models[0].module[1].running_mean
     torch.testing.assert_close(models[1].module[1].running_mean, mean, rtol=0, atol=0)
+
+
+def test_what_was_told_is_checked_in_a_checkpoint() -> None:
+    model = nn.Linear(8, 4)
+    optimizer = SALAdamW(model.parameters())
+    for _ in range(3):
+        optimizer.tell(loss=1.0)
+        train(optimizer, model, 1)
+    saved = optimizer.state_dict()
+    saved["param_groups"][0]["threshold"]["loss_mean"] = "x"
+    with pytest.raises(ValueError, match="loss_mean"):
+        SALAdamW(model.parameters()).load_state_dict(saved)
+    del saved["param_groups"][0]["threshold"]["loss_mean"]
+    other = SALAdamW(model.parameters())
+    other.load_state_dict(saved)
+    other.tell(loss=1.0)

@@ -5,7 +5,6 @@ Names are ``param_names`` of the param groups, which torch.optim keeps where an 
 """
 
 from collections import Counter
-from collections.abc import Iterable
 from itertools import chain, islice
 from typing import Any
 

@@ -179,10 +179,10 @@ class ProtectionController(Holder):
                 continue  # a run that diverges is not ended here
             if not isinstance(number, Tensor):
                 number = torch.tensor(checks.number(name, number), device="cpu")
-            elif number.numel() != 1:
+            elif number.numel() != 1 or number.is_complex():
                 raise ValueError(
-                    f"Invalid {name} value: a tensor of shape {tuple(number.shape)}; {name} must "
-                    "be one number"
+                    f"Invalid {name} value: a tensor of shape {tuple(number.shape)}, "
+                    f"{number.dtype}; {name} must be one real number"
                 )
             if not self.observing:
                 self.judge.hear_told(name, number.detach())
