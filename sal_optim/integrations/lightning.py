@@ -72,7 +72,10 @@ class SALCallback(Monitor):
 
         def batches(data: Any) -> Iterable[Any]:
             for batch in data:
-                yield trainer.strategy.batch_to_device(batch)
+                # As Lightning's own loop does it.
+                made = trainer.precision_plugin.convert_input(batch)
+                made = pl_module._on_before_batch_transfer(made, dataloader_idx=0)
+                yield trainer.strategy.batch_to_device(made)
 
         def loss(batch: Any) -> Tensor:
             with trainer.precision_plugin.train_step_context():
