@@ -100,6 +100,11 @@ class CommunicationLayer:
 
     def remove(self) -> None:
         """Take the layer off; the optimizer then steps as if it had never been there."""
+        if self._handles:
+            for group in self.optimizer.param_groups:
+                # Another layer has a protection of its own; that of a group stays.
+                if group.get("protection") == self._settings["protection"]:
+                    del group["protection"]
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -225,3 +225,28 @@ def test_what_was_told_is_checked_in_a_checkpoint() -> None:
     other = SALAdamW(model.parameters())
     other.load_state_dict(saved)
     other.tell(loss=1.0)
+
+
+def test_a_layer_in_the_place_of_another() -> None:
+    model = nn.Linear(8, 4)
+    optimizer = torch.optim.AdamW(
+        [{"params": [model.weight]}, {"params": [model.bias], "protection": 2.0}]
+    )
+    layer = CommunicationLayer(optimizer, protection=8.0)
+    train(optimizer, model, 70)
+    held = layer.controller.importance(model.weight)[0]
+    layer.remove()
+    layer.remove()
+    other = CommunicationLayer(optimizer, protection=0.5)
+    train(optimizer, model, 1)
+    assert [group["protection"] for group in optimizer.param_groups] == [0.5, 2.0]
+    torch.testing.assert_close(other.controller.importance(model.weight)[0], held, rtol=0, atol=0)
+
+
+def test_sparse_gradients_of_a_layer_are_refused_by_its_name() -> None:
+    table = nn.Embedding(10, 4, sparse=True)
+    optimizer = torch.optim.SparseAdam(table.parameters())
+    CommunicationLayer(optimizer)
+    table(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(RuntimeError, match="CommunicationLayer does not support sparse"):
+        optimizer.step()

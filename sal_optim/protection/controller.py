@@ -71,7 +71,9 @@ class ProtectionController(Holder):
 
     def collect(self) -> list[Block]:
         """Protected parameters that have a gradient. All is checked before anything changes."""
-        blocks = blocks_of(self.groups, self.optimizer.state, self.early, type(self.optimizer))
+        layered = self.settings is not None
+        owner = "CommunicationLayer" if layered else type(self.optimizer).__name__
+        blocks = blocks_of(self.groups, self.optimizer.state, self.early, owner)
         known = not blocks or any(block.state["evidence_weight"] > 0.0 for block in blocks)
         if not known and begin_anew_if_emptied(self):
             self.judge.forget()
@@ -282,8 +284,9 @@ class ProtectionController(Holder):
                 found = importance_of(param, self.state_of(param), group, damping)
                 return torch.zeros_like(plain(param.detach())) if found is None else found, group
         raise ValueError(
-            f"Invalid param value: a tensor of shape {tuple(param.shape)}; param must be one of "
-            "this optimizer's parameters"
+            f"Invalid param value: a {type(param).__name__} of shape "
+            f"{tuple(getattr(param, 'shape', ()))}; param must be one of this optimizer's "
+            "parameters"
         )
 
     def stability(self, param: Tensor) -> Tensor:
