@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sal_optim import config
-from sal_optim.checkpoint.loading import Checkpoint
+from sal_optim.checkpoint.loading import Checkpoint, without_early
 from sal_optim.checkpoint.validation import StateDict, fitted_around
 from sal_optim.importance import State
 from sal_optim.optimizer import SALOptimizer
@@ -74,11 +74,13 @@ class CommunicationLayer:
         self.optimizer = optimizer
         self.controller = ProtectionController(optimizer, self._settings)
         self._decision: Decision | None = None
+        self._waiting: dict[Tensor, State] = {}  # of a checkpoint, see _fitted
         self._left: list[Tensor | None] = []  # the gradients that the optimizer was given
         self._handles = [
             *Checkpoint(optimizer, self._fitted).attach(),
             optimizer.register_load_state_dict_post_hook(self._loaded),
             optimizer.register_state_dict_pre_hook(self._about_to_save),
+            optimizer.register_state_dict_post_hook(self._saved, prepend=True),
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
         ]
@@ -89,6 +91,11 @@ class CommunicationLayer:
 
     def remove(self) -> None:
         """Take the layer off; the optimizer then steps as if it had never been there."""
+        if self._handles:
+            for group in self.optimizer.param_groups:
+                # Another layer has a protection of its own; that of a group stays.
+                if group.get("protection") == self._settings["protection"]:
+                    del group["protection"]
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -157,7 +164,7 @@ class CommunicationLayer:
         if known is None:
             return
         if self.controller.observing:
-            self.controller.count_observed()
+            self.controller.count_observed(known)
             for param, grad in known.replaced:
                 param.grad = grad
         else:
@@ -211,13 +218,30 @@ class CommunicationLayer:
     # ---------------------------------------------------------------- checkpoints
 
     def _fitted(self, state_dict: StateDict) -> StateDict:
-        return fitted_around(self.optimizer, self.controller.groups, state_dict)
+        found = fitted_around(self.optimizer, self.controller.groups, state_dict)
+        # What the optimizer would take for its own.
+        found, self._waiting = without_early(self.optimizer, found)
+        return found
 
     def _about_to_save(self, _: Any) -> None:
         self.controller.settle()
 
+    def _saved(self, _: Any, state_dict: StateDict) -> None:
+        """Add what was gathered of parameters before their first step."""
+        early = self.controller.early
+        if not early:
+            return
+        for group, saved in zip(
+            self.optimizer.param_groups, state_dict["param_groups"], strict=True
+        ):
+            for param, key in zip(group["params"], saved["params"], strict=True):
+                if early.get(param):
+                    state_dict["state"][key] = dict(early[param])
+
     def _loaded(self, _: Any) -> None:
         self.controller.early.clear()
+        self.controller.early.update(self._waiting)
+        self._waiting = {}
         self.controller.forget()
         self._decision = None
 

@@ -200,12 +200,13 @@ class SALOptimizer(Optimizer):
         _refuse_capture(self)
         self._refuse_cast()
         controller = self.controller
+        self._begin_moments_anew()
         blocks = controller.collect()
         rate = max(float(group["lr"]) for group in self.param_groups)
         decision = controller.decide(blocks, rate=rate, loss_scale=loss_scale_of(self))
         controller.gather(decision)
         if controller.observing:
-            controller.count_observed()
+            controller.count_observed(decision)
             return loss
         controller.measure_before(decision)
         controller.protect(decision)
@@ -228,6 +229,20 @@ class SALOptimizer(Optimizer):
                         f"parameter of {param.dtype}; when a parameter is cast, delete its entry "
                         "of optimizer.state"
                     )
+
+    def _begin_moments_anew(self) -> None:
+        """Where moments were deleted, set the rest aside: the base begins where nothing is."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                state = self.state.get(param)
+                moments = self._moments_of(param, group)
+                if not state or all(name in state for name in moments):
+                    continue
+                if any(name in state for name in self._moments if name not in moments):
+                    continue  # it had another update so far, as in Muon
+                own = {name: value for name, value in self.state.pop(param).items() if is_own(name)}
+                if own:
+                    self.controller.early[param] = own
 
     def _base_step(self) -> None:
         """The base optimizer's own step, without hooks, which belong to this one."""

@@ -24,6 +24,7 @@ from sal_optim.protection.block import NUMBERS, Group, kind_of_param, prepare
 from sal_optim.protection.controller import ProtectionController
 from sal_optim.sharding.places import Place, one_writes
 from sal_optim.utils import checks
+from sal_optim.utils.autocasting import exact
 from sal_optim.utils.lazy_import import extra_package
 
 FORMAT, VERSION = "sal_optim.importance", 1
@@ -125,6 +126,7 @@ def _places(found: list[list[int]]) -> list[Place]:
     return [Place(tuple(row[: len(row) // 2]), tuple(row[len(row) // 2 :])) for row in rows]
 
 
+@exact
 def put(
     controller: ProtectionController, names: dict[Tensor, str], content: Content, *, strict: bool
 ) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sal_optim.checkpoint.validation import STATISTICS, StateDict, paired
+from sal_optim.checkpoint.validation import STATISTICS, StateDict, is_own, paired
 
 # Returns the state dict in the form of an optimizer, or raises; changes neither of the two.
 Fit = Callable[[StateDict], StateDict]
@@ -56,6 +56,31 @@ class Checkpoint:
             state = self._optimizer.state[param]
             for name, value in saved.items():
                 if isinstance(value, Tensor) and name.startswith(STATISTICS):
-                    # A copy: state dicts share their tensors with the optimizer they came from.
-                    state[name] = value.detach().to(device=param.device, copy=True)
+                    state[name] = _copied(value, param)
         self._loaded = {}
+
+
+def without_early(
+    optimizer: Optimizer, state_dict: StateDict
+) -> tuple[StateDict, dict[Tensor, dict[str, Any]]]:
+    """A state dict without states of the protection alone, and copies of these by parameter.
+
+    Such a state is of a parameter that the optimizer had not stepped yet.
+    """
+    states, early = dict(state_dict.get("state", {})), {}
+    for saved, group in zip(
+        state_dict.get("param_groups", []), optimizer.param_groups, strict=False
+    ):
+        for key, param in zip(saved.get("params", ()), group["params"], strict=False):
+            state = states.get(key)
+            if isinstance(state, dict) and state and all(is_own(name) for name in state):
+                early[param] = {name: _copied(value, param) for name, value in state.items()}
+                del states[key]
+    return ({**state_dict, "state": states} if early else state_dict), early
+
+
+def _copied(value: Any, param: Tensor) -> Any:
+    """A tensor on a parameter's device: state dicts share theirs with where they came from."""
+    if isinstance(value, Tensor):
+        return value.detach().to(device=param.device, copy=True)
+    return value

@@ -4,27 +4,21 @@ Names are ``param_names`` of the param groups, which torch.optim keeps where an 
 ``model.named_parameters()``, or those of a model.
 """
 
-from collections.abc import Iterable
-from itertools import chain
+from collections import Counter
+from itertools import chain, islice
 from typing import Any
 
 from torch import Tensor, nn
 
+from sal_optim.protection import buffers
 from sal_optim.utils import checks
+from sal_optim.utils.naming import unwrapped
 
 Groups = list[dict[str, Any]]
 StateDict = dict[str, Any]
 
-# What torch puts into names when it wraps a module.
-_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-
-
-def unwrapped(names: Iterable[str]) -> list[str]:
-    """Names as they are without torch.compile, FSDP and DataParallel around the model."""
-    found = [".".join(part for part in n.split(".") if part not in _WRAPPERS) for n in names]
-    if found and all(name.startswith("module.") for name in found):
-        found = [name.removeprefix("module.") for name in found]
-    return found
+# What is of all groups, and kept in the first.
+SHARED = ("threshold", buffers.KEY)
 
 
 def names_of(groups: Groups, model: nn.Module | None = None) -> dict[Tensor, str]:
@@ -45,8 +39,15 @@ def names_of(groups: Groups, model: nn.Module | None = None) -> dict[Tensor, str
                 "Invalid model value: None; the optimizer was made without names, so model must be "
                 "the module that holds its parameters (or make it of model.named_parameters())"
             )
-        names = list(chain.from_iterable(group["param_names"] for group in groups))
-        return dict(zip(params, unwrapped(names), strict=True))
+        names = unwrapped(chain.from_iterable(group["param_names"] for group in groups))
+        twice = next((name for name, count in Counter(names).items() if count > 1), None)
+        if twice is not None:
+            raise ValueError(
+                f"Invalid model value: None; the optimizer has several parameters {twice!r}, so "
+                "model must be a module that holds them all under names of their own, such as a "
+                "torch.nn.ModuleDict of the models"
+            )
+        return dict(zip(params, names, strict=True))
     checks.model(model, groups)
     named = list(model.named_parameters())
     known = dict(zip((p for _, p in named), unwrapped(n for n, _ in named), strict=True))
@@ -72,9 +73,13 @@ def regrouped(groups: Groups, state_dict: StateDict) -> StateDict:
     saved = state_dict.get("param_groups")
     if not (isinstance(saved, list) and _named(groups) and _named(saved)):
         return state_dict
-    own_names = [unwrapped(group["param_names"]) for group in groups]
-    saved_names = [unwrapped(group["param_names"]) for group in saved]
-    if own_names == saved_names or any(
+    own_names, saved_names = _by_group(groups), _by_group(saved)
+    alike = own_names == saved_names or all(
+        # As they were before one of several models was wrapped.
+        len(groups) == len(saved) and unwrapped(one) == unwrapped(other)
+        for one, other in zip(own_names, saved_names, strict=False)
+    )
+    if alike or any(
         len(group["params"]) != len(names) for group, names in zip(saved, saved_names, strict=True)
     ):
         return state_dict
@@ -83,20 +88,33 @@ def regrouped(groups: Groups, state_dict: StateDict) -> StateDict:
         for index, (group, names) in enumerate(zip(saved, saved_names, strict=True))
         for name, key in zip(names, group["params"], strict=True)
     }
-    _check_same_names(set(chain.from_iterable(own_names)), set(places))
+    own_set = set(chain.from_iterable(own_names))
+    if len(own_set) < sum(map(len, own_names)) or len(places) < sum(map(len, saved_names)):
+        return state_dict  # of several models with the same names
+    _check_same_names(own_set, set(places))
     found = []
     for own, names in zip(groups, own_names, strict=True):
         sources = {places[name][0] for name in names}
         if len(sources) == 1:
             settings = dict(saved[sources.pop()])
         else:
-            settings = {name: value for name, value in own.items() if name != "threshold"}
+            settings = {name: value for name, value in own.items() if name not in SHARED}
         settings["params"] = [places[name][1] for name in names]
         settings["param_names"] = list(own["param_names"])
         found.append(settings)
-    if found and "threshold" in saved[0]:
-        found[0]["threshold"] = saved[0]["threshold"]
+    for name in SHARED:
+        kept = [group[name] for group in saved if name in group]
+        for group in found:
+            group.pop(name, None)
+        if kept:
+            found[0][name] = kept[0]
     return {**state_dict, "param_groups": found}
+
+
+def _by_group(groups: Groups) -> list[list[str]]:
+    """Names of the parameters of each group; what wraps a model is before those of all of them."""
+    names = iter(unwrapped(chain.from_iterable(group["param_names"] for group in groups)))
+    return [list(islice(names, len(group["param_names"]))) for group in groups]
 
 
 def _named(groups: list[Any]) -> bool:

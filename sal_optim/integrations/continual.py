@@ -104,6 +104,7 @@ class Continual:
             clip: the norm that the trainer clips gradients to; 0: none.
         """
         self._protection, self._model = protection, model
+        self._measured = 0  # the step of the last measurement
         self._batches, self._loss = batches, loss
         if not resumed:
             if self.importance_from is not None:
@@ -121,8 +122,10 @@ class Continual:
             told: numbers for :meth:`SALOptimizer.tell`; None where the trainer has none.
         """
         self.told(**told)
-        due = self.probed is not None and step % self.probe_every == 0
+        # A trainer that accumulates gradients says the same step several times.
+        due = self.probed is not None and step % self.probe_every == 0 and step != self._measured
         if due:
+            self._measured = step
             self.measure()
         return due
 

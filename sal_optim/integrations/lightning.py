@@ -67,6 +67,12 @@ class SALCallback(Monitor):
                 "needs exactly one, and where optimization is not automatic, its argument loss"
             )
 
+        def placed(batch: Any) -> Any:
+            # As Lightning's own loop does it.
+            made = trainer.precision_plugin.convert_input(batch)
+            made = pl_module._on_before_batch_transfer(made, dataloader_idx=0)
+            return trainer.strategy.batch_to_device(made)
+
         def loss(batch: Any) -> Tensor:
             with trainer.precision_plugin.train_step_context():
                 if self._loss is not None:
@@ -78,7 +84,7 @@ class SALCallback(Monitor):
         self._continual.begin(
             protected[0],
             pl_module,
-            lambda data: map(trainer.strategy.batch_to_device, data),
+            lambda data: map(placed, data),
             loss,
             resumed=trainer.global_step > 0,
             clip=trainer.gradient_clip_val or 0.0,

@@ -92,10 +92,15 @@ class SALCallback(Diagnostics):
             made = data
             if not isinstance(data, DataLoader):
                 made = DataLoader(
-                    data, args.per_device_train_batch_size, collate_fn=loader.collate_fn
+                    _of_columns(data, loader.dataset),
+                    args.per_device_train_batch_size,
+                    collate_fn=loader.collate_fn,
                 )
             for batch in made:
-                yield {name: value.to(args.device) for name, value in batch.items()}
+                yield {
+                    name: value.to(args.device) if isinstance(value, Tensor) else value
+                    for name, value in batch.items()
+                }
 
         self._continual.begin(
             required_protection(kwargs["optimizer"]),
@@ -156,6 +161,14 @@ def _build(cls: type, context: Any) -> tuple[type, dict[str, Any]]:
         if name != IMPORTANCE_FROM:
             kwargs[name] = _value(text)
     return cls, kwargs
+
+
+def _of_columns(data: Any, trained: Any) -> Any:
+    """A data set without the columns that the Trainer has removed from its own."""
+    own, kept = getattr(data, "column_names", None), getattr(trained, "column_names", None)
+    if not (own and kept and hasattr(data, "select_columns")):
+        return data
+    return data.select_columns([name for name in own if name in kept])
 
 
 def _own_loss(model: Any, batch: Any) -> Tensor:

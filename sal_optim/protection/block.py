@@ -48,7 +48,7 @@ class Block:
 
 
 def blocks_of(
-    groups: Sequence[Group], state: Mapping[Tensor, State], early: dict[Tensor, State], owner: type
+    groups: Sequence[Group], state: Mapping[Tensor, State], early: dict[Tensor, State], owner: str
 ) -> list[Block]:
     """Protected parameters that have a gradient and values, as a step sees them.
 
@@ -58,7 +58,7 @@ def blocks_of(
         groups: with the settings of the protection.
         state: of the optimizer, by parameter.
         early: where state is kept that the optimizer does not have yet.
-        owner: the optimizer's class, for messages.
+        owner: the name of what protects, for messages.
     """
     found = [
         (param, group)
@@ -68,7 +68,7 @@ def blocks_of(
         if param.grad is not None and not param.is_meta
     ]
     for param, group in found:
-        check_ready(param, state.get(param) or early.get(param, {}), group, owner.__name__)
+        check_ready(param, state.get(param) or early.get(param, {}), group, owner)
     return [
         block_of(param, state.get(param) or early.setdefault(param, {}), group)
         for param, group in found

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sal_optim.protection.block import Group
 from sal_optim.utils import checks
+from sal_optim.utils.naming import unwrapped
 
 # In the first param group, so that state_dict, deepcopy and pickling take it along.
 KEY = "buffers"
@@ -19,13 +20,13 @@ STATISTICS = ("running_mean", "running_var")
 
 
 def running_statistics(model: nn.Module) -> dict[str, Tensor]:
-    """The buffers of a model that follow the data, by name."""
+    """The buffers of a model that follow the data, by name without what wraps the model."""
     found = {}
     for path, module in model.named_modules():
         own = dict(module.named_buffers(recurse=False))
         if any(name in own for name in STATISTICS):
             found.update({f"{path}.{name}" if path else name: b for name, b in own.items()})
-    return found
+    return dict(zip(unwrapped(found), found.values(), strict=True))
 
 
 def keep(groups: Sequence[Group], model: nn.Module) -> None:
@@ -47,6 +48,7 @@ def kept_for(groups: Sequence[Group], model: nn.Module) -> list[tuple[Tensor, Te
     """
     checks.model(model, groups)
     kept: dict[str, Tensor] = next((group[KEY] for group in groups if KEY in group), {})
+    kept = dict(zip(unwrapped(kept), kept.values(), strict=True))
     pairs = []
     for name, buffer in running_statistics(model).items():
         value = kept.get(name)

@@ -15,6 +15,7 @@ from sal_optim.protection import anchor
 from sal_optim.protection.block import Group, kind_of_param, local_state, new_anchor
 from sal_optim.protection.clock import shares
 from sal_optim.sharding.dtensor import plain
+from sal_optim.utils.autocasting import exact
 from sal_optim.utils.rounding import dither
 
 # What importance so far counts for in the anchor's mean. 0 recentres on the latest weights, as the
@@ -63,6 +64,7 @@ def consolidate_param(
     return True
 
 
+@exact
 def draw_back(param: Tensor, state: State, group: Group, strength: float) -> None:
     """Move one parameter toward its anchor by ``k / (1 + k)``, k = ``strength`` * importance."""
     if state.get("evidence_weight", 0.0) > 0.0 and "anchor" in state:

@@ -37,6 +37,7 @@ from sal_optim.protection.judge import Decision, Judge
 from sal_optim.protection.silence import Patience, begin_anew_if_emptied
 from sal_optim.sharding.dtensor import plain
 from sal_optim.utils import checks
+from sal_optim.utils.autocasting import exact
 from sal_optim.utils.rounding import MOST, dither
 
 # The pending sums are halved with their step count when they reach this many steps: their mean
@@ -58,7 +59,7 @@ class ProtectionController(Holder):
         # The step of gradient descent is as long as its gradient, others' hardly depend on it.
         self._descends = isinstance(optimizer, torch.optim.SGD)
         self._spectrum: Spectrum | None = None
-        self._observed = 0
+        self._observed = self._observed_gathered = 0
         self._patience = Patience()
 
     @property
@@ -70,7 +71,9 @@ class ProtectionController(Holder):
 
     def collect(self) -> list[Block]:
         """Protected parameters that have a gradient. All is checked before anything changes."""
-        blocks = blocks_of(self.groups, self.optimizer.state, self.early, type(self.optimizer))
+        layered = self.settings is not None
+        owner = "CommunicationLayer" if layered else type(self.optimizer).__name__
+        blocks = blocks_of(self.groups, self.optimizer.state, self.early, owner)
         known = not blocks or any(block.state["evidence_weight"] > 0.0 for block in blocks)
         if not known and begin_anew_if_emptied(self):
             self.judge.forget()
@@ -89,6 +92,7 @@ class ProtectionController(Holder):
             self._patience.count(self.detector, self.groups[0]["consolidate_every"])
         return decision
 
+    @exact
     def gather(self, decision: Decision) -> None:
         """Add this step's gradients to what is pending."""
         if not decision.gathers:
@@ -110,6 +114,7 @@ class ProtectionController(Holder):
             if block.state["pending_steps"] >= PENDING_HORIZON:
                 _halve_pending(block)
 
+    @exact
     def protect(self, decision: Decision) -> None:
         """Give the step protected gradients; :meth:`finish` puts the others back."""
         held = batches(decision.blocks)
@@ -176,10 +181,10 @@ class ProtectionController(Holder):
                 continue  # a run that diverges is not ended here
             if not isinstance(number, Tensor):
                 number = torch.tensor(checks.number(name, number), device="cpu")
-            elif number.numel() != 1:
+            elif number.numel() != 1 or number.is_complex():
                 raise ValueError(
-                    f"Invalid {name} value: a tensor of shape {tuple(number.shape)}; {name} must "
-                    "be one number"
+                    f"Invalid {name} value: a tensor of shape {tuple(number.shape)}, "
+                    f"{number.dtype}; {name} must be one real number"
                 )
             if not self.observing:
                 self.judge.hear_told(name, number.detach())
@@ -192,21 +197,29 @@ class ProtectionController(Holder):
     def observe(self) -> Iterator[None]:
         """A context in which steps gather importance and move nothing."""
         self.settle()
-        self.judge.observing, self._observed = True, 0
+        outside, self.judge.observing = self.judge.observing, True
+        steps, gathered = self._observed, self._observed_gathered
         try:
             yield
         finally:
-            self.judge.observing = False
-        if self._observed == 0:
-            warnings.warn(
-                "observe() saw no step(), so nothing was gathered; call step() after each backward",
-                UserWarning,
-                stacklevel=3,
+            self.judge.observing = outside
+        told = None
+        if self._observed == steps:
+            told = "saw no step(), so nothing was gathered; call step() after each backward"
+        elif self._observed_gathered == gathered and any(
+            group["protection"] > 0.0 for group in self.groups
+        ):
+            told = (
+                "gathered nothing: no step() saw a gradient that is finite and not zero; call "
+                "backward() before each, of parameters that require gradients"
             )
+        if told is not None:
+            warnings.warn(f"observe() {told}", UserWarning, stacklevel=3)
 
-    def count_observed(self) -> None:
+    def count_observed(self, decision: Decision) -> None:
         """One more step inside of :meth:`observe`."""
         self._observed += 1
+        self._observed_gathered += decision.gathers
 
     @torch.no_grad()
     def restore(self, strength: float, model: nn.Module | None = None) -> None:
@@ -220,10 +233,13 @@ class ProtectionController(Holder):
             )
         kept = [] if model is None else buffers.kept_for(self.optimizer.param_groups, model)
         found = [(p, self.state_of(p), group) for group in groups for p in group["params"]]
-        if not any(state.get("evidence_weight", 0.0) > 0.0 for _, state, _ in found):
+        held = [state for _, state, _ in found if state.get("evidence_weight", 0.0) > 0.0]
+        if not any("anchor" in state for state in held):
+            why = "an anchor is first kept by a consolidation with a pull above 0"
+            why = why if held else "there was no consolidation yet"
             warnings.warn(
-                "restore() changed nothing: there was no consolidation yet; call consolidate() "
-                "after steps of what should be kept",
+                f"restore() changed nothing: {why}; call consolidate() after steps of what should "
+                "be kept",
                 UserWarning,
                 stacklevel=4,
             )
@@ -232,12 +248,14 @@ class ProtectionController(Holder):
         if strength > 0.0:
             buffers.put_back(kept)
 
+    @exact
     @torch.no_grad()
     def grow(self, old: Tensor, new: Tensor) -> None:
         """Put a parameter with more rows in another's place; see ``SALOptimizer.grow``."""
         self.settle()
         growing.grow(self, old, new)
 
+    @exact
     @torch.no_grad()
     def take_over(self, old: Tensor, state: State, new: Tensor) -> None:
         """The same where a framework has put ``new`` into the place of ``old`` by itself.
@@ -250,6 +268,7 @@ class ProtectionController(Holder):
         self.settle()
         growing.move(self, old, state, new)
 
+    @exact
     @torch.no_grad()
     def importance(self, param: Tensor, share: float = 0.0) -> tuple[Tensor, Group]:
         """Importance of each element, in the shape of the real local parameter, and its group.
@@ -265,8 +284,9 @@ class ProtectionController(Holder):
                 found = importance_of(param, self.state_of(param), group, damping)
                 return torch.zeros_like(plain(param.detach())) if found is None else found, group
         raise ValueError(
-            f"Invalid param value: a tensor of shape {tuple(param.shape)}; param must be one of "
-            "this optimizer's parameters"
+            f"Invalid param value: a {type(param).__name__} of shape "
+            f"{tuple(getattr(param, 'shape', ()))}; param must be one of this optimizer's "
+            "parameters"
         )
 
     def stability(self, param: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def _may_be(group: dict[str, Any], states: Any) -> bool:
         state, stride = states.get(param, {}), param.stride()
         moments = [state[name] for name in MOMENTS if state.get(name) is not None]
         # Fused kernels take memory as it lies: in gradients and moments as in parameters.
-        if any(tensor.stride() != stride for tensor in (grad, *moments)):
+        if grad.dtype != param.dtype or any(t.stride() != stride for t in (grad, *moments)):
             return False
         if "step" in state and state["step"].dtype != torch.float32:
             return False

@@ -21,8 +21,8 @@ class Holder:
 
     def __init__(self, optimizer: Optimizer, settings: Group | None = None) -> None:
         self.optimizer, self.settings = optimizer, settings
-        # State gathered before the optimizer's first step: many initialise their own state where
-        # they find none, so nothing may be there before.
+        # State gathered before a parameter's first step: many optimizers initialise their own
+        # where they find none, so nothing may be there before.
         self.early: dict[Tensor, State] = {}
 
     @property
@@ -57,10 +57,13 @@ class Holder:
         return state if state else self.early.get(param, {})
 
     def settle_early(self) -> None:
-        """Put state that was gathered before the optimizer's first step where it belongs."""
-        for param, early in self.early.items():
-            self.optimizer.state[param].update(early)
-        self.early.clear()
+        """Put state that was gathered before a parameter's first step where it belongs.
+
+        That of a parameter without a gradient, such as a frozen one, waits for its first step.
+        """
+        for param in list(self.early):
+            if param.grad is not None or self.optimizer.state.get(param):
+                self.optimizer.state[param].update(self.early.pop(param))
 
     def rate_of(self, group: Group) -> Any:
         """The learning rate of a group from :attr:`groups`; a number or a tensor."""

@@ -36,6 +36,7 @@ from sal_optim.protection.clock import (
 from sal_optim.protection.consolidation import consolidate_param
 from sal_optim.protection.holder import Holder
 from sal_optim.protection.statistics import track
+from sal_optim.utils.autocasting import exact
 from sal_optim.utils.rounding import Number, on_host
 
 
@@ -190,6 +191,7 @@ class Judge:
         states = [self.holder.state_of(param) for param in params]
         track(states, values, beta, update=update)
 
+    @exact
     def consolidate(self, *, ended: bool = False) -> bool:
         """Merge what was gathered by all parameters; return whether there was anything.
 

@@ -4,7 +4,7 @@ import warnings
 from typing import Any
 
 from sal_optim.detection.change_detector import DetectorState, new_detector
-from sal_optim.protection.clock import window
+from sal_optim.protection.clock import INTERVAL, window
 from sal_optim.protection.holder import Holder
 
 # Windows of the clock without a consolidation after which it is told.
@@ -27,7 +27,7 @@ class Patience:
         same = detector["consolidations"] == self._consolidations
         self._steps = self._steps + 1 if same else 0
         self._consolidations = detector["consolidations"]
-        wait = PATIENCE * window(detector, every)
+        wait = PATIENCE * max(window(detector, every), INTERVAL)
         if self._told or every is None or self._steps < wait:
             return
         self._told = True
