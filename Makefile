@@ -34,7 +34,7 @@ coverage: $(VENV)/.installed
 		--cov --cov-report=term-missing --cov-fail-under=95 $(ARGS)
 
 fuzz: $(VENV)/.installed
-	SAL_OPTIM_FUZZ=10000 $(BIN)/python -m pytest -n 2 tests/test_fuzz.py $(ARGS)
+	SAL_OPTIM_FUZZ=10000 $(BIN)/python -m pytest -n 2 tests/optimizers/test_fuzz.py $(ARGS)
 
 long: $(VENV)/.installed
 	SAL_OPTIM_LONG=1000000 $(BIN)/python -m pytest -n 2 tests/training/test_long_runs.py $(ARGS)

@@ -7,6 +7,7 @@ gradient that the update is given. See ``CONTRIBUTING.md`` for how a base optimi
 
 import contextlib
 import functools
+import itertools
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, overload
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sal_optim.checkpoint import moments
 from sal_optim.checkpoint.loading import Checkpoint
 from sal_optim.checkpoint.validation import fitted, is_own
 from sal_optim.config import SHARED_BY_ALL, check_alike, check_protection
 from sal_optim.protection.controller import ProtectionController
-from sal_optim.protection.fused import fused, loss_scale_of
+from sal_optim.protection.fused import fused, loss_scale_of, refuse_capture
 from sal_optim.utils import checks
 
 # Settings of the protection, which the base optimizer's constructor does not know.
@@ -169,9 +171,12 @@ class SALOptimizer(Optimizer):
             KeyError: a part of ``state_dict`` is missing.
             TypeError: a value in it is of a wrong kind.
             ValueError: groups, or shapes of state tensors, do not fit this optimizer.
+            RuntimeError: it is called inside of :meth:`observe`.
         """
         if not isinstance(state_dict, dict):
             raise TypeError(f"state_dict is a {type(state_dict).__name__}; it must be a dict")
+        if self.controller.observing:
+            raise RuntimeError("load_state_dict() inside of observe(): load before, or after it")
         with Checkpoint(self, functools.partial(fitted, self)).captured():
             super().load_state_dict(state_dict)
         vars(self).pop("_own_controller", None)
@@ -197,10 +202,9 @@ class SALOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        _refuse_capture(self)
-        self._refuse_cast()
+        refuse_capture(self)
+        self._check_groups()
         controller = self.controller
-        self._begin_moments_anew()
         blocks = controller.collect()
         rate = max(float(group["lr"]) for group in self.param_groups)
         decision = controller.decide(blocks, rate=rate, loss_scale=loss_scale_of(self))
@@ -217,32 +221,18 @@ class SALOptimizer(Optimizer):
             controller.finish(decision)
         return loss
 
-    def _refuse_cast(self) -> None:
-        """Raise ValueError where a parameter was cast and the base optimizer's state was not."""
+    def _check_groups(self) -> None:
+        """Refuse what was changed since and does not fit; begin anew where moments were deleted."""
+        first, *others = self.param_groups
+        for name, group in itertools.product(SHARED_BY_ALL, others):
+            check_alike(name, group[name], first[name])
         for group in self.param_groups:
             for param in group["params"]:
-                name = (*self._moments_of(param, group), "momentum_buffer")[0]
-                moment = self.state[param].get(name) if param in self.state else None
-                if moment is not None and moment.dtype != param.dtype:
-                    raise ValueError(
-                        f"Invalid params value: the state {name!r} is of {moment.dtype}, its "
-                        f"parameter of {param.dtype}; when a parameter is cast, delete its entry "
-                        "of optimizer.state"
-                    )
-
-    def _begin_moments_anew(self) -> None:
-        """Where moments were deleted, set the rest aside: the base begins where nothing is."""
-        for group in self.param_groups:
-            for param in group["params"]:
-                state = self.state.get(param)
-                moments = self._moments_of(param, group)
-                if not state or all(name in state for name in moments):
-                    continue
-                if any(name in state for name in self._moments if name not in moments):
-                    continue  # it had another update so far, as in Muon
-                own = {name: value for name, value in self.state.pop(param).items() if is_own(name)}
-                if own:
-                    self.controller.early[param] = own
+                state, wanted = self.state.get(param, {}), self._moments_of(param, group)
+                moments.refuse_cast(param, state, wanted)
+                if moments.are_deleted(state, wanted, self._moments):
+                    kept = moments.own(self.state.pop(param))
+                    self.controller.early.update({param: kept} if kept else {})
 
     def _base_step(self) -> None:
         """The base optimizer's own step, without hooks, which belong to this one."""
@@ -350,13 +340,3 @@ class SALOptimizer(Optimizer):
 
 def _as_default(state: Any) -> Any:
     return defaultdict(dict, state)
-
-
-def _refuse_capture(optimizer: Optimizer) -> None:
-    """Raise RuntimeError where a step would be recorded into a CUDA graph."""
-    params = optimizer.param_groups[0]["params"]
-    if params and params[0].is_cuda and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            f"{type(optimizer).__name__}.step() can't be captured into a CUDA graph: it decides on "
-            "the host when to consolidate; capture forward and backward, and step outside"
-        )

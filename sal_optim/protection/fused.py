@@ -58,3 +58,13 @@ def _may_be(group: dict[str, Any], states: Any) -> bool:
         begun.add(state.get("momentum_buffer") is None)
     # torch's fused SGD takes no parameter that comes later than the others.
     return len(begun) == 1
+
+
+def refuse_capture(optimizer: Optimizer) -> None:
+    """Raise RuntimeError where a step would be recorded into a CUDA graph."""
+    params = optimizer.param_groups[0]["params"]
+    if params and params[0].is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{type(optimizer).__name__}.step() can't be captured into a CUDA graph: it decides on "
+            "the host when to consolidate; capture forward and backward, and step outside"
+        )

@@ -250,3 +250,31 @@ def test_sparse_gradients_of_a_layer_are_refused_by_its_name() -> None:
     table(torch.tensor([1, 2])).sum().backward()
     with pytest.raises(RuntimeError, match="CommunicationLayer does not support sparse"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("cls", FAMILY)
+def test_a_setting_that_all_groups_share_changed_in_one(cls: Any) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+    groups = [{"params": part.parameters()} for part in model]
+    optimizer = cls(groups, lr=1e-3)
+    train(optimizer, model, 2)
+    before = [param.detach().clone() for param in model.parameters()]
+    optimizer.param_groups[1]["consolidate_every"] = 50
+    with pytest.raises(ValueError, match="consolidate_every value: 50 in one param group"):
+        train(optimizer, model, 1)
+    assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+    optimizer.param_groups[0]["consolidate_every"] = 50
+    train(optimizer, model, 1)
+
+
+@pytest.mark.parametrize("cls", FAMILY)
+def test_loading_inside_of_observe_is_refused(cls: Any) -> None:
+    model = nn.Linear(8, 4)
+    optimizer = cls(model.parameters(), lr=1e-3)
+    saved, before = optimizer.state_dict(), model.weight.detach().clone()
+    with optimizer.observe():
+        with pytest.raises(RuntimeError, match="inside of observe"):
+            optimizer.load_state_dict(saved)
+        train(optimizer, model, 4)
+    assert torch.equal(before, model.weight)
+    optimizer.load_state_dict(saved)
