@@ -226,13 +226,15 @@ class SALOptimizer(Optimizer):
         first, *others = self.param_groups
         for name, group in itertools.product(SHARED_BY_ALL, others):
             check_alike(name, group[name], first[name])
-        for group in self.param_groups:
-            for param in group["params"]:
-                state, wanted = self.state.get(param, {}), self._moments_of(param, group)
-                moments.refuse_cast(param, state, wanted)
-                if moments.are_deleted(state, wanted, self._moments):
-                    kept = moments.own(self.state.pop(param))
-                    self.controller.early.update({param: kept} if kept else {})
+        stepped = [
+            (param, self.state[param], self._moments_of(param, group))
+            for group in self.param_groups
+            for param in group["params"]
+            if self.state.get(param)
+        ]
+        for param in moments.checked(stepped, self._moments):
+            kept = {n: value for n, value in self.state.pop(param).items() if is_own(n)}
+            self.controller.early.update({param: kept} if kept else {})
 
     def _base_step(self) -> None:
         """The base optimizer's own step, without hooks, which belong to this one."""
