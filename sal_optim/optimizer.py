@@ -203,8 +203,8 @@ class SALOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         refuse_capture(self)
+        controller = self.controller  # made now if it is missing, which sets state aside
         self._check_groups()
-        controller = self.controller
         blocks = controller.collect()
         rate = max(float(group["lr"]) for group in self.param_groups)
         decision = controller.decide(blocks, rate=rate, loss_scale=loss_scale_of(self))
