@@ -232,7 +232,7 @@ class SALOptimizer(Optimizer):
             for param in group["params"]
             if self.state.get(param)
         ]
-        for param in moments.checked(stepped, self._moments):
+        for param in moments.deleted(stepped, self._moments):
             kept = {n: value for n, value in self.state.pop(param).items() if is_own(n)}
             self.controller.early.update({param: kept} if kept else {})
 

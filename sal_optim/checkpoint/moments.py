@@ -7,7 +7,7 @@ from torch import Tensor
 from sal_optim.importance import State
 
 
-def checked(
+def deleted(
     stepped: Sequence[tuple[Tensor, State, tuple[str, ...]]], known: Sequence[str]
 ) -> list[Tensor]:
     """Parameters whose moments were deleted.
@@ -20,7 +20,7 @@ def checked(
     Raises:
         ValueError: a parameter was cast, and its state was not.
     """
-    deleted = []
+    found = []
     for param, state, needed in stepped:
         name = (*needed, "momentum_buffer")[0]
         moment = state.get(name)
@@ -30,5 +30,5 @@ def checked(
                 f"{param.dtype}; when a parameter is cast, delete its entry of optimizer.state"
             )
         if not (state.keys() >= set(needed) or state.keys() & set(known) - set(needed)):
-            deleted.append(param)
-    return deleted
+            found.append(param)
+    return found

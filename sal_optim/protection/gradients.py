@@ -100,8 +100,7 @@ def replace(block: Block, grad: Tensor) -> tuple[Tensor, Tensor]:
         found = grad.view_as(old)
         # Fused kernels take memory as it lies, so that it must lie as the parameter's does.
         same = found.stride() == param.stride()
-        like = torch.empty_like(param, dtype=old.dtype)
-        param.grad = found if same else like.copy_(found)
+        param.grad = found if same else torch.empty_like(param, dtype=old.dtype).copy_(found)
         return param, old
     new = torch.empty_like(param.detach(), dtype=old.dtype)
     plain(new).copy_(grad)

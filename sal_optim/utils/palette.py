@@ -1,7 +1,8 @@
 """The colors of all pictures, here and in benchmarks/: told apart by colour-blind readers too.
 
-The eight colors are those of Okabe and Ito 2008 (Color Universal Design). Shades of one thing are
-taken from viridis. Kinds of a line differ in its dashes, too.
+The colors are those of Okabe and Ito 2008 (Color Universal Design), but for yellow, which is too
+light for a line on white. Shades of one thing are taken from viridis. Kinds of a line differ in
+its dashes, too.
 """
 
 from typing import Any
@@ -10,7 +11,7 @@ BLACK, GRAY = "#000000", "#7f7f7f"
 ORANGE, SKY, GREEN = "#e69f00", "#56b4e9", "#009e73"
 BLUE, VERMILLION, PURPLE = "#0072b2", "#d55e00", "#cc79a7"
 
-# For lines that are many, and what sets a ninth apart. Yellow is too light for a line on white.
+# For lines that are many, and what sets an eighth apart.
 CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE, GRAY)
 DASHES = ("-", "--", ":", "-.")
 SEQUENTIAL = "viridis"
