@@ -67,7 +67,8 @@ def new_detector() -> DetectorState:
         "threshold": 1.0,
         "consolidations": 0.0,
         "least_rate": 0.0,  # the lowest learning rate since it last rose; 0: none yet
-        "begun": 0.0,  # consolidations at that rise, from which protection rises anew
+        "peak": 0.0,  # the highest mean norm at a consolidation of the clock
+        "begun": 0.0,  # consolidations from which protection rises anew
         "firm": 0.0,  # 1 once gradients left what is known, or a task's end was declared
         "changes": 0.0,  # consolidations at a detected change
         "observed": 0.0,  # 1 where what is pending was observed, not trained on

@@ -23,6 +23,10 @@ RAMP = 32
 # A learning rate that rises to this multiple of its lowest begins that anew: it is to learn on.
 RISE = 2.0
 
+# So does a mean gradient norm that grows to this multiple of its highest: a network whose gradients
+# still grow has only begun to learn. Before so many consolidations every network's may grow.
+GROWTH, LATE = 1.05, 14.0
+
 # Importance is gathered, and the penalty applied, on every fourth step: a segment is many steps
 # long, and what these read and write in memory costs a quarter.
 INTERVAL = 4
@@ -52,7 +56,7 @@ def strength(state: DetectorState) -> float:
 
     It is whole once gradients were seen to leave what is known or a task's end was declared, and
     while a change is suspected, since the first steps on other data do the harm. Until then it
-    rises with the clock, from the last rise of the learning rate on.
+    rises with the clock, from the last rise of the learning rate or, late, of the gradients on.
     """
     if state["consolidations"] > 0.0 and (state["firm"] > 0.0 or is_suspicious(state)):
         return 1.0
@@ -71,6 +75,18 @@ def hear_rate(state: DetectorState, rate: float) -> None:
         state["begun"], least = state["consolidations"], 0.0
     if rate > 0.0:
         state["least_rate"] = min(rate, least) if least > 0.0 else rate
+
+
+def hear_mean(state: DetectorState) -> None:
+    """Have protection that nothing has called for rise anew while gradients grow, late in a run.
+
+    Args:
+        state: of the change detector, at a consolidation of the clock; changed in place.
+    """
+    if state["mean"] > GROWTH * state["peak"]:
+        if state["consolidations"] >= LATE and state["changes"] == 0.0:
+            state["begun"] = state["consolidations"]
+        state["peak"] = state["mean"]
 
 
 def hear_norm(state: DetectorState, norm: float) -> None:

@@ -28,6 +28,7 @@ from sal_optim.protection.clock import (
     LEAST,
     MEASURED,
     UNIT_RETENTION,
+    hear_mean,
     hear_norm,
     hear_rate,
     is_due,
@@ -213,6 +214,8 @@ class Judge:
             unit = detector["unit"] * UNIT_RETENTION if detector["consolidations"] > 0.0 else 0.0
             detector["unit"] = max(unit, detector["mean"])
             detector["consolidations"] += 1.0
+            if not ended:
+                hear_mean(detector)
         return done
 
     def send(self, numbers: Tensor, take: Callable[[list[float]], None]) -> None:

@@ -143,6 +143,45 @@ def test_clipped_gradients_are_consolidated_by_the_clock(class_row: Row, clip: s
     assert all(bool(p.isfinite().all()) for p in model.parameters())
 
 
+# ---------------------------------------------------------------- protection that rises with it
+
+
+@pytest.mark.parametrize(("growth", "rises"), [(1.0, True), (0.98, True), (1.02, False)])
+def test_protection_waits_late_in_a_run_while_gradients_grow(
+    class_row: Row, growth: float, rises: bool
+) -> None:
+    """A network whose gradients still grow has only begun to learn, and is not to be held."""
+    params = make_params([(4, 3)])
+    optimizer = class_row(params, consolidate_every=8, alpha=1e3)
+    grads, late = torch.ones(4, 3), int(clock.LATE)
+
+    def share(windows: int, factor: float) -> float:
+        for _ in range(8 * windows):
+            grads.mul_(factor)
+            drive(optimizer, params, [[grads]])
+        return clock.strength(optimizer.param_groups[0]["threshold"])
+
+    # Early it rises all the same: any network's gradients may grow at first.
+    assert share(late - 1, growth) == pytest.approx(((late - 1) / clock.RAMP) ** 2)
+    found = share(6, growth)
+    assert (found > ((late - 1) / clock.RAMP) ** 2) == rises
+    assert rises or found < 1e-2
+    drive(optimizer, params, [[grads]] * 4)
+    optimizer.consolidate()
+    assert share(1, growth) == 1.0, "what is declared is held whole"
+
+
+def test_protection_does_not_wait_once_a_change_was_detected(class_row: Row) -> None:
+    params = make_params([(4, 3)])
+    optimizer = class_row(params, consolidate_every=8)
+    grads = torch.ones(4, 3)
+    drive(optimizer, params, [[grads]] * (8 * int(clock.LATE) + 4))
+    drive(optimizer, params, [[50.0 * grads]] * 40)
+    assert optimizer.diagnostics()["changes"] == 1.0
+    state = optimizer.param_groups[0]["threshold"]
+    assert state["begun"] == 0.0
+
+
 # ---------------------------------------------------------------- the unit of the penalty
 
 

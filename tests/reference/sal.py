@@ -234,7 +234,7 @@ class Reference:
         self.consolidations, self.changes = 0, 0
         self.total, self.since = 0, 0
         self.unit, self.last, self.leap = 0.0, 0.0, 0.0
-        self.least_rate, self.begun = 0.0, 0
+        self.least_rate, self.begun, self.peak = 0.0, 0, 0.0
         self.firm = self.observed = False
         first = self.first
         self.norms = Signal(first["tau0"], first["alpha"], first["stats_beta"], 10, 30)
@@ -295,6 +295,10 @@ class Reference:
             kept = self.unit * clock.UNIT_RETENTION if self.consolidations else 0.0
             self.unit = max(kept, self.norms.mean)
             self.consolidations += 1
+            if not ended and self.norms.mean > clock.GROWTH * self.peak:
+                self.peak = self.norms.mean
+                if self.consolidations >= clock.LATE and self.changes == 0:
+                    self.begun = self.consolidations
         return any(done)
 
     # ------------------------------------------------------------------ the step
