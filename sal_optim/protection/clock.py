@@ -83,10 +83,12 @@ def hear_mean(state: DetectorState) -> None:
     Args:
         state: of the change detector, at a consolidation of the clock; changed in place.
     """
-    if state["mean"] > GROWTH * state["peak"]:
-        if state["consolidations"] >= LATE and state["changes"] == 0.0:
+    mean, peak = state["mean"], state["peak"]
+    if mean > GROWTH * peak:
+        # A checkpoint of an earlier version has no peak.
+        if peak > 0.0 and state["consolidations"] >= LATE and state["changes"] == 0.0:
             state["begun"] = state["consolidations"]
-        state["peak"] = state["mean"]
+        state["peak"] = mean
 
 
 def hear_norm(state: DetectorState, norm: float) -> None:
