@@ -24,6 +24,8 @@ class Signal(NamedTuple):
 
 # Of a gradient norm: a run, or what follows a change, begins loud; then a refractory period.
 GRAD_NORM = Signal("", 10.0, 30.0)
+# Of the mean of some gradient norms (``pooled.py``), in the same segments.
+POOLED = Signal("pooled_", 0.0, 30.0)
 # Of the novelty (``novelty.py``), which is a ratio and begins as it goes on.
 NOVELTY = Signal("novelty_", 0.0, 8.0)
 
@@ -57,6 +59,9 @@ def new_detector() -> DetectorState:
     return {
         **{GRAD_NORM.prefix + name: 0.0 for name in STATISTICS},
         **{NOVELTY.prefix + name: 0.0 for name in STATISTICS},
+        **{POOLED.prefix + name: 0.0 for name in STATISTICS},
+        "pool": 0.0,  # the sum of the last norms, and how many they are
+        "pool_steps": 0.0,
         "novelty": 0.0,  # the last one
         "total": 0.0,  # steps of the whole run
         "since": 0.0,  # steps since the last consolidation
@@ -151,6 +156,9 @@ def record(state: DetectorState, value: float, *, beta: float, signal: Signal = 
 def begin_segment(state: DetectorState, signal: Signal = GRAD_NORM) -> None:
     """Forget the statistics of the segment that has ended; keep counts and what is reported."""
     state.update({signal.prefix + name: 0.0 for name in STATISTICS})
+    if signal is GRAD_NORM:
+        state["pool"] = state["pool_steps"] = 0.0
+        begin_segment(state, POOLED)
 
 
 def _held(state: DetectorState, tau: float, signal: Signal) -> float:

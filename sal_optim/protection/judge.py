@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sal_optim.detection import novelty, told
+from sal_optim.detection import novelty, pooled, told
 from sal_optim.detection.change_detector import (
     NOVELTY,
     DetectorState,
@@ -120,7 +120,7 @@ class Judge:
 
         self.send(torch.where(known, vector / decision.loss_scale, 0.0), hear)
         # The step that is judged later is the detector's next.
-        self._schedule(decision, detector["total"] + 1.0, True)
+        self._schedule(decision, detector["total"] + 1.0, not pooled.suspects(detector))
         most = limit(detector, tau0=settings["tau0"], alpha=settings["alpha"])
         ordinary = known & (total <= most * decision.loss_scale)
         decision.scale = torch.where(ordinary, math.sqrt(size) / total, 0.0)
@@ -141,19 +141,27 @@ class Judge:
         detector["total"] += 1.0
         detector["since"] += 1.0
         threshold = {"tau0": settings["tau0"], "alpha": settings["alpha"], "beta": beta}
+        most = limit(detector, tau0=settings["tau0"], alpha=settings["alpha"])
         verdict = observe(detector, norm, **threshold)
         if verdict.change:
-            if not is_ready(detector, NOVELTY):
-                # Later this is for the novelty to say: norms leap for many reasons.
-                detector["firm"] = 1.0
-            if self.consolidate(ended=True):
-                detector["changes"] += 1.0
-            detector["leap"] = detector["held"]
-            begin_segment(detector)
+            held = detector["held"]
+            self._changed(detector)
+            detector["leap"] = held
             # The first norm of the new segment opens its statistics.
             verdict = observe(detector, norm, **threshold)
+        elif pooled.hear(detector, min(norm, most), settings):
+            self._changed(detector)
         hear_norm(detector, norm)
-        return not verdict.surprising
+        return not (verdict.surprising or pooled.suspects(detector))
+
+    def _changed(self, detector: DetectorState) -> None:
+        """Consolidate what the norm says has ended."""
+        if not is_ready(detector, NOVELTY):
+            # Later this is for the novelty to say: norms leap for many reasons.
+            detector["firm"] = 1.0
+        if self.consolidate(ended=True):
+            detector["changes"] += 1.0
+        begin_segment(detector)
 
     def hear_novelty(self, damped: list[Tensor], whole: list[Tensor]) -> None:
         """Pass on norms of gradients, damped and whole, of the parameters that have importance."""

@@ -1,0 +1,34 @@
+"""The gradient's norm, pooled over some steps: a change that the noise of small batches hides.
+
+The threshold on single norms is four of their standard deviations above their mean, and with
+batches of a few examples other data stays below it. The mean of some norms has less noise.
+"""
+
+from typing import Any
+
+from sal_optim.detection.change_detector import POOLED, DetectorState, observe
+
+POOL = 8.0  # steps
+
+
+def hear(state: DetectorState, norm: float, settings: dict[str, Any]) -> bool:
+    """Pool one gradient norm; return whether a full pool confirms a change.
+
+    Args:
+        state: of the change detector.
+        norm: of the gradient, at most what aroused suspicion: no single step makes a pool loud.
+        settings: ``tau0``, ``alpha`` and ``stats_beta``.
+    """
+    state["pool"] += norm
+    state["pool_steps"] += 1.0
+    if state["pool_steps"] < POOL:
+        return False
+    mean = state["pool"] / POOL
+    state["pool"] = state["pool_steps"] = 0.0
+    tau0, alpha, beta = (settings[name] for name in ("tau0", "alpha", "stats_beta"))
+    return observe(state, mean, tau0=tau0, alpha=alpha, beta=beta, signal=POOLED).change
+
+
+def suspects(state: DetectorState) -> bool:
+    """Whether a pool was loud, and nothing is confirmed yet."""
+    return state[POOLED.prefix + "suspicion"] > 0.0
