@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sal_optim.detection import change_detector as detection
-from sal_optim.detection import novelty
+from sal_optim.detection import novelty, pooled
 from sal_optim.protection import clock, consolidation, controller, gradients
 
 _TINY = torch.finfo(torch.float64).tiny
@@ -201,12 +201,16 @@ class Signal:
         self.steps, self.mean, self.variance = 0, 0.0, 0.0
         self.suspicion, self.held = 0.0, 0.0
 
+    def limit(self) -> float:
+        """What a number must exceed to be surprising: while there is suspicion, what aroused it."""
+        now = self.tau0 * self.mean + self.alpha * math.sqrt(self.variance)
+        return self.held if self.suspicion else now
+
     def judge(self, value: float) -> tuple[bool, bool]:
         """Is the number surprising, and does it confirm a change?"""
         ready = self.steps >= self.warmup
         limit = self.tau0 * self.mean + self.alpha * math.sqrt(self.variance)
-        if not self.suspicion:
-            self.held = limit
+        self.held = self.limit()
         surprising = ready and value > self.held
         if surprising:
             self.suspicion += min(1.0 + math.log2(value / self.held), detection.LARGEST_COUNT)
@@ -238,6 +242,8 @@ class Reference:
         self.firm = self.observed = False
         first = self.first
         self.norms = Signal(first["tau0"], first["alpha"], first["stats_beta"], 10, 30)
+        self.pooled = Signal(first["tau0"], first["alpha"], first["stats_beta"], 0, 30)
+        self.pool: list[float] = []
         self.novelty = Signal(novelty.TAU0, novelty.ALPHA, novelty.BETA, 0, 8)
 
     # ------------------------------------------------------------------ the change detector
@@ -246,30 +252,48 @@ class Reference:
         """Is the step ordinary? Consolidates at a change."""
         self.total += 1
         self.since += 1
+        most = self.norms.limit() if self.norms.steps >= 30 else math.inf
         surprising, change = self.norms.judge(norm)
         if change:
-            self.firm = self.firm or self.novelty.steps < 8
-            self.changes += self.merge(ended=True)
-            self.leap = self.norms.held
-            self.norms.begin_segment()
+            held = self.norms.held
+            self.change()
+            self.leap = held
             surprising, _ = self.norms.judge(norm)
+        else:
+            self.pool.append(min(norm, most))
+            if len(self.pool) == pooled.POOL:
+                mean, self.pool = sum(self.pool) / pooled.POOL, []
+                if self.pooled.judge(mean)[1]:
+                    self.change()
         if self.norms.steps > 1:
             self.unit = self.unit if norm > self.leap else 0.0
             self.leap = 0.0
         if self.consolidations:
             self.unit = max(self.unit, min(norm, self.last))
         self.last = norm
-        return not surprising
+        return not (surprising or self.pooled.suspicion > 0)
+
+    def change(self) -> None:
+        """The norm says that the data is other data."""
+        self.firm = self.firm or self.novelty.steps < 8
+        self.changes += self.merge(ended=True)
+        self.begin_segment()
+
+    def begin_segment(self) -> None:
+        self.norms.begin_segment()
+        self.pooled.begin_segment()
+        self.pool = []
 
     # ------------------------------------------------------------------ consolidation
 
     def consolidate(self) -> None:
         self.firm = self.merge(ended=True) or self.firm
-        self.norms.begin_segment()
+        self.begin_segment()
 
     def strength(self) -> float:
         """The share of the protection that is in force."""
-        suspicious = self.norms.suspicion > 0 or self.novelty.suspicion > 0
+        signals = self.norms, self.pooled, self.novelty
+        suspicious = any(signal.suspicion > 0 for signal in signals)
         if self.consolidations and (self.firm or suspicious):
             return 1.0
         return min(1.0, ((self.consolidations - self.begun) / clock.RAMP) ** 2)
