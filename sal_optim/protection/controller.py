@@ -27,6 +27,7 @@ from sal_optim.protection.diagnostics import Spectrum, diagnose
 from sal_optim.protection.gradients import (
     batches,
     damped,
+    descends,
     norms_of,
     protected,
     regain_norm,
@@ -56,8 +57,7 @@ class ProtectionController(Holder):
     def __init__(self, optimizer: Optimizer, settings: Group | None = None) -> None:
         super().__init__(optimizer, settings)
         self.judge = Judge(self)
-        # The step of gradient descent is as long as its gradient, others' hardly depend on it.
-        self._descends = isinstance(optimizer, torch.optim.SGD)
+        self._descends = descends(optimizer)
         self._spectrum: Spectrum | None = None
         self._observed = self._observed_gathered = 0
         self._patience = Patience()

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from sal_optim.detection.grad_norm import joined, norms
 from sal_optim.protection import anchor
@@ -17,6 +18,20 @@ from sal_optim.utils.rounding import on_host
 
 # The most that the protected gradients of plain gradient descent are scaled up by.
 LARGEST_GAIN = 3.0
+
+
+def descends(optimizer: Optimizer) -> bool:
+    """Whether a step may be as long as its gradient, as that of gradient descent is.
+
+    Torch's own optimizers are known, and so is the family, which is derived from them or from one
+    of this package. Of any other nothing is.
+    """
+    if isinstance(optimizer, (torch.optim.SGD, torch.optim.ASGD)):
+        return True
+    known = ("torch.optim.", "sal_optim.")
+    return not any(
+        cls.__module__.startswith(known) for cls in type(optimizer).__mro__ if cls is not Optimizer
+    )
 
 
 def batches(blocks: Sequence[Block]) -> list[list[Block]]:
@@ -70,8 +85,8 @@ def _largest_stiffness(lr: Any, damping: float) -> float:
 def regain_norm(blocks: list[Block], grads: list[Tensor], decision: Decision) -> None:
     """Scale protected gradients to the norm of those they stand for, in place.
 
-    Damping shortens them where the data is the one that importance is of. Without this, plain
-    gradient descent would learn more slowly there.
+    Damping shortens them where the data is the one that importance is of. Without this, gradient
+    descent would learn more slowly there.
     """
     before = joined(norms_of(blocks, decision)).norm()
     after = joined(norms(grads, [block.sharding for block in blocks])).norm()

@@ -66,8 +66,8 @@ class Holder:
                 self.optimizer.state[param].update(self.early.pop(param))
 
     def rate_of(self, group: Group) -> Any:
-        """The learning rate of a group from :attr:`groups`; a number or a tensor."""
+        """The learning rate of a group from :attr:`groups`; a number or a tensor, 0 for none."""
         for own in self.optimizer.param_groups:
-            if own["params"] is group["params"]:
-                return own.get("lr", 0.0)
+            if own["params"] is group["params"] and own.get("lr") is not None:
+                return own["lr"]
         return 0.0

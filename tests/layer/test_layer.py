@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sal_optim import CommunicationLayer, SALAdam
+from sal_optim import CommunicationLayer, SALAdam, SALLion, SALMuon
 from sal_optim.checkpoint.validation import is_own
 from sal_optim.layer import layer_of
+from sal_optim.protection.gradients import descends
 from tests.testing.drive import (
     REGIME,
     assert_equal,
@@ -42,7 +43,7 @@ BUILDERS: dict[str, Any] = {
     "Adagrad": lambda p: optim.Adagrad(p, lr=0.05),
     "Adamax": lambda p: optim.Adamax(p, lr=0.01),
     "ASGD": lambda p: optim.ASGD(p, lr=0.5),
-    "LBFGS": lambda p: optim.LBFGS(p, lr=0.02, max_iter=4),
+    "LBFGS": lambda p: optim.LBFGS(p, lr=0.02, max_iter=2),
     "NAdam": lambda p: optim.NAdam(p, lr=0.01),
     "RAdam": lambda p: optim.RAdam(p, lr=0.03),
     "RMSprop": lambda p: optim.RMSprop(p, lr=0.01, alpha=0.9, centered=True),
@@ -60,6 +61,44 @@ def adam(params: list[Tensor], **settings: Any) -> tuple[Optimizer, Communicatio
 @pytest.mark.parametrize("name", BUILDERS)
 def test_around_torch(name: str) -> None:
     check_layer(BUILDERS[name], closure=True)
+
+
+class Descent(Optimizer):
+    """Gradient descent as another package may have it."""
+
+    def __init__(self, params: Any, lr: float | None = 0.1) -> None:
+        super().__init__(params, {"lr": lr})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        with torch.no_grad():
+            for group in self.param_groups:
+                for param in group["params"]:
+                    param.sub_(0.1 * param.grad)
+
+
+def test_gradient_descent_of_another_package_is_protected_as_torchs() -> None:
+    """It was given shortened gradients, and learned a third less."""
+    ours, theirs = make_params([(6, 4)]), make_params([(6, 4)])
+    grads = stream(ours, profile(200, (90,)))
+    kinds = {"consolidate_every": 20}
+    drive(CommunicationLayer(optim.SGD(ours, lr=0.1), **kinds).optimizer, ours, grads)
+    drive(CommunicationLayer(Descent(theirs), **kinds).optimizer, theirs, grads)
+    assert float((ours[0] - make_params([(6, 4)])[0]).detach().abs().max()) > 0.1
+    torch.testing.assert_close(theirs[0], ours[0])
+    # Some have no learning rate until their first step.
+    free = make_params([(6, 4)])
+    drive(CommunicationLayer(Descent(free, lr=None), **kinds).optimizer, free, grads)
+    assert bool(free[0].isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("SGD", True), ("ASGD", True), ("Adam", False), ("NAdam", False), ("LBFGS", False)],
+)
+def test_which_steps_are_as_long_as_their_gradients(name: str, wanted: bool) -> None:
+    assert descends(getattr(optim, name)(make_params())) == wanted
+    assert descends(Descent(make_params()))
+    assert not any(descends(cls(make_params([(4, 3)]))) for cls in (SALAdam, SALLion, SALMuon))
 
 
 @pytest.mark.parametrize(("every", "expected"), [(None, [61]), ("auto", [59])])
