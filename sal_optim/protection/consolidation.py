@@ -20,8 +20,19 @@ from sal_optim.utils.rounding import dither
 
 # What importance so far counts for in the anchor's mean. 0 recentres on the latest weights, as the
 # online Laplace approximation does, and lets the oldest tasks erode; 1 is the minimum of one
-# penalty a task, as in EWC, and drags the latest task back.
-ANCHOR_MEMORY = 0.2
+# penalty a task, as in EWC, and drags the latest task back. Weights that were trained for long on
+# one data have come to rest against the penalty, and are that minimum already: after these steps
+# the memory falls with the square of their number.
+ANCHOR_MEMORY, REST = 0.2, 1000.0
+
+
+def anchor_memory(steps: float) -> float:
+    """What importance so far counts for in the anchor's mean, in [0, 1].
+
+    Args:
+        steps: of the segment, the stretch since the last detected change.
+    """
+    return ANCHOR_MEMORY * min(1.0, REST / max(steps, 1.0)) ** 2
 
 
 def consolidate_param(
@@ -56,8 +67,8 @@ def consolidate_param(
         observed=detector["observed"] > 0.0,
     )
     kind = kind_of_param(param, group)
-    at = dither(detector["consolidations"])
-    kind.merge(merged, values, new=new / gathered, old=old, memory=ANCHOR_MEMORY, at=at)
+    at, memory = dither(detector["consolidations"]), anchor_memory(detector["steps"])
+    kind.merge(merged, values, new=new / gathered, old=old, memory=memory, at=at)
     if "anchor" in local:
         anchor.write(local, merged["anchor"], at, param)
     state["evidence_weight"], state["pending_steps"] = weight, 0.0

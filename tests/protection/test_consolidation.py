@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+import sal_optim
 from sal_optim.protection.clock import INTERVAL
-from sal_optim.protection.consolidation import ANCHOR_MEMORY
+from sal_optim.protection.consolidation import ANCHOR_MEMORY, REST, anchor_memory
 from tests.testing.drive import (
     assert_equal,
     assert_near,
@@ -66,6 +67,28 @@ def test_what_a_consolidation_does(row: Row, mode: Mode, retention: float) -> No
         share = gain / (ANCHOR_MEMORY * before + gain)
         moved = torch.lerp(anchors[index], param.detach(), share)
         assert_near([state["anchor"]], [moved], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_after_a_long_segment_the_anchor_is_where_the_weights_came_to_rest(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a short one what is older draws it back."""
+    assert anchor_memory(0.0) == anchor_memory(REST) == ANCHOR_MEMORY
+    assert anchor_memory(4 * REST) == pytest.approx(ANCHOR_MEMORY / 16)
+    drifts = []
+    for rest in (REST, 1.0):
+        monkeypatch.setattr("sal_optim.protection.consolidation.REST", rest)
+        params = make_params()
+        optimizer = sal_optim.SALSGD(
+            params, lr=0.01, importance=kind, consolidate_every=None, pull=0.1
+        )
+        for seed in (1, 2):
+            drive(optimizer, params, stream(params, profile(40), seed=seed))
+            optimizer.consolidate()
+        ways = [optimizer.state[p]["anchor"] - p.detach() for p in params]
+        drifts.append(float(torch.cat([way.flatten() for way in ways]).norm()))
+    assert drifts[1] < 0.1 * drifts[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)

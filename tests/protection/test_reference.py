@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sal_optim import SALSGD, SALAdam, SALAdamW, SALLion, SALOptimizer
-from sal_optim.protection import clock
+from sal_optim.protection import clock, consolidation
 from tests.reference.sal import Parameter, Reference
 from tests.testing.drive import consolidations, make_params, profile, step_with, stream
 from tests.testing.rows import KINDS
@@ -171,8 +171,11 @@ def test_any_settings(name: str, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("name", "path"), [(name, path) for name in BASES for path in paths(name)])
-def test_consolidations_by_clock_by_change_and_by_call(name: str, path: str, kind: str) -> None:
-    """With the settings that users get, several of each."""
+def test_consolidations_by_clock_by_change_and_by_call(
+    name: str, path: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the settings that users get, several of each; some segments long enough to rest."""
+    monkeypatch.setattr(consolidation, "REST", 50.0)
     params = make_params([(5, 3), (7,), (), (2, 3, 2)], torch.float64)
     group: dict[str, Any] = {"lr": 0.01, "importance": kind}
     group |= {"weight_decay": 0.01, "momentum": 0.9} if name == "SALSGD" else {}

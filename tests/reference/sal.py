@@ -86,7 +86,7 @@ class Parameter:
 
     # ------------------------------------------------------------------ consolidation
 
-    def consolidate(self, usual: float, observed: bool) -> bool:
+    def consolidate(self, usual: float, observed: bool, segment: int) -> bool:
         if self.gathered == 0.0:
             return False
         if self.anchor is None and self.settings["pull"] > 0:
@@ -102,16 +102,18 @@ class Parameter:
             for old, new in zip(before, self.pending, strict=True)
         ]
         if self.anchor is not None and self.values.numel():
-            self.anchor = self.anchor + self.moved(before, after)
+            rested = max(1.0, segment / consolidation.REST)
+            memory = consolidation.ANCHOR_MEMORY / rested**2
+            self.anchor = self.anchor + self.moved(before, after, memory)
         self.evidence = after
         self.pending = [torch.zeros_like(new) for new in after]
         self.gathered, self.weight = 0.0, kept + part
         return True
 
-    def moved(self, before: list[Tensor], after: list[Tensor]) -> Tensor:
+    def moved(self, before: list[Tensor], after: list[Tensor], memory: float) -> Tensor:
         """How far the anchor goes toward the weights."""
         assert self.anchor is not None
-        memory, way = consolidation.ANCHOR_MEMORY, self.values - self.anchor
+        way = self.values - self.anchor
         if not self.kronecker:
             held = self.elements(before)
             gain = (self.elements(after) - held).clamp(min=0.0)
@@ -309,7 +311,7 @@ class Reference:
         usual = self.interval()
         usual = (min(usual, clock.LEAST) if ended else usual) / clock.INTERVAL
         done = [
-            param.consolidate(usual, self.observed)
+            param.consolidate(usual, self.observed, self.norms.steps)
             for param in self.params
             if param.settings["protection"] > 0
         ]
