@@ -72,6 +72,10 @@ class CommunicationLayer:
         self._settings = config.check_protection(found)
         _check_optimizer(optimizer)
         self.optimizer = optimizer
+        for group in optimizer.param_groups:
+            if isinstance(group.get("threshold"), dict):
+                # Of groups that another layer's optimizer has too.
+                group["threshold"] = dict(group["threshold"])
         self.controller = ProtectionController(optimizer, self._settings)
         self._decision: Decision | None = None
         self._waiting: dict[Tensor, State] = {}  # of a checkpoint, see _fitted

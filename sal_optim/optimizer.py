@@ -92,6 +92,11 @@ class SALOptimizer(Optimizer):
         if isinstance(param_group, dict):
             self._refuse_differentiable(param_group)
             defaults = {**self._protection_defaults, **self.defaults}
+            if self.param_groups:
+                defaults |= {name: self.param_groups[0][name] for name in SHARED_BY_ALL}
+            if isinstance(param_group.get("threshold"), dict):
+                # Of another optimizer's group, whose detector goes on by itself.
+                param_group["threshold"] = dict(param_group["threshold"])
             known = {n: v for n, v in param_group.items() if n in defaults}
             merged = {**defaults, **known}
             checked = {**self._checked_base(merged), **check_protection(merged)}

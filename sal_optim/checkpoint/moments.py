@@ -24,7 +24,8 @@ def deleted(
     for param, state, needed in stepped:
         name = (*needed, "momentum_buffer")[0]
         moment = state.get(name)
-        if moment is not None and moment.dtype != param.dtype:
+        grad = param if param.grad is None else param.grad
+        if moment is not None and moment.dtype not in (param.dtype, grad.dtype):
             raise ValueError(
                 f"Invalid params value: the state {name!r} is of {moment.dtype}, its parameter of "
                 f"{param.dtype}; when a parameter is cast, delete its entry of optimizer.state"

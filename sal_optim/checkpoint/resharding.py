@@ -5,7 +5,6 @@ made on a number of processes that cuts a matrix into other blocks, all of it go
 ``load_importance`` brings that too, see ``checkpoint_folder.py``.
 """
 
-import warnings
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch import Tensor
 from sal_optim.importance import State, code_of
 from sal_optim.protection.block import Group, kind_of_param, prepare
 from sal_optim.utils import checks
+from sal_optim.utils.warning import warn
 
 # Names of importance and of what is gathered for it.
 IMPORTANCE_STATE = ("pending", "evidence", "left_", "right_")
@@ -25,13 +25,11 @@ def of_own_layout(where: str, param: Tensor, group: Group, state: dict[str, Any]
     if not gathered or saved == code_of(kind_of_param(param, group)):
         return state
     # The same text for all, so that it is shown once.
-    warnings.warn(
+    warn(
         "the checkpoint cuts sharded matrices into other blocks than this number of processes "
         "does; the importance of those matrices begins anew, all else goes on; "
         "load_importance(optimizer, FOLDER, model) then brings it from the checkpoint, "
-        "and save_importance() writes a file for any number of processes",
-        UserWarning,
-        stacklevel=2,
+        "and save_importance() writes a file for any number of processes"
     )
     begun: State = {}
     kept = {n: v for n, v in state.items() if not n.startswith(IMPORTANCE_STATE)}

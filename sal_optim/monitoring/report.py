@@ -102,6 +102,7 @@ def rows(optimizer: object, model: nn.Module) -> list[Row]:
             continue
         counts = count(controller, param)
         importance, _ = controller.importance(param)
+        known = controller.state_of(param).get("evidence_weight", 0.0) > 0.0
         size = max(1, counts.size)
         row = Row(
             name=readable(name),
@@ -110,7 +111,7 @@ def rows(optimizer: object, model: nn.Module) -> list[Row]:
             neutral=(counts.size - counts.protected - counts.volatile) / size,
             volatile=counts.volatile / size if counts.size else 1.0,
             mean_gate=counts.gate / size if counts.size else 1.0,
-            importance=float(importance.float().mean()) if counts.size else 0.0,
+            importance=float(importance.float().mean()) if known and counts.size else 0.0,
             drift=drift(controller, [param]),
             published=published_stability(controller.state_of(param)),
         )

@@ -6,7 +6,6 @@ nothing of how the optimizer moves a weight: what it changes is the gradient tha
 
 import contextlib
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from numbers import Real
 from typing import Any
@@ -40,6 +39,7 @@ from sal_optim.sharding.dtensor import plain
 from sal_optim.utils import checks
 from sal_optim.utils.autocasting import exact
 from sal_optim.utils.rounding import MOST, dither
+from sal_optim.utils.warning import warn
 
 # The pending sums are halved with their step count when they reach this many steps: their mean
 # stays, and no sum outgrows the precision of float32.
@@ -117,6 +117,8 @@ class ProtectionController(Holder):
     @exact
     def protect(self, decision: Decision) -> None:
         """Give the step protected gradients; :meth:`finish` puts the others back."""
+        if decision.finite is False:
+            return  # the base optimizer takes it as it does without protection
         held = batches(decision.blocks)
         if decision.listens and held:
             self._listen(held, decision)
@@ -128,6 +130,8 @@ class ProtectionController(Holder):
         if self._descends:
             regain_norm(blocks, grads, decision)
         for block, grad in zip(blocks, grads, strict=True):
+            if isinstance(decision.finite, Tensor):
+                grad = torch.where(decision.finite.to(grad.device), grad, block.grad)
             decision.replaced.append(replace(block, grad))
 
     def _listen(self, held: list[list[Block]], decision: Decision) -> None:
@@ -214,7 +218,7 @@ class ProtectionController(Holder):
                 "backward() before each, of parameters that require gradients"
             )
         if told is not None:
-            warnings.warn(f"observe() {told}", UserWarning, stacklevel=3)
+            warn(f"observe() {told}")
 
     def count_observed(self, decision: Decision) -> None:
         """One more step inside of :meth:`observe`."""
@@ -237,11 +241,9 @@ class ProtectionController(Holder):
         if not any("anchor" in state for state in held):
             why = "an anchor is first kept by a consolidation with a pull above 0"
             why = why if held else "there was no consolidation yet"
-            warnings.warn(
+            warn(
                 f"restore() changed nothing: {why}; call consolidate() after steps of what should "
-                "be kept",
-                UserWarning,
-                stacklevel=4,
+                "be kept"
             )
         for param, state, group in found:
             draw_back(param, state, group, strength)

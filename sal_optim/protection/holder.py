@@ -1,5 +1,6 @@
 """Holder: what an optimizer holds for its protection, and where: groups, state, change detector."""
 
+import weakref
 from typing import Any
 
 from torch import Tensor
@@ -9,6 +10,7 @@ from sal_optim.detection.change_detector import DetectorState, new_detector
 from sal_optim.importance import State
 from sal_optim.protection.block import Group
 from sal_optim.utils import checks
+from sal_optim.utils.rounding import MOST
 
 
 class Holder:
@@ -20,10 +22,18 @@ class Holder:
     """
 
     def __init__(self, optimizer: Optimizer, settings: Group | None = None) -> None:
-        self.optimizer, self.settings = optimizer, settings
+        # What an optimizer owns holds it weakly, or a deleted one would wait for a collection.
+        self._optimizer, self.settings = weakref.ref(optimizer), settings
         # State gathered before a parameter's first step: many optimizers initialise their own
         # where they find none, so nothing may be there before.
         self.early: dict[Tensor, State] = {}
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Whose state and groups these are."""
+        found = self._optimizer()
+        assert found is not None, "the optimizer owns this"
+        return found
 
     @property
     def groups(self) -> list[Group]:
@@ -34,7 +44,7 @@ class Holder:
         merged = []
         for group in found:
             protection = group.setdefault("protection", self.settings["protection"])
-            own = {"protection": checks.number("protection", protection)}
+            own = {"protection": checks.number("protection", protection, high=MOST)}
             merged.append({**self.settings, **own, "params": group["params"]})
         return merged
 

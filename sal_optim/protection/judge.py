@@ -4,6 +4,7 @@ On an accelerator the norms of a step are judged in the next one, so that nothin
 """
 
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,20 +55,32 @@ class Decision:
     measures: bool = False  # how far the step moves each tensor
     scale: Number = 0.0  # 1 / root mean square of all gradients; 0 if they are not to be gathered
     unit: float = 0.0  # the size of one scalar's gradient, in which the penalty is measured
+    finite: bool | Tensor = True  # whether all gradients are
     loss_scale: float = 1.0  # that the gradients still carry, as with a fused GradScaler
     norms: list[Tensor] = field(default_factory=list)  # of each block's gradient
     before: list[Tensor] = field(default_factory=list)  # weights, if it measures
     replaced: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # gradients to put back
 
 
+# Takes numbers that have reached the host. It is given the judge, and does not keep it.
+Take = Callable[["Judge", list[float]], None]
+
+
 class Judge:
     """Hears the signals of one optimizer, and consolidates where they or the clock ask for it."""
 
     def __init__(self, holder: Holder) -> None:
-        self.holder = holder
+        self._holder = weakref.ref(holder)
         self.observing = False
         # Numbers on their way to the host, and who takes them when they have arrived.
-        self._underway: list[tuple[Tensor, Any, Callable[[list[float]], None]]] = []
+        self._underway: list[tuple[Tensor, Any, Take]] = []
+
+    @property
+    def holder(self) -> Holder:
+        """That owns this."""
+        found = self._holder()
+        assert found is not None, "the holder owns this"
+        return found
 
     def decide(self, blocks: list[Block], *, rate: float, loss_scale: float) -> Decision:
         """Judge this step's gradients; consolidate where that is due."""
@@ -90,6 +103,7 @@ class Judge:
     def _decide_now(self, decision: Decision, size: int, rate: float) -> None:
         values = [float(norm) / decision.loss_scale for norm in decision.norms]
         total = math.sqrt(sum(value * value for value in values))
+        decision.finite = math.isfinite(total)
         # A zero gradient, a non-finite one or a zero learning rate tells nothing about the data.
         if not (0.0 < total < math.inf and (rate != 0.0 or self.observing)):
             return
@@ -105,18 +119,19 @@ class Judge:
         settings, detector = decision.settings, decision.detector
         vector = joined(decision.norms)
         total = vector.square().sum().sqrt()
-        known = (total > 0.0) & total.isfinite()
+        decision.finite = total.isfinite()
+        known = (total > 0.0) & decision.finite
         if rate == 0.0:
             return
 
         # No more than these: gradients are not kept until the next step.
         params = [block.param for block in decision.blocks]
 
-        def hear(values: list[float]) -> None:
+        def hear(judge: Judge, values: list[float]) -> None:
             total = math.sqrt(sum(value * value for value in values))
             if total > 0.0:
-                self._hear(total, rate, settings, detector)
-                self._track(params, values, settings["stats_beta"])
+                judge._hear(total, rate, settings, detector)
+                judge._track(params, values, settings["stats_beta"])
 
         self.send(torch.where(known, vector / decision.loss_scale, 0.0), hear)
         # The step that is judged later is the detector's next.
@@ -166,20 +181,20 @@ class Judge:
     def hear_novelty(self, damped: list[Tensor], whole: list[Tensor]) -> None:
         """Pass on norms of gradients, damped and whole, of the parameters that have importance."""
 
-        def hear(values: list[float]) -> None:
-            if novelty.hear(self.holder.detector, values[0], values[1]):
-                self.holder.detector["firm"] = 1.0
+        def hear(judge: Judge, values: list[float]) -> None:
+            if novelty.hear(judge.holder.detector, values[0], values[1]):
+                judge.holder.detector["firm"] = 1.0
 
         self.send(torch.stack([joined(damped).norm(), joined(whole).norm()]), hear)
 
     def hear_told(self, name: str, number: Tensor) -> None:
         """Pass on a number that the training loop tells, 0-dim."""
 
-        def hear(values: list[float]) -> None:
-            detector = self.holder.detector
-            if told.hear(detector, name, values[0], self.holder.groups[0]):
+        def hear(judge: Judge, values: list[float]) -> None:
+            detector = judge.holder.detector
+            if told.hear(detector, name, values[0], judge.holder.groups[0]):
                 detector["firm"] = 1.0
-                if self.consolidate(ended=True):
+                if judge.consolidate(ended=True):
                     detector["changes"] += 1.0
                 begin_segment(detector)
 
@@ -191,7 +206,7 @@ class Judge:
         steps = list(torch._foreach_sub([block.values for block in blocks], decision.before))
         lengths = joined(norms(steps, [block.sharding for block in blocks]))
         params = [block.param for block in blocks]
-        self.send(lengths, lambda values: self._track(params, values, beta, update=True))
+        self.send(lengths, lambda judge, found: judge._track(params, found, beta, update=True))
 
     def _track(
         self, params: Sequence[Tensor], values: list[float], beta: float, *, update: bool = False
@@ -226,7 +241,7 @@ class Judge:
                 hear_mean(detector)
         return done
 
-    def send(self, numbers: Tensor, take: Callable[[list[float]], None]) -> None:
+    def send(self, numbers: Tensor, take: Take) -> None:
         """Have numbers taken: at once where they are on the host, or else at the next step."""
         self._underway.append((*to_host(numbers), take))
         if on_host(numbers):
@@ -236,7 +251,7 @@ class Judge:
         """Take what has been underway since the step before."""
         underway, self._underway = self._underway, []
         for host, event, take in underway:
-            take(arrived(host, event))
+            take(self, arrived(host, event))
 
     def forget(self) -> None:
         """Drop what is underway."""

@@ -1,11 +1,11 @@
 """Warnings of a protection that is asked for and does not happen."""
 
-import warnings
 from typing import Any
 
 from sal_optim.detection.change_detector import DetectorState, new_detector
 from sal_optim.protection.clock import INTERVAL, window
 from sal_optim.protection.holder import Holder
+from sal_optim.utils.warning import warn
 
 # Windows of the clock without a consolidation after which it is told.
 PATIENCE = 4
@@ -31,12 +31,10 @@ class Patience:
         if self._told or every is None or self._steps < wait:
             return
         self._told = True
-        warnings.warn(
+        warn(
             f"in {self._steps} steps there was nothing to consolidate, so nothing new is "
             "protected: steps at lr=0, and with gradients that are zero or not finite, tell "
-            "nothing; look at the gradients and the learning rate",
-            UserWarning,
-            stacklevel=5,
+            "nothing; look at the gradients and the learning rate"
         )
 
 
@@ -51,12 +49,10 @@ def begin_anew_if_emptied(holder: Holder) -> bool:
         holder.state_of(param).get("evidence_weight", 0.0) > 0.0 for param in params
     ):
         return False
-    warnings.warn(
+    warn(
         f"the importance of {int(detector['consolidations'])} consolidations is gone, as "
         "optimizer.state was emptied or the parameters were replaced; protection begins anew. "
-        "Load the state_dict after that, or keep the entries of optimizer.state",
-        UserWarning,
-        stacklevel=5,
+        "Load the state_dict after that, or keep the entries of optimizer.state"
     )
     detector.update(new_detector())
     return True
