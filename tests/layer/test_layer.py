@@ -266,7 +266,7 @@ def test_groups_have_their_own_protection_and_schedules_reach_it() -> None:
     moved = held[2].detach() - 0.01 * grads[11][2]
     torch.testing.assert_close(params[2].detach(), moved)
     optimizer.param_groups[1]["protection"] = -1.0
-    with pytest.raises(ValueError, match=r"protection.*-1\.0.*\[0, inf\)"):
+    with pytest.raises(ValueError, match=r"protection.*-1\.0.*\[0, 1e\+30\)"):
         step_with(optimizer, params, grads[12])
 
 
