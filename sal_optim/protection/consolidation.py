@@ -25,18 +25,30 @@ from sal_optim.utils.rounding import dither
 # the memory falls with the square of their number.
 ANCHOR_MEMORY, REST = 0.2, 1000.0
 
+# Consolidations by which the anchor goes to the weights of a segment, at least. Late in a run
+# windows are long, and the one at a segment's end counts as those that are missing.
+WINDOWS = 3.0
 
-def anchor_memory(steps: float) -> float:
+
+def anchor_memory(detector: DetectorState, ended: bool) -> float:
     """What importance so far counts for in the anchor's mean, in [0, 1].
 
     Args:
-        steps: of the segment, the stretch since the last detected change.
+        detector: with the steps of the segment, and the consolidations when it began.
+        ended: whether the segment ends here.
     """
-    return ANCHOR_MEMORY * min(1.0, REST / max(steps, 1.0)) ** 2
+    rested = min(1.0, REST / max(detector["steps"], 1.0)) ** 2
+    missing = WINDOWS - (detector["consolidations"] - detector["opened"])
+    return ANCHOR_MEMORY * rested / (max(1.0, missing) if ended else 1.0)
 
 
 def consolidate_param(
-    param: Tensor, state: State, group: Group, usual: float, detector: DetectorState
+    param: Tensor,
+    state: State,
+    group: Group,
+    usual: float,
+    detector: DetectorState,
+    ended: bool = False,
 ) -> bool:
     """Merge what is pending of one parameter; return whether there was anything.
 
@@ -46,6 +58,7 @@ def consolidate_param(
         group: settings.
         usual: gathered steps of a window of the clock.
         detector: with the count of consolidations, by which sums of low precision are rounded.
+        ended: whether a segment ends here.
     """
     gathered = state.get("pending_steps", 0.0)
     if gathered == 0.0:
@@ -67,7 +80,7 @@ def consolidate_param(
         observed=detector["observed"] > 0.0,
     )
     kind = kind_of_param(param, group)
-    at, memory = dither(detector["consolidations"]), anchor_memory(detector["steps"])
+    at, memory = dither(detector["consolidations"]), anchor_memory(detector, ended)
     kind.merge(merged, values, new=new / gathered, old=old, memory=memory, at=at)
     if "anchor" in local:
         anchor.write(local, merged["anchor"], at, param)

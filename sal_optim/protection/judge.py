@@ -230,7 +230,7 @@ class Judge:
             for param in group["params"]:
                 state = self.holder.state_of(param)
                 if group["protection"] > 0.0 and state:
-                    done = consolidate_param(param, state, group, usual, detector) or done
+                    done = consolidate_param(param, state, group, usual, detector, ended) or done
         detector["since"] = 0.0
         if done:
             detector["observed"] = 0.0

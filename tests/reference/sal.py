@@ -86,7 +86,7 @@ class Parameter:
 
     # ------------------------------------------------------------------ consolidation
 
-    def consolidate(self, usual: float, observed: bool, segment: int) -> bool:
+    def consolidate(self, usual: float, observed: bool, memory: float) -> bool:
         if self.gathered == 0.0:
             return False
         if self.anchor is None and self.settings["pull"] > 0:
@@ -102,8 +102,6 @@ class Parameter:
             for old, new in zip(before, self.pending, strict=True)
         ]
         if self.anchor is not None and self.values.numel():
-            rested = max(1.0, segment / consolidation.REST)
-            memory = consolidation.ANCHOR_MEMORY / rested**2
             self.anchor = self.anchor + self.moved(before, after, memory)
         self.evidence = after
         self.pending = [torch.zeros_like(new) for new in after]
@@ -241,6 +239,7 @@ class Reference:
         self.total, self.since = 0, 0
         self.unit, self.last, self.leap = 0.0, 0.0, 0.0
         self.least_rate, self.begun, self.peak = 0.0, 0, 0.0
+        self.opened = 0
         self.firm = self.observed = False
         first = self.first
         self.norms = Signal(first["tau0"], first["alpha"], first["stats_beta"], 10, 30)
@@ -282,6 +281,7 @@ class Reference:
         self.begin_segment()
 
     def begin_segment(self) -> None:
+        self.opened = self.consolidations
         self.norms.begin_segment()
         self.pooled.begin_segment()
         self.pool = []
@@ -310,8 +310,11 @@ class Reference:
     def merge(self, *, ended: bool = False) -> bool:
         usual = self.interval()
         usual = (min(usual, clock.LEAST) if ended else usual) / clock.INTERVAL
+        memory = consolidation.ANCHOR_MEMORY / max(1.0, self.norms.steps / consolidation.REST) ** 2
+        if ended:
+            memory /= max(1.0, consolidation.WINDOWS - (self.consolidations - self.opened))
         done = [
-            param.consolidate(usual, self.observed, self.norms.steps)
+            param.consolidate(usual, self.observed, memory)
             for param in self.params
             if param.settings["protection"] > 0
         ]
