@@ -159,7 +159,7 @@ def test_moves_in_no_known_direction_keep_three_quarters(damping: float) -> None
     torch.testing.assert_close(elements, omega.diagonal(), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("protection", [10.0, 1e39])
+@pytest.mark.parametrize("protection", [10.0, 1e29])
 def test_stability_is_what_a_step_holds(protection: float) -> None:
     """Of a matrix whose gradients are noise, the share that the damping takes, and no more."""
     torch.manual_seed(2)
