@@ -20,6 +20,7 @@ from sal_optim.importance import State
 from sal_optim.optimizer import SALOptimizer
 from sal_optim.protection.controller import ProtectionController
 from sal_optim.protection.fused import loss_scale_of
+from sal_optim.protection.holder import own_detector
 from sal_optim.protection.judge import Decision
 from sal_optim.utils import checks
 
@@ -73,9 +74,7 @@ class CommunicationLayer:
         _check_optimizer(optimizer)
         self.optimizer = optimizer
         for group in optimizer.param_groups:
-            if isinstance(group.get("threshold"), dict):
-                # Of groups that another layer's optimizer has too.
-                group["threshold"] = dict(group["threshold"])
+            own_detector(group)
         self.controller = ProtectionController(optimizer, self._settings)
         self._decision: Decision | None = None
         self._waiting: dict[Tensor, State] = {}  # of a checkpoint, see _fitted

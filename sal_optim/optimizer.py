@@ -22,6 +22,7 @@ from sal_optim.checkpoint.validation import fitted, is_own
 from sal_optim.config import SHARED_BY_ALL, check_alike, check_protection
 from sal_optim.protection.controller import ProtectionController
 from sal_optim.protection.fused import fused, loss_scale_of, refuse_capture
+from sal_optim.protection.holder import own_detector
 from sal_optim.utils import checks
 
 # Settings of the protection, which the base optimizer's constructor does not know.
@@ -94,9 +95,7 @@ class SALOptimizer(Optimizer):
             defaults = {**self._protection_defaults, **self.defaults}
             if self.param_groups:
                 defaults |= {name: self.param_groups[0][name] for name in SHARED_BY_ALL}
-            if isinstance(param_group.get("threshold"), dict):
-                # Of another optimizer's group, whose detector goes on by itself.
-                param_group["threshold"] = dict(param_group["threshold"])
+            own_detector(param_group)
             known = {n: v for n, v in param_group.items() if n in defaults}
             merged = {**defaults, **known}
             checked = {**self._checked_base(merged), **check_protection(merged)}

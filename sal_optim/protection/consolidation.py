@@ -48,7 +48,7 @@ def consolidate_param(
     group: Group,
     usual: float,
     detector: DetectorState,
-    ended: bool = False,
+    memory: float,
 ) -> bool:
     """Merge what is pending of one parameter; return whether there was anything.
 
@@ -58,7 +58,7 @@ def consolidate_param(
         group: settings.
         usual: gathered steps of a window of the clock.
         detector: with the count of consolidations, by which sums of low precision are rounded.
-        ended: whether a segment ends here.
+        memory: what importance so far counts for in the anchor's mean.
     """
     gathered = state.get("pending_steps", 0.0)
     if gathered == 0.0:
@@ -80,7 +80,7 @@ def consolidate_param(
         observed=detector["observed"] > 0.0,
     )
     kind = kind_of_param(param, group)
-    at, memory = dither(detector["consolidations"]), anchor_memory(detector, ended)
+    at = dither(detector["consolidations"])
     kind.merge(merged, values, new=new / gathered, old=old, memory=memory, at=at)
     if "anchor" in local:
         anchor.write(local, merged["anchor"], at, param)

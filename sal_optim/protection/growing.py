@@ -11,7 +11,7 @@ from torch import Tensor
 from sal_optim.importance import State
 from sal_optim.protection.block import NUMBERS, kind_of_param, local_state, prepare
 from sal_optim.protection.clock import INTERVAL, window
-from sal_optim.protection.consolidation import consolidate_param
+from sal_optim.protection.consolidation import anchor_memory, consolidate_param
 from sal_optim.protection.holder import Holder
 from sal_optim.sharding.dtensor import PLAIN
 
@@ -67,7 +67,8 @@ def move(holder: Holder, old: Tensor, state: State, new: Tensor) -> None:
     group = next(g for g in holder.groups if any(p is new for p in g["params"]))
     detector = holder.detector
     usual = window(detector, group["consolidate_every"]) / INTERVAL
-    consolidate_param(old, state, group, usual, detector)
+    memory = anchor_memory(detector, ended=False)
+    consolidate_param(old, state, group, usual, detector, memory)
     found: State = {}
     if "pending_steps" in state:
         kind = kind_of_param(new, group)

@@ -13,6 +13,12 @@ from sal_optim.utils import checks
 from sal_optim.utils.rounding import MOST
 
 
+def own_detector(group: Group) -> None:
+    """Copy a group's change detector: the group may be of another optimizer, whose own goes on."""
+    if isinstance(group.get("threshold"), dict):
+        group["threshold"] = dict(group["threshold"])
+
+
 class Holder:
     """The groups, the state and the change detector of one optimizer.
 

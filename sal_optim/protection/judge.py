@@ -35,7 +35,7 @@ from sal_optim.protection.clock import (
     is_due,
     window,
 )
-from sal_optim.protection.consolidation import consolidate_param
+from sal_optim.protection.consolidation import anchor_memory, consolidate_param
 from sal_optim.protection.holder import Holder
 from sal_optim.protection.statistics import track
 from sal_optim.utils.autocasting import exact
@@ -225,12 +225,13 @@ class Judge:
         detector, groups = self.holder.detector, self.holder.groups
         usual = window(detector, groups[0]["consolidate_every"])
         usual = (min(usual, LEAST) if ended else usual) / INTERVAL
+        memory = anchor_memory(detector, ended)
         done = False
         for group in groups:
             for param in group["params"]:
                 state = self.holder.state_of(param)
                 if group["protection"] > 0.0 and state:
-                    done = consolidate_param(param, state, group, usual, detector, ended) or done
+                    done = consolidate_param(param, state, group, usual, detector, memory) or done
         detector["since"] = 0.0
         if done:
             detector["observed"] = 0.0
