@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 from sal_optim.importance import IMPORTANCE
 from sal_optim.utils import checks
-from sal_optim.utils.rounding import MOST
 
 Kind = Literal["kronecker", "diagonal", "factored"]
 Clock = int | Literal["auto"] | None
@@ -102,7 +101,7 @@ def check_protection(group: dict[str, Any]) -> dict[str, Any]:
                 "None or a whole number >= 1"
             ) from error
     return {
-        "protection": checks.number("protection", group["protection"], high=MOST),
+        "protection": checks.number("protection", group["protection"]),
         "pull": checks.number("pull", group["pull"]),
         "importance": checks.choice("importance", group["importance"], list(IMPORTANCE)),
         "rank": checks.whole("rank", group["rank"], low=1),

@@ -30,7 +30,7 @@ from sal_optim.importance.low_rank import (
     projection,
     strongest,
 )
-from sal_optim.utils.rounding import MOST, Number, add, on_host, wide
+from sal_optim.utils.rounding import Number, add, on_host, wide
 
 SIDES = ("left", "right")
 
@@ -211,7 +211,6 @@ class Kronecker:
         # Views of one tensor, as blocks of sharded state are, have their places in it.
         whole = left if left._base is None else left._base
         version = (left._version, right._version, right.data_ptr(), dtype)
-        damping = min(damping, MOST)
         known = self._tables.setdefault(whole, {})
         place = left.storage_offset()
         if place not in known or known[place][0] != version:
@@ -226,7 +225,7 @@ class Kronecker:
 
     def _divisor(self, outside: Tensor, damping: float) -> Tensor:
         """What importance is divided by, at least 1, so that damping leaves room to learn."""
-        return (outside * (min(damping, MOST) / self.room)).clamp_min(1.0)
+        return (outside * (damping / self.room)).clamp_min(1.0)
 
     @staticmethod
     def _omega(state: State, dtype: torch.dtype) -> Tensor:

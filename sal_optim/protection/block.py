@@ -15,7 +15,7 @@ from sal_optim.importance import IMPORTANCE, Importance, State, code_of, kind_of
 from sal_optim.protection import anchor
 from sal_optim.sharding.dtensor import PLAIN, Sharding, aligned, plain, real_shape, sharding
 from sal_optim.sharding.stacked import layout_of, stacked_zeros
-from sal_optim.utils.rounding import wide
+from sal_optim.utils.rounding import MOST, wide
 
 Group = dict[str, Any]
 
@@ -45,6 +45,11 @@ class Block:
     group: Group
     sharding: Sharding | None
     size: int  # scalars over all processes
+
+
+def in_force(group: Group, share: float) -> float:
+    """A group's protection, of which a share is in force, within the range of float32."""
+    return min(float(group["protection"]) * share, MOST)
 
 
 def blocks_of(

@@ -19,7 +19,7 @@ from sal_optim.detection.grad_norm import norms
 from sal_optim.detection.told import TOLD
 from sal_optim.importance import State, code_of
 from sal_optim.protection import buffers, growing
-from sal_optim.protection.block import Block, Group, blocks_of
+from sal_optim.protection.block import Block, Group, blocks_of, in_force
 from sal_optim.protection.clock import strength
 from sal_optim.protection.consolidation import draw_back, importance_of
 from sal_optim.protection.diagnostics import Spectrum, diagnose
@@ -282,8 +282,7 @@ class ProtectionController(Holder):
         """
         for group in self.groups:
             if any(param is candidate for candidate in group["params"]):
-                damping = float(group["protection"]) * share
-                found = importance_of(param, self.state_of(param), group, damping)
+                found = importance_of(param, self.state_of(param), group, in_force(group, share))
                 return torch.zeros_like(plain(param.detach())) if found is None else found, group
         raise ValueError(
             f"Invalid param value: a {type(param).__name__} of shape "
@@ -295,7 +294,7 @@ class ProtectionController(Holder):
         """The stability of each element of a parameter, in [0, 1); see ``SALOptimizer``."""
         share = strength(self.detector)
         importance, group = self.importance(param, share)
-        weighted = importance * min(float(group["protection"]) * share, MOST)
+        weighted = importance * in_force(group, share)
         return weighted / (weighted + 1.0)
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from sal_optim.detection.grad_norm import joined, norms
 from sal_optim.protection import anchor
-from sal_optim.protection.block import Block
+from sal_optim.protection.block import Block, in_force
 from sal_optim.protection.clock import INTERVAL
 from sal_optim.protection.judge import Decision
 from sal_optim.sharding.dtensor import PLAIN, plain
@@ -63,7 +63,7 @@ def protected(
         rate: the learning rate that bounds the penalty of plain gradient descent; None for others.
     """
     group, moved, stiffness = blocks[0].group, None, 0.0
-    damping = group["protection"] * share
+    damping = in_force(group, share)
     if decision.penalizes and group["pull"] > 0.0 and "anchor" in blocks[0].local:
         moved = anchor.distances([block.local for block in blocks], [b.values for b in blocks])
         stiffness = INTERVAL * damping * group["pull"] * decision.unit

@@ -10,7 +10,6 @@ from sal_optim.detection.change_detector import DetectorState, new_detector
 from sal_optim.importance import State
 from sal_optim.protection.block import Group
 from sal_optim.utils import checks
-from sal_optim.utils.rounding import MOST
 
 
 def own_detector(group: Group) -> None:
@@ -50,7 +49,7 @@ class Holder:
         merged = []
         for group in found:
             protection = group.setdefault("protection", self.settings["protection"])
-            own = {"protection": checks.number("protection", protection, high=MOST)}
+            own = {"protection": checks.number("protection", protection)}
             merged.append({**self.settings, **own, "params": group["params"]})
         return merged
 

@@ -266,7 +266,7 @@ def test_groups_have_their_own_protection_and_schedules_reach_it() -> None:
     moved = held[2].detach() - 0.01 * grads[11][2]
     torch.testing.assert_close(params[2].detach(), moved)
     optimizer.param_groups[1]["protection"] = -1.0
-    with pytest.raises(ValueError, match=r"protection.*-1\.0.*\[0, 1e\+30\)"):
+    with pytest.raises(ValueError, match=r"protection.*-1\.0.*\[0, inf\)"):
         step_with(optimizer, params, grads[12])
 
 
@@ -352,7 +352,7 @@ def test_what_is_refused() -> None:
         CommunicationLayer(SALAdam(make_params()))
     with pytest.raises(TypeError, match=r"optimizer.*str.*torch\.optim\.Optimizer"):
         CommunicationLayer("adam")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"protection.*-1.*\[0, 1e\+30\)"):
+    with pytest.raises(ValueError, match=r"protection.*-1.*\[0, inf\)"):
         CommunicationLayer(optim.SGD(make_params(), lr=1.0), protection=-1)
     with pytest.raises(ValueError, match=r"model.*Linear.*optimizer"):
         layer.analyze(nn.Linear(2, 2))

@@ -146,9 +146,29 @@ def test_a_report_on_the_meta_device(capsys: pytest.CaptureFixture[str]) -> None
     assert "No consolidation yet" in capsys.readouterr().out
 
 
-def test_a_protection_beyond_float32_is_refused() -> None:
-    with pytest.raises(ValueError, match="protection"):
-        SALSGD([nn.Parameter(torch.ones(2))], lr=0.1, protection=1e35)
+@pytest.mark.parametrize("protection", [1e35, 1e39, 1.7e308])
+@pytest.mark.parametrize("kind", ["kronecker", "diagonal", "factored"])
+@pytest.mark.parametrize("cls", FAMILY)
+def test_a_protection_beyond_float32_keeps_weights_finite(
+    cls: Any, kind: str, protection: float
+) -> None:
+    model, optimizer = consolidated(cls, importance=kind, protection=protection)
+    train(optimizer, model, 20)
+    assert model.weight.isfinite().all()
+    assert all(math.isfinite(value) for value in optimizer.diagnostics().values())
+    assert optimizer.stability(model.weight).isfinite().all()
+
+
+def test_a_protection_beyond_float32_around_another_optimizer() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(8, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    layer = CommunicationLayer(optimizer, protection=1e39, consolidate_every=None)
+    train(optimizer, model, 20)
+    layer.consolidate()
+    train(optimizer, model, 20)
+    assert model.weight.isfinite().all()
+    assert layer.stability(model.weight).max() > 0.5
 
 
 @pytest.mark.parametrize("kind", ["diagonal", "factored"])

@@ -70,7 +70,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] 
     "below its range": (
         lambda: SALSGD(params(), protection=-1),
         ValueError,
-        ("protection", "-1", "[0, 1e+30)"),
+        ("protection", "-1", "[0, inf)"),
     ),
     "not one of the names": (
         lambda: SALAdam(params(), importance="layer"),  # type: ignore[arg-type]
