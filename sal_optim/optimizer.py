@@ -7,7 +7,6 @@ gradient that the update is given. See ``CONTRIBUTING.md`` for how a base optimi
 
 import contextlib
 import functools
-import itertools
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, overload
@@ -227,9 +226,12 @@ class SALOptimizer(Optimizer):
 
     def _check_groups(self) -> None:
         """Refuse what was changed since and does not fit; begin anew where moments were deleted."""
-        first, *others = self.param_groups
-        for name, group in itertools.product(SHARED_BY_ALL, others):
-            check_alike(name, group[name], first[name])
+        if self._settings() != self.controller.checked:
+            for group in self.param_groups:
+                group.update(check_protection(group))
+                for name in SHARED_BY_ALL:
+                    check_alike(name, group[name], self.param_groups[0][name])
+            self.controller.checked = self._settings()
         stepped = [
             (param, self.state[param], self._moments_of(param, group))
             for group in self.param_groups
@@ -240,10 +242,14 @@ class SALOptimizer(Optimizer):
             kept = {n: value for n, value in self.state.pop(param).items() if is_own(n)}
             self.controller.early.update({param: kept} if kept else {})
 
+    def _settings(self) -> list[Any]:
+        return [group[name] for group in self.param_groups for name in PROTECTION_SETTINGS]
+
     def _base_step(self) -> None:
         """The base optimizer's own step, without hooks, which belong to this one."""
-        for cls in type(self).__mro__:
-            if not issubclass(cls, SALOptimizer) and "step" in vars(cls):
+        mro = type(self).__mro__
+        for cls in mro[mro.index(SALOptimizer) + 1 :]:
+            if "step" in vars(cls):
                 step = vars(cls)["step"]
                 # torch wraps a class's step in hooks when that class is first used by itself.
                 (step.__wrapped__ if getattr(step, "hooked", False) else step)(self)

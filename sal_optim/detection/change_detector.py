@@ -74,7 +74,6 @@ def new_detector() -> DetectorState:
         "least_rate": 0.0,  # the lowest learning rate since it last rose; 0: none yet
         "peak": 0.0,  # the highest mean norm at a consolidation of the clock
         "begun": 0.0,  # consolidations from which protection rises anew
-        "opened": 0.0,  # consolidations when this segment began
         "firm": 0.0,  # 1 once gradients left what is known, or a task's end was declared
         "changes": 0.0,  # consolidations at a detected change
         "observed": 0.0,  # 1 where what is pending was observed, not trained on
@@ -158,7 +157,6 @@ def begin_segment(state: DetectorState, signal: Signal = GRAD_NORM) -> None:
     """Forget the statistics of the segment that has ended; keep counts and what is reported."""
     state.update({signal.prefix + name: 0.0 for name in STATISTICS})
     if signal is GRAD_NORM:
-        state["opened"] = state["consolidations"]
         state["pool"] = state["pool_steps"] = 0.0
         begin_segment(state, POOLED)
 

@@ -39,6 +39,9 @@ SIDES = ("left", "right")
 # otherwise.
 ROOM = 0.3
 
+# Dampings of one matrix that tables are kept of.
+MOST_TABLES = 4
+
 
 class Table(NamedTuple):
     """Factors of a move by direction: both sides known, one of them, none."""
@@ -217,6 +220,8 @@ class Kronecker:
             known[place] = version, {}
         tables: dict[float, Tables] = known[place][1]
         if damping not in tables:
+            if len(tables) >= MOST_TABLES:  # a schedule of the protection's strength
+                tables.clear()
             omega = self._omega(state, dtype)
             omega = omega / self._divisor(omega[-1, -1], damping)
             factors = 1.0 / (omega * damping + 1.0)

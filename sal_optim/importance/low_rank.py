@@ -15,7 +15,8 @@ from sal_optim.utils.rounding import Number
 def projection(size: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Random directions, the same in every process."""
     draw = torch.Generator().manual_seed(size)
-    return torch.randn(size, width, generator=draw, device="cpu").to(device=device, dtype=dtype)
+    drawn = torch.randn(size, width, generator=draw, device="cpu", dtype=torch.float32)
+    return drawn.to(device=device, dtype=dtype)
 
 
 def directions(factor: Tensor) -> tuple[Tensor, Tensor]:

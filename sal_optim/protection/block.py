@@ -174,11 +174,14 @@ def check_ready(param: Tensor, state: dict[str, Any], group: Group, owner: str) 
     named = {**shapes(param, group), **anchor.shapes(state, param)}
     for name, wanted in named.items():
         value = state.get(name)
-        if value is None or (tuple(value.shape) == wanted and value.device == device):
+        if value is None:
+            has = "missing"
+        elif tuple(value.shape) != wanted or value.device != device:
+            has = f"of shape {tuple(value.shape)} on {value.device}"
+        else:
             continue
         raise ValueError(
-            f"Invalid params value: the state {name!r} is of shape {tuple(value.shape)} on "
-            f"{value.device}, its parameter of shape {tuple(shape)} on {device}; when a parameter "
-            "is resized or moved, or importance or rank is changed, delete its entry of "
-            "optimizer.state"
+            f"Invalid params value: the state {name!r} is {has}, its parameter of shape "
+            f"{tuple(shape)} on {device}; when a parameter is resized or moved, or importance or "
+            "rank is changed, delete its entry of optimizer.state"
         )

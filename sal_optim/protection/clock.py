@@ -27,11 +27,21 @@ RISE = 2.0
 # still grow has only begun to learn. Before so many consolidations every network's may grow.
 GROWTH, LATE = 1.05, 14.0
 
-# Importance is gathered, and the penalty applied, on every fourth step: a segment is many steps
+# Importance is gathered, and the penalty applied, on one step in four: a segment is many steps
 # long, and what these read and write in memory costs a quarter.
 INTERVAL = 4
 # How far a step moves each tensor is measured less often still: it is for reports.
 MEASURED = 16
+# Steps after which these are a step later than before.
+SHIFT = 61
+
+
+def is_turn(step: float, every: int) -> bool:
+    """Whether a step is one in ``every``, and once in ``SHIFT`` steps one later.
+
+    So a training loop that has a period, such as two data sets in turn, has each part heard.
+    """
+    return (step - (step + SHIFT // 2 - 1) // SHIFT) % every == 0.0
 
 
 def window(state: DetectorState, every: Any) -> float:

@@ -25,21 +25,20 @@ from sal_optim.utils.rounding import dither
 # the memory falls with the square of their number.
 ANCHOR_MEMORY, REST = 0.2, 1000.0
 
-# Consolidations by which the anchor goes to the weights of a segment, at least. Late in a run
-# windows are long, and the one at a segment's end counts as those that are missing.
-WINDOWS = 3.0
+# Windows of the clock that a segment counts as for the anchor, at least. Late in a run windows are
+# longer than a task, and what was just learned would be dragged back.
+WINDOWS = 2.0
 
 
-def anchor_memory(detector: DetectorState, ended: bool) -> float:
+def anchor_memory(steps: float, window: float = 0.0) -> float:
     """What importance so far counts for in the anchor's mean, in [0, 1].
 
     Args:
-        detector: with the steps of the segment, and the consolidations when it began.
-        ended: whether the segment ends here.
+        steps: of the segment so far.
+        window: steps of a window of the clock where the segment ends; else 0.
     """
-    rested = min(1.0, REST / max(detector["steps"], 1.0)) ** 2
-    missing = WINDOWS - (detector["consolidations"] - detector["opened"])
-    return ANCHOR_MEMORY * rested / (max(1.0, missing) if ended else 1.0)
+    steps = max(steps, 1.0)
+    return ANCHOR_MEMORY * min(1.0, REST / steps) ** 2 / max(1.0, WINDOWS * window / steps)
 
 
 def consolidate_param(

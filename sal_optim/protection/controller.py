@@ -60,6 +60,7 @@ class ProtectionController(Holder):
         self._descends = descends(optimizer)
         self._spectrum: Spectrum | None = None
         self._observed = self._observed_gathered = 0
+        self.checked: list[Any] = []  # settings of the groups when they were last checked
         self._patience = Patience()
 
     @property
@@ -143,8 +144,7 @@ class ProtectionController(Holder):
 
     def protected(self, blocks: Sequence[Block], decision: Decision, share: float) -> list[Tensor]:
         """The gradients that blocks of one group and kind are given."""
-        rate = self.rate_of(blocks[0].group) if self._descends else None
-        return protected(blocks, decision, share=share, rate=rate)
+        return protected(blocks, decision, share=share, descends=self._descends)
 
     def measure_before(self, decision: Decision) -> None:
         """Keep the weights of a step whose length is measured."""
@@ -172,7 +172,8 @@ class ProtectionController(Holder):
         if model is not None:
             buffers.keep(self.optimizer.param_groups, model)
         self.settle()
-        if self.judge.consolidate(ended=True):
+        self.judge.consolidate(ended=True)
+        if self.detector["consolidations"] > 0.0:
             self.detector["firm"] = 1.0
         begin_segment(self.detector)
 
@@ -256,6 +257,7 @@ class ProtectionController(Holder):
         """Put a parameter with more rows in another's place; see ``SALOptimizer.grow``."""
         self.settle()
         growing.grow(self, old, new)
+        self._spectrum = None
 
     @exact
     @torch.no_grad()
@@ -269,6 +271,7 @@ class ProtectionController(Holder):
         """
         self.settle()
         growing.move(self, old, state, new)
+        self._spectrum = None
 
     @exact
     @torch.no_grad()

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from sal_optim.detection.grad_norm import joined, norms
 from sal_optim.protection import anchor
-from sal_optim.protection.block import Block, in_force
+from sal_optim.protection.block import Block, Group, in_force
 from sal_optim.protection.clock import INTERVAL
 from sal_optim.protection.judge import Decision
 from sal_optim.sharding.dtensor import PLAIN, plain
@@ -52,7 +52,7 @@ def damped(blocks: Sequence[Block]) -> list[Tensor]:
 
 
 def protected(
-    blocks: Sequence[Block], decision: Decision, *, share: float, rate: Any | None
+    blocks: Sequence[Block], decision: Decision, *, share: float, descends: bool
 ) -> list[Tensor]:
     """Gradients as the step is to see them.
 
@@ -60,26 +60,27 @@ def protected(
         blocks: of one group and kind.
         decision: of the step.
         share: of the protection that is in force.
-        rate: the learning rate that bounds the penalty of plain gradient descent; None for others.
+        descends: whether a step may be as long as its gradient, see :func:`descends`.
     """
     group, moved, stiffness = blocks[0].group, None, 0.0
     damping = in_force(group, share)
     if decision.penalizes and group["pull"] > 0.0 and "anchor" in blocks[0].local:
         moved = anchor.distances([block.local for block in blocks], [b.values for b in blocks])
         stiffness = INTERVAL * damping * group["pull"] * decision.unit
-        if rate is not None:
-            stiffness = min(stiffness, _largest_stiffness(rate, damping))
+        if descends:
+            stiffness = min(stiffness, _largest_stiffness(group, damping))
         stiffness *= -decision.loss_scale if group.get("maximize") else decision.loss_scale
     states, grads = [b.local for b in blocks], [b.grad for b in blocks]
     return blocks[0].kind.protect(states, grads, moved, damping=damping, stiffness=stiffness)
 
 
-def _largest_stiffness(lr: Any, damping: float) -> float:
-    """The penalty's bound: a step of plain gradient descent never passes the anchor."""
-    if isinstance(lr, Tensor) and not on_host(lr):
+def _largest_stiffness(group: Group, damping: float) -> float:
+    """The penalty's bound: gradient descent, with its momentum, never passes the anchor by it."""
+    lr, momentum = group.get("lr"), group.get("momentum")
+    if lr is None or (isinstance(lr, Tensor) and not on_host(lr)) or float(lr) == 0.0:
         return math.inf
-    rate = float(lr)
-    return damping / rate if rate > 0.0 else math.inf
+    left = 1.0 - float(momentum) if isinstance(momentum, (int, float)) else 1.0
+    return damping * max(left, 0.0) / float(lr)
 
 
 def regain_norm(blocks: list[Block], grads: list[Tensor], decision: Decision) -> None:

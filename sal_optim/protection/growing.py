@@ -67,7 +67,7 @@ def move(holder: Holder, old: Tensor, state: State, new: Tensor) -> None:
     group = next(g for g in holder.groups if any(p is new for p in g["params"]))
     detector = holder.detector
     usual = window(detector, group["consolidate_every"]) / INTERVAL
-    memory = anchor_memory(detector, ended=False)
+    memory = anchor_memory(detector["steps"])
     consolidate_param(old, state, group, usual, detector, memory)
     found: State = {}
     if "pending_steps" in state:

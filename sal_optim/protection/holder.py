@@ -1,7 +1,6 @@
 """Holder: what an optimizer holds for its protection, and where: groups, state, change detector."""
 
 import weakref
-from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -42,7 +41,7 @@ class Holder:
 
     @property
     def groups(self) -> list[Group]:
-        """Groups of parameters with the settings of the protection."""
+        """Groups of parameters, with the settings of the protection beside the optimizer's."""
         found: list[Group] = self.optimizer.param_groups
         if self.settings is None:
             return found
@@ -50,7 +49,7 @@ class Holder:
         for group in found:
             protection = group.setdefault("protection", self.settings["protection"])
             own = {"protection": checks.number("protection", protection)}
-            merged.append({**self.settings, **own, "params": group["params"]})
+            merged.append({**group, **self.settings, **own})
         return merged
 
     @property
@@ -79,10 +78,3 @@ class Holder:
         for param in list(self.early):
             if param.grad is not None or self.optimizer.state.get(param):
                 self.optimizer.state[param].update(self.early.pop(param))
-
-    def rate_of(self, group: Group) -> Any:
-        """The learning rate of a group from :attr:`groups`; a number or a tensor, 0 for none."""
-        for own in self.optimizer.param_groups:
-            if own["params"] is group["params"] and own.get("lr") is not None:
-                return own["lr"]
-        return 0.0

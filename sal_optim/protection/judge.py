@@ -33,6 +33,7 @@ from sal_optim.protection.clock import (
     hear_norm,
     hear_rate,
     is_due,
+    is_turn,
     window,
 )
 from sal_optim.protection.consolidation import anchor_memory, consolidate_param
@@ -141,10 +142,10 @@ class Judge:
         decision.scale = torch.where(ordinary, math.sqrt(size) / total, 0.0)
 
     def _schedule(self, decision: Decision, step: float, ordinary: bool) -> None:
-        phase = step % INTERVAL
-        decision.gathers = ordinary and phase == 1.0
-        decision.penalizes, decision.measures = phase == 0.0, step % MEASURED == 2.0
-        decision.listens = phase == 1.0 and novelty.listens(decision.detector)
+        after = is_turn(step - 1.0, INTERVAL)
+        decision.penalizes, decision.gathers = is_turn(step, INTERVAL), ordinary and after
+        decision.measures = is_turn(step - 2.0, MEASURED)
+        decision.listens = after and novelty.listens(decision.detector)
 
     def _hear(self, norm: float, rate: float, settings: Group, detector: DetectorState) -> bool:
         """Pass the norm to the detector, consolidate at a change; is the step ordinary?"""
@@ -223,9 +224,10 @@ class Judge:
             ended: what was gathered is the end of a segment, which counts whole however short.
         """
         detector, groups = self.holder.detector, self.holder.groups
-        usual = window(detector, groups[0]["consolidate_every"])
+        every = groups[0]["consolidate_every"]
+        usual = window(detector, every)
         usual = (min(usual, LEAST) if ended else usual) / INTERVAL
-        memory = anchor_memory(detector, ended)
+        memory = anchor_memory(detector["steps"], window(detector, every or "auto") if ended else 0)
         done = False
         for group in groups:
             for param in group["params"]:

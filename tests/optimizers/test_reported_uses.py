@@ -13,6 +13,9 @@ import torch
 from torch import nn
 
 from sal_optim import SALSGD, CommunicationLayer, SALAdam, SALAdamW, SALLion, SALMuon, report
+from sal_optim.importance import IMPORTANCE
+from sal_optim.importance.kronecker import MOST_TABLES
+from sal_optim.importance.low_rank import projection
 from sal_optim.protection import gradients, judge
 
 FAMILY = [SALAdam, SALAdamW, SALSGD, SALLion, SALMuon]
@@ -189,3 +192,136 @@ def test_elements_whose_gradient_is_masked_stay(kind: str) -> None:
         optimizer.step()
     assert torch.equal(model.weight[~mask], before[~mask])
     assert (model.weight != before)[mask].all()
+
+
+@pytest.mark.parametrize("cls", [torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop])
+def test_a_layer_around_a_maximizing_optimizer_draws_to_the_anchor(cls: Any) -> None:
+    """The penalty pushed away from it."""
+    found = []
+    for maximize in (False, True):
+        torch.manual_seed(0)
+        model = nn.Linear(8, 8, bias=False)
+        optimizer = cls(model.parameters(), lr=1e-2, maximize=maximize)
+        layer = CommunicationLayer(optimizer)
+        for step in range(150):
+            optimizer.zero_grad()
+            target = 1.0 if step > 75 else 0.0
+            loss = (model(torch.randn(16, 8)) - target).square().mean()
+            (-loss if maximize else loss).backward()
+            optimizer.step()
+            if step == 75:
+                layer.consolidate()
+        found.append(model.weight.detach())
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_data_sets_in_turn_are_all_protected() -> None:
+    """Gathering and penalty were on every fourth step, which missed each second data set."""
+    torch.manual_seed(0)
+    body, heads = nn.Linear(8, 8), [nn.Linear(8, 4) for _ in range(4)]
+    optimizer = SALAdam([p for m in (body, *heads) for p in m.parameters()], lr=1e-3)
+    for step in range(600):
+        optimizer.zero_grad()
+        heads[step % 4](body(torch.randn(16, 8))).square().mean().backward()
+        optimizer.step()
+    weights = [optimizer.state[head.weight]["evidence_weight"] for head in heads]
+    assert min(weights) > 0.5 * max(weights) > 0.0
+
+
+def test_a_schedule_of_protection_keeps_no_more_tables() -> None:
+    _, optimizer = consolidated(SALAdam)
+    for step in range(50):
+        optimizer.param_groups[0]["protection"] = 10.0 + step
+        for param, state in optimizer.state.items():
+            state["exp_avg"].zero_()
+            param.grad = torch.randn_like(param)
+        optimizer.step()
+    param, state = next(iter(optimizer.state.items()))
+    kept = IMPORTANCE["kronecker"]._tables[state["left_values"]]
+    assert len(kept[0][1]) <= MOST_TABLES
+
+
+class Counting:
+    """A mixin such as users write."""
+
+    steps = 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.steps += 1
+        return super().step(closure)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("cls", FAMILY)
+def test_a_mixin_before_an_optimizer(cls: Any) -> None:
+    model, optimizer = consolidated(type("Mine", (Counting, cls), {}))
+    assert optimizer.steps == 23
+    other, expected = consolidated(cls)
+    assert torch.equal(model.weight, other.weight)
+    assert expected.diagnostics() == optimizer.diagnostics()
+
+
+@pytest.mark.parametrize("pull", [1.2, 50.0, 1000.0])
+def test_a_strong_pull_with_momentum_does_not_swing_up(pull: float) -> None:
+    """A pull that momentum carries on went past the anchor, further each time."""
+    torch.manual_seed(0)
+    model = nn.Linear(8, 8, bias=False)
+    optimizer = SALSGD(model.parameters(), lr=0.02, momentum=0.9, pull=pull)
+    for _ in range(300):
+        optimizer.zero_grad()
+        (model(torch.randn(16, 8)) - torch.randn(16, 8)).square().mean().backward()
+        optimizer.step()
+    optimizer.consolidate()
+    for _ in range(300):
+        optimizer.zero_grad()
+        (model(torch.randn(16, 8)) - 3.0).square().mean().backward()
+        optimizer.step()
+    assert model.weight.abs().max() < 10.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("protection", -1.0), ("protection", math.nan), ("pull", math.nan), ("retention", 2.0),
+     ("importance", "best"), ("stats_beta", 1.5), ("rank", 0), ("consolidate_every", "often")],
+)  # fmt: skip
+def test_settings_that_are_edited_between_steps_are_checked(name: str, value: Any) -> None:
+    model, optimizer = consolidated(SALAdamW)
+    before, total = model.weight.detach().clone(), optimizer.param_groups[0]["threshold"]["total"]
+    kept, optimizer.param_groups[0][name] = optimizer.param_groups[0][name], value
+    with pytest.raises(ValueError, match=name):
+        train(optimizer, model, 1)
+    assert torch.equal(model.weight, before)
+    assert optimizer.param_groups[0]["threshold"]["total"] == total
+    optimizer.param_groups[0][name] = kept
+    train(optimizer, model, 1)
+    assert not torch.equal(model.weight, before)
+
+
+@pytest.mark.parametrize("kinds", [("kronecker", "diagonal"), ("diagonal", "factored")])
+def test_another_kind_of_importance_in_the_midst_of_a_run_is_refused(
+    kinds: tuple[str, str],
+) -> None:
+    model, optimizer = consolidated(SALAdamW, importance=kinds[0])
+    optimizer.param_groups[0]["importance"] = kinds[1]
+    with pytest.raises(ValueError, match=r"missing.*delete its entry of optimizer\.state"):
+        train(optimizer, model, 1)
+
+
+def test_diagnostics_after_growing_are_of_the_larger_parameter() -> None:
+    model, optimizer = consolidated(SALAdam, importance="diagonal")
+    before = optimizer.diagnostics()["mean_gate"]
+    larger = nn.Parameter(torch.cat([model.weight.detach(), torch.randn(792, 8)]))
+    optimizer.grow(model.weight, larger)
+    assert optimizer.diagnostics()["mean_gate"] > max(0.98, before)
+
+
+def test_a_sketch_does_not_depend_on_the_default_dtype() -> None:
+    projection.cache_clear()
+    expected = projection(100, 8, torch.float32, torch.device("cpu"))
+    projection.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = projection(100, 8, torch.float32, torch.device("cpu"))
+    finally:
+        torch.set_default_dtype(torch.float32)
+        projection.cache_clear()
+    assert torch.equal(found, expected)

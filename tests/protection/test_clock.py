@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -78,6 +79,17 @@ def test_what_was_observed_counts_as_a_long_run(retention: float, windows: float
     assert weight == pytest.approx(windows)
 
 
+@pytest.mark.parametrize(("every", "least"), [(clock.INTERVAL, 0.98), (clock.MEASURED, 0.7)])
+def test_turns_have_no_period_that_a_training_loop_has(every: int, least: float) -> None:
+    """Of any short loop each part has its share."""
+    turns = [step for step in range(20_000) if clock.is_turn(float(step), every)]
+    gaps = {late - early for early, late in itertools.pairwise(turns)}
+    assert gaps <= {every, every + 1}
+    for period in range(2, 17):
+        shares = [sum(step % period == place for step in turns) for place in range(period)]
+        assert min(shares) > least * max(shares)
+
+
 # ---------------------------------------------------------------- in an optimizer
 
 
@@ -88,8 +100,9 @@ def test_a_number_of_steps(row: Row, mode: Mode, every: int) -> None:
     found = drive(optimizer, params, stream(params, profile(100)))
     due = range(every - 1, 100, every)
     # Where nothing was gathered since the last one, there is nothing to consolidate.
-    gathered = [i for i in due if any(s % clock.INTERVAL == 0 for s in range(i - every, i))]
-    assert found == (gathered if every > 1 else list(range(1, 100, clock.INTERVAL)))
+    turns = [step for step in range(99) if clock.is_turn(step, clock.INTERVAL)]
+    gathered = [i for i in due if any(step in turns for step in range(i - every, i))]
+    assert found == (gathered if every > 1 else [step + 1 for step in turns])
     assert optimizer.stability(params[0]).max() > 0
 
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import sal_optim
-from sal_optim.detection.change_detector import new_detector
-from sal_optim.protection.clock import INTERVAL
+from sal_optim.protection.clock import INTERVAL, LEAST
 from sal_optim.protection.consolidation import ANCHOR_MEMORY, REST, WINDOWS, anchor_memory
 from tests.testing.drive import (
     assert_equal,
@@ -58,14 +57,16 @@ def test_what_a_consolidation_does(row: Row, mode: Mode, retention: float) -> No
     assert optimizer.diagnostics()["drift"] == 0
     anchors = [optimizer.state[p]["anchor"].clone() for p in params]
     drive(optimizer, params, stream(params, profile(40), seed=2))
-    gathered = [optimizer.state[p]["pending"] / (40 / INTERVAL) for p in params]
+    states = [optimizer.state[p] for p in params]
+    gathered = [state["pending"] / state["pending_steps"] for state in states]
     optimizer.consolidate()
     new, old = 1.0 / (1.0 + retention), retention / (1.0 + retention)
     for index, param in enumerate(params):
         state = optimizer.state[param]
         before, gain = old * first[index], new * gathered[index]
         assert_near([state["evidence"]], [before + gain], rtol=1e-5)
-        share = gain / (ANCHOR_MEMORY / WINDOWS * before + gain)  # the segment's only one
+        # The segment is shorter than a window, and counts as more.
+        share = gain / (anchor_memory(40, LEAST) * before + gain)
         moved = torch.lerp(anchors[index], param.detach(), share)
         assert_near([state["anchor"]], [moved], rtol=1e-4, atol=1e-5)
 
@@ -75,13 +76,10 @@ def test_after_a_long_segment_the_anchor_is_where_the_weights_came_to_rest(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a short one what is older draws it back."""
-    detector = {**new_detector(), "steps": REST, "consolidations": 9.0, "opened": 5.0}
-    assert anchor_memory(detector, False) == anchor_memory(detector, True) == ANCHOR_MEMORY
-    detector["steps"] = 4 * REST
-    assert anchor_memory(detector, False) == pytest.approx(ANCHOR_MEMORY / 16)
-    detector |= {"steps": REST, "opened": 8.0}
-    assert anchor_memory(detector, True) == ANCHOR_MEMORY / (WINDOWS - 1)
-    assert anchor_memory(detector, False) == ANCHOR_MEMORY
+    assert anchor_memory(REST) == anchor_memory(REST, REST / WINDOWS) == ANCHOR_MEMORY
+    assert anchor_memory(4 * REST) == pytest.approx(ANCHOR_MEMORY / 16)
+    # A segment that is shorter than a window counts as some windows all the same.
+    assert anchor_memory(REST / 4, REST) == ANCHOR_MEMORY / (4 * WINDOWS)
     drifts = []
     for rest in (REST, 1.0):
         monkeypatch.setattr("sal_optim.protection.consolidation.REST", rest)

@@ -59,7 +59,7 @@ def test_the_length_of_the_last_measured_update(
             if grad is not None:
                 norm = float(grad.norm())
                 norms[index] = beta * norms[index] + (1.0 - beta) * norm if norms[index] else norm
-                if step % clock.MEASURED == 1:
+                if clock.is_turn(step - 1, clock.MEASURED):
                     lengths[index] = float((param - old).detach().norm())
         if step % 25 == 0:
             optimizer.diagnostics()  # what is underway arrives

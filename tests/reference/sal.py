@@ -229,6 +229,12 @@ class Signal:
         self.variance = (1 - weight) * (self.variance + weight * delta**2)
 
 
+def turn(step: int, every: int) -> bool:
+    """Is it one of the steps on which something rare is done?"""
+    late = sum(n % 61 == 32 for n in range(step + 1))
+    return (step - late) % every == 0
+
+
 class Reference:
     """The whole optimizer. ``base`` is adam, adamw, sgd or lion."""
 
@@ -239,7 +245,6 @@ class Reference:
         self.total, self.since = 0, 0
         self.unit, self.last, self.leap = 0.0, 0.0, 0.0
         self.least_rate, self.begun, self.peak = 0.0, 0, 0.0
-        self.opened = 0
         self.firm = self.observed = False
         first = self.first
         self.norms = Signal(first["tau0"], first["alpha"], first["stats_beta"], 10, 30)
@@ -281,7 +286,6 @@ class Reference:
         self.begin_segment()
 
     def begin_segment(self) -> None:
-        self.opened = self.consolidations
         self.norms.begin_segment()
         self.pooled.begin_segment()
         self.pool = []
@@ -289,7 +293,8 @@ class Reference:
     # ------------------------------------------------------------------ consolidation
 
     def consolidate(self) -> None:
-        self.firm = self.merge(ended=True) or self.firm
+        self.merge(ended=True)
+        self.firm = self.firm or self.consolidations > 0
         self.begin_segment()
 
     def strength(self) -> float:
@@ -312,7 +317,8 @@ class Reference:
         usual = (min(usual, clock.LEAST) if ended else usual) / clock.INTERVAL
         memory = consolidation.ANCHOR_MEMORY / max(1.0, self.norms.steps / consolidation.REST) ** 2
         if ended:
-            memory /= max(1.0, consolidation.WINDOWS - (self.consolidations - self.opened))
+            window = self.interval() or max(clock.LEAST, clock.SHARE * self.total)
+            memory /= max(1.0, consolidation.WINDOWS * window / max(1, self.norms.steps))
         done = [
             param.consolidate(usual, self.observed, memory)
             for param in self.params
@@ -350,8 +356,12 @@ class Reference:
             self.norms.record(norm)
         elif told:
             ordinary = self.hear(norm)
-        phase = self.total % clock.INTERVAL if told and not observing else None
-        listens = phase == 1 and not self.firm and self.consolidations >= 2
+        penalizes = gathers = measures = False
+        if told and not observing:
+            # Each fourth step, and a step later than that once in 61.
+            penalizes, gathers = (turn(self.total - late, 4) for late in (0, 1))
+            measures = turn(self.total - 2, 16)
+        listens = gathers and not self.firm and self.consolidations >= 2
         unit = self.unit / math.sqrt(max(1, size))
         if told:
             for param, g in watched:
@@ -359,17 +369,13 @@ class Reference:
         every = self.first["consolidate_every"]
         if watched and every is not None and not observing and self.since >= self.interval():
             self.merge()
-        if ordinary and (observing or phase == 1):
+        if ordinary and (observing or gathers):
             for param, g in watched:
                 param.gather(g * math.sqrt(size) / norm)
         if listens:
             self.listen([(p, g) for p, g in watched if p.weight > 0])
         if not observing:
-            self.move(
-                pairs,
-                unit if phase == 0 else 0.0,
-                measures=told and self.total % clock.MEASURED == 2,
-            )
+            self.move(pairs, unit if penalizes else 0.0, measures=measures)
 
     def listen(self, pairs: list[tuple[Parameter, Tensor]]) -> None:
         """How much of the gradient is where earlier data said nothing?"""
@@ -390,7 +396,7 @@ class Reference:
             lr = param.settings["lr"]
             stiffness = clock.INTERVAL * damping * param.settings["pull"] * unit
             if self.base == "sgd" and lr:
-                stiffness = min(stiffness, damping / lr)
+                stiffness = min(stiffness, damping * (1 - param.settings["momentum"]) / lr)
             updates[i] = param.protected(updates[i], damping, stiffness)
         if self.base == "sgd" and held:
             # The step of gradient descent is as long as its gradient.
