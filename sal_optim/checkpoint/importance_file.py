@@ -153,6 +153,7 @@ def put(
         raise ValueError(f"importance does not fit: {'; '.join(problems[:3])}{more}{advice}")
     saved = fitted_threshold("the file's detector", content.detector)
     fresh = {**new_detector(), **{name: saved[name] for name in COUNTS}, "firm": 1.0}
+    fresh["observed"] = controller.detector["observed"]  # what is pending stays
     for param, state in states:
         own: State = controller.optimizer.state.get(param) or controller.early.setdefault(param, {})
         own.update(state)

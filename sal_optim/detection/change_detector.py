@@ -77,7 +77,6 @@ def new_detector() -> DetectorState:
         "firm": 0.0,  # 1 once gradients left what is known, or a task's end was declared
         "changes": 0.0,  # consolidations at a detected change
         "observed": 0.0,  # 1 where what is pending was observed, not trained on
-        "unheard": 0.0,  # the norm of a step that has not been judged yet; 0: there is none
     }
 
 

@@ -95,6 +95,3 @@ class Importance(Protocol):
 
         With a damping it is Omega as :meth:`protect` counts it.
         """
-
-    def dtype(self, state: State) -> Any:
-        """The dtype that the state is kept in."""

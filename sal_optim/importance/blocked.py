@@ -85,12 +85,6 @@ class Blocked:
         found = [self.kind.elements(part, block, damping) for part, block in blocks]
         return _joined(found, values)
 
-    def dtype(self, state: State) -> torch.dtype:
-        suffix = self.layout.suffix
-        own = {n.removesuffix(suffix): v for n, v in state.items() if n.endswith(suffix)}
-        found: torch.dtype = self.kind.dtype(own)
-        return found
-
     def _rows(self, values: Tensor) -> tuple[Tensor, ...]:
         """The blocks of this process's part; none of an empty one."""
         return torch.split(values, self.layout.block[0]) if values.numel() else ()

@@ -85,7 +85,3 @@ class Diagonal:
     def elements(self, state: State, values: Tensor, damping: float = 0.0) -> Tensor:
         evidence: Tensor = state["evidence"]
         return evidence
-
-    def dtype(self, state: State) -> torch.dtype:
-        found: torch.dtype = state["evidence"].dtype
-        return found

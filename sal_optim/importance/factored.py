@@ -67,14 +67,10 @@ class Factored:
         self._diagonal.draw(dense, values, strength)
 
     def elements(self, state: State, values: Tensor, damping: float = 0.0) -> Tensor:
-        exact = wide(self.dtype(state))
+        exact = wide(state["evidence_row"].dtype)
         row: Tensor = state["evidence_row"].to(exact)
         column: Tensor = state["evidence_column"].to(exact)
         if not values.numel():
             return torch.zeros_like(values, dtype=exact)
         mean = column.mean().clamp_min(torch.finfo(exact).tiny)
         return (row * (column / mean)).view(values.shape)
-
-    def dtype(self, state: State) -> torch.dtype:
-        found: torch.dtype = state["evidence_row"].dtype
-        return found

@@ -192,7 +192,7 @@ class Kronecker:
             found[-1] = values[-1] * ((size - kept) / max(1, rows - width))
 
     def elements(self, state: State, values: Tensor, damping: float = 0.0) -> Tensor:
-        exact = wide(self.dtype(state))
+        exact = wide(state["left_values"].dtype)
         if not values.numel():
             return torch.zeros_like(values, dtype=exact)
         sides = []
@@ -203,10 +203,6 @@ class Kronecker:
         divisor = self._divisor(self._omega(state, exact)[-1, -1], damping)
         found = torch.outer(*sides) / positive(total(state, exact)) / divisor
         return found.view(values.shape)
-
-    def dtype(self, state: State) -> torch.dtype:
-        found: torch.dtype = state["left_values"].dtype
-        return found
 
     def _tables_of(self, state: State, damping: float, dtype: torch.dtype) -> Tables:
         """The tables of a protected gradient, made once a consolidation."""

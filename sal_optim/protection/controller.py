@@ -22,7 +22,7 @@ from sal_optim.protection import buffers, growing
 from sal_optim.protection.block import Block, Group, blocks_of, in_force
 from sal_optim.protection.clock import strength
 from sal_optim.protection.consolidation import draw_back, importance_of
-from sal_optim.protection.diagnostics import Spectrum, diagnose
+from sal_optim.protection.diagnostics import diagnose, spectrum
 from sal_optim.protection.gradients import (
     batches,
     damped,
@@ -58,7 +58,7 @@ class ProtectionController(Holder):
         super().__init__(optimizer, settings)
         self.judge = Judge(self)
         self._descends = descends(optimizer)
-        self._spectrum: Spectrum | None = None
+        self._spectrum: tuple[tuple[float, ...], dict[str, float]] | None = None
         self._observed = self._observed_gathered = 0
         self.checked: list[Any] = []  # settings of the groups when they were last checked
         self._patience = Patience()
@@ -305,9 +305,9 @@ class ProtectionController(Holder):
         """What the protection does, as finite floats; see ``diagnostics.py``."""
         self.settle()
         key = self._spectrum_key()
-        if self._spectrum is None or self._spectrum.key != key:
-            self._spectrum = Spectrum.of(self, key)
-        return diagnose(self, self._spectrum)
+        if self._spectrum is None or self._spectrum[0] != key:
+            self._spectrum = key, spectrum(self)
+        return diagnose(self, self._spectrum[1])
 
     def _spectrum_key(self) -> tuple[float, ...]:
         """What the fractions depend on: importance, and how strongly it counts."""

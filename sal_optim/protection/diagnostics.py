@@ -6,7 +6,6 @@ fractions and the drift are those of the local part.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -37,35 +36,22 @@ class Counts(NamedTuple):
     held: float = 0.0
 
 
-@dataclass(slots=True)
-class Spectrum:
+def spectrum(controller: "ProtectionController") -> dict[str, float]:
     """Fractions of scalars by stability. They change only when importance or protection does."""
-
-    key: tuple[float, ...]
-    protected: float = 0.0
-    volatile: float = 1.0
-    mean_gate: float = 1.0
-    innovation_cost: float = 0.0
-
-    @classmethod
-    def of(cls, controller: "ProtectionController", key: tuple[float, ...]) -> "Spectrum":
-        """Counted anew."""
-        found = [
-            count(controller, param) for group in controller.groups for param in group["params"]
-        ]
-        size = sum(counts.size for counts in found)
-        if not size:
-            return cls(key)
-        return cls(
-            key,
-            sum(counts.protected for counts in found) / size,
-            sum(counts.volatile for counts in found) / size,
-            sum(counts.gate for counts in found) / size,
-            math.sqrt(sum(counts.held for counts in found) / size),
-        )
+    found = [count(controller, param) for group in controller.groups for param in group["params"]]
+    total = [sum(part) for part in zip(Counts(0, 0, 0, 0.0), *found, strict=True)]
+    # Of no scalars all is free.
+    size, protected, volatile, gate, held = total if total[0] else (1, 0, 1, 1.0, 0.0)
+    return {
+        "protected": protected / size,
+        "neutral": max(0.0, 1.0 - protected / size - volatile / size),
+        "volatile": volatile / size,
+        "mean_gate": gate / size,
+        "innovation_cost": math.sqrt(held / size),
+    }
 
 
-def diagnose(controller: "ProtectionController", spectrum: Spectrum) -> dict[str, float]:
+def diagnose(controller: "ProtectionController", spectrum: dict[str, float]) -> dict[str, float]:
     """The flat dict that ``diagnostics()`` returns.
 
     - ``protected``, ``neutral``, ``volatile``: fractions of scalars whose stability s is above 2/3,
@@ -84,11 +70,7 @@ def diagnose(controller: "ProtectionController", spectrum: Spectrum) -> dict[str
     states = [controller.state_of(p) for group in controller.groups for p in group["params"]]
     published = [published_stability(state) for state in states if state.get("delta_w", 0.0) > 0.0]
     return {
-        "protected": spectrum.protected,
-        "neutral": max(0.0, 1.0 - spectrum.protected - spectrum.volatile),
-        "volatile": spectrum.volatile,
-        "mean_gate": spectrum.mean_gate,
-        "innovation_cost": spectrum.innovation_cost,
+        **spectrum,
         "threshold": detector["threshold"],
         "surprise": detector["surprise"],
         "consolidations": detector["consolidations"],

@@ -102,7 +102,10 @@ def grows(old: Tensor, new: Tensor) -> bool:
 
 def _check(old: Tensor, new: Tensor) -> None:
     if type(old) not in PLAIN or type(new) not in PLAIN:
-        raise ValueError("Invalid old value: a parameter that is distributed can't grow")
+        raise ValueError(
+            f"Invalid old value: {type(old).__name__} to {type(new).__name__}; a parameter that "
+            "grows must be a torch.nn.Parameter, neither distributed nor of a subclass"
+        )
     if not grows(old, new) or (new.dtype, new.device) != (old.dtype, old.device):
         raise ValueError(
             f"Invalid new value: {tuple(new.shape)}, {new.dtype} on {new.device}; new must be "

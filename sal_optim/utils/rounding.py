@@ -5,15 +5,12 @@ often as the lost part says, it stays right on average. What decides is a sequen
 that a run can be repeated and resumed bit for bit, and all paths and processes agree.
 """
 
-from typing import TypeVar
-
 import torch
 from torch import Tensor
 
 Number = float | Tensor
 # A strength of more changes nothing either, and leaves the range of float32.
 MOST = 1e30
-_Count = TypeVar("_Count", float, Tensor)
 
 
 def on_host(value: Tensor) -> bool:
@@ -21,16 +18,11 @@ def on_host(value: Tensor) -> bool:
     return value.is_cpu
 
 
-def on(number: Number, device: torch.device) -> Number:
-    """The number for tensors of a device."""
-    return number.to(device, non_blocking=True) if isinstance(number, Tensor) else number
-
-
 # The fractional parts of its multiples fill [0, 1) evenly, whatever stretch of them is taken.
 GOLDEN = 0.6180339887498949
 
 
-def dither(count: _Count) -> _Count:
+def dither(count: float) -> float:
     """The ``count``-th place in [0, 1) at which to round."""
     return count * GOLDEN % 1.0
 
@@ -40,9 +32,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype.itemsize == 2 else dtype
 
 
-def add(
-    total: Tensor, value: Tensor, at: Number, *, keep: float = 1.0, weight: float = 1.0
-) -> None:
+def add(total: Tensor, value: Tensor, at: float, *, keep: float = 1.0, weight: float = 1.0) -> None:
     """``total = keep * total + weight * value``, in place; ``at`` from :func:`dither`."""
     dtype = wide(total.dtype)
     if dtype == total.dtype:
@@ -52,7 +42,6 @@ def add(
     if total.dtype == torch.bfloat16:
         # bfloat16 is the upper half of float32: carry what the lower half and `at` make together.
         bits = exact.view(torch.int32)
-        lower = at * 65536.0
-        bits.add_(lower.to(torch.int32) if isinstance(lower, Tensor) else int(lower))
+        bits.add_(int(at * 65536.0))
         bits.bitwise_and_(-65536)
     total.copy_(exact)

@@ -14,6 +14,7 @@ from torch import Tensor
 from sal_optim import SALOptimizer, config
 from sal_optim.checkpoint.validation import IMPORTANCE_STATE, STATISTICS
 from sal_optim.protection.block import NUMBERS
+from sal_optim.protection.clock import INTERVAL, is_turn
 from tests.testing.drive import (
     CLOCK,
     assert_equal,
@@ -228,6 +229,7 @@ def as_of_0_1(saved: dict[str, Any], kind: str) -> dict[str, Any]:
 @pytest.mark.parametrize("importance", KINDS)
 def test_a_checkpoint_of_0_1(class_row: Row, importance: str) -> None:
     params, optimizer = seasoned(class_row, importance=importance)
+    drive(optimizer, params, stream(params, profile(1)))
     new = clone_params(params)
     resumed = class_row(new, consolidate_every=None)
     resumed.load_state_dict(reload(as_of_0_1(optimizer.state_dict(), importance)))
@@ -240,6 +242,9 @@ def test_a_checkpoint_of_0_1(class_row: Row, importance: str) -> None:
         assert two["evidence_weight"] == 8.5
         kept = {name for name in one if name.startswith(STATISTICS)}
         assert kept == {name for name in two if name.startswith(STATISTICS)}
+    # It has no unit for the penalty, which is not due in these.
+    total = int(optimizer.param_groups[0]["threshold"]["total"])
+    assert not any(is_turn(total + step, INTERVAL) for step in (1, 2))
     grads = stream(params, profile(2))
     drive(resumed, new, grads)
     drive(optimizer, params, grads)

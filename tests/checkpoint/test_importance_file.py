@@ -340,3 +340,23 @@ def state(optimizer: Any) -> dict[str, Any]:
         for group in found["param_groups"]
     ]
     return found
+
+
+def test_what_was_observed_before_loading_counts_as_a_long_run(tmp_path: Path) -> None:
+    first, second, model = network(), network(), network()
+    one = adamw(first.named_parameters())
+    train(first, one, task(0), 40)
+    one.consolidate()
+    save_importance(one, tmp_path / "a.safetensors")
+    weights = []
+    for net, when in ((second, "before"), (model, "after")):
+        optimizer = adamw(net.named_parameters())
+        if when == "after":
+            load_importance(optimizer, tmp_path / "a.safetensors")
+        with optimizer.observe():
+            train(net, optimizer, task(0), 8)
+        if when == "before":
+            load_importance(optimizer, tmp_path / "a.safetensors")
+        optimizer.consolidate()
+        weights.append(optimizer.state[net[0].weight]["evidence_weight"])
+    assert weights[0] == weights[1] > 10.0
