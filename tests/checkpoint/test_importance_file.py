@@ -358,5 +358,5 @@ def test_what_was_observed_before_loading_counts_as_a_long_run(tmp_path: Path) -
         if when == "before":
             load_importance(optimizer, tmp_path / "a.safetensors")
         optimizer.consolidate()
-        weights.append(optimizer.state[net[0].weight]["evidence_weight"])
+        weights.append(optimizer.state_dict()["state"][0]["evidence_weight"])
     assert weights[0] == weights[1] > 10.0
