@@ -30,6 +30,10 @@ def main() -> None:
     if not arguments or (not is_module and arguments[0].startswith("-")):
         sys.exit(_USAGE)
     script = arguments[0]
+    # Every Python that is started from here on registers, such as the workers of a script.
+    startup = str(Path(__file__).parent / "integrations" / "startup")
+    paths = [startup, *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     if not is_module and not Path(script).is_file():
         command = _command(script)
         if command is None:
@@ -55,11 +59,12 @@ def _command(name: str) -> str | None:
 
 
 def _start(command: list[str]) -> int:
-    """Run a command so that every Python in it registers, those that it starts too."""
-    startup = str(Path(__file__).parent / "integrations" / "startup")
-    paths = [startup, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    return subprocess.run(command, env=environment, check=False).returncode
+    """Run a command in the place of this one: what would stop this one stops the command."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.name == "posix":
+        os.execv(command[0], command)
+    return subprocess.run(command, check=False).returncode
 
 
 if __name__ == "__main__":

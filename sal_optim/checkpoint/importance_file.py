@@ -55,7 +55,7 @@ def write(controller: ProtectionController, names: dict[Tensor, str], path: str)
     _safetensors()
     from safetensors.torch import save_file
 
-    _check_place(path)
+    check_place(path)
     found = list(_with_importance(controller))
     if not found:
         raise ValueError(
@@ -203,7 +203,8 @@ def _with_importance(controller: ProtectionController) -> Iterator[tuple[Tensor,
                 yield param, group, state
 
 
-def _check_place(path: str) -> None:
+def check_place(path: str) -> None:
+    """Refuse a path at which no file can be written; raises ValueError."""
     target = Path(path).absolute()
     if target.is_dir() or not target.parent.is_dir():
         raise ValueError(

@@ -15,6 +15,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from sal_optim.checkpoint.importance_file import check_place, path_text
 from sal_optim.integrations import published
 from sal_optim.monitoring.lookup import Protection
 from sal_optim.monitoring.status import protection_line
@@ -77,6 +78,7 @@ class Continual:
                 "by which one of them is chosen"
             )
         self.consolidate = checks.flag("consolidate", consolidate)
+        self._begun: WeakSet[Protection] = WeakSet()
         if importance_to is not None and not self.consolidate:
             raise ValueError(
                 "Invalid consolidate value: False; with importance_to it must be True, as what is "
@@ -106,6 +108,10 @@ class Continual:
         self._protection, self._model = protection, model
         self._measured = 0  # the step of the last measurement
         self._batches, self._loss = batches, loss
+        self._check_end()
+        # A trainer that trains once more goes on with what its optimizer knows by now.
+        resumed = resumed or protection in self._begun
+        self._begun.add(protection)
         if not resumed:
             if self.importance_from is not None:
                 load_importance(protection, self.importance_from, model)
@@ -113,6 +119,20 @@ class Continual:
                 self._observe(clip)
         announce(protection)
         self.measure()
+
+    def _check_end(self) -> None:
+        """Refuse now what could not be done when training has ended."""
+        if self.importance_to is not None:
+            check_place(path_text(self.importance_to))
+            groups = self._protection.controller.groups
+            if all(group["protection"] == 0.0 for group in groups):
+                raise ValueError(
+                    f"Invalid importance_to value: {str(self.importance_to)!r}; nothing will be "
+                    "consolidated with protection=0, so importance_to must be None"
+                )
+        if len(self.restore) > 1:
+            for name, data in (("probe", self.probed), ("validation", self.validation)):
+                self._mean_loss(name, data)
 
     def stepped(self, step: int, **told: Any) -> bool:
         """After each step of training; measures where that is due, and returns whether it was.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 
 from sal_optim.integrations import logged, protection_of
@@ -67,6 +68,9 @@ class SALCallback(Monitor):
                 "needs exactly one, and where optimization is not automatic, its argument loss"
             )
 
+        # Lightning hands on the number of a batch only where it is asked for.
+        numbered = is_param_in_hook_signature(pl_module.training_step, "batch_idx", min_args=2)
+
         def placed(batch: Any) -> Any:
             # As Lightning's own loop does it.
             made = trainer.precision_plugin.convert_input(batch)
@@ -78,7 +82,7 @@ class SALCallback(Monitor):
                 if self._loss is not None:
                     return self._loss(pl_module, batch)
                 with _muted(pl_module):
-                    found = pl_module.training_step(batch, 0)
+                    found = pl_module.training_step(batch, *([0] if numbered else []))
             return found["loss"] if isinstance(found, dict) else found  # type: ignore[no-any-return]
 
         self._continual.begin(
@@ -86,7 +90,8 @@ class SALCallback(Monitor):
             pl_module,
             lambda data: map(placed, data),
             loss,
-            resumed=trainer.global_step > 0,
+            # A second fit() goes on counting steps, with a new optimizer.
+            resumed=trainer.global_step > 0 and bool(protected[0].controller.optimizer.state),
             clip=trainer.gradient_clip_val or 0.0,
         )
 

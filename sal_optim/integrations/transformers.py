@@ -10,6 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
+from weakref import WeakSet
 
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -29,6 +30,8 @@ from sal_optim.transfer import load_importance
 
 # The one of ``--optim_args`` that is no argument of an optimizer.
 IMPORTANCE_FROM = "importance_from"
+# What got it: a Trainer that trains once more goes on with what its optimizer knows by now.
+_loaded: WeakSet[Protection] = WeakSet()
 
 
 class Diagnostics(TrainerCallback):
@@ -43,8 +46,9 @@ class Diagnostics(TrainerCallback):
         if protection is None:
             return
         path = _optim_args(args).get(IMPORTANCE_FROM)
-        if path is not None and not state.global_step:
+        if path is not None and not state.global_step and protection not in _loaded:
             load_importance(protection, path, kwargs["model"])
+            _loaded.add(protection)
         _keep_names(protection, kwargs["model"])
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

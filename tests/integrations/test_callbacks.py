@@ -333,3 +333,70 @@ def test_data_without_a_batch(name: str) -> None:
     run = Continual(**{name: []})
     with pytest.raises(ValueError, match=f"Invalid {name} value"):
         run.begin(optimizer, model, lambda data: data, lambda batch: loss_of(model, batch))
+
+
+@pytest.mark.parametrize(
+    ("settings", "protection", "told"),
+    [
+        ({"importance_to": "no/folder/a.safetensors"}, 10.0, "path value"),
+        ({"importance_to": "a.safetensors"}, 0.0, "importance_to value"),
+        ({"restore": [0.1, 1.0], "probe": loader(1), "validation": []}, 10.0, "validation value"),
+    ],
+)
+def test_what_could_not_be_done_at_the_end_is_refused_at_the_start(
+    settings: dict[str, Any], protection: float, told: str
+) -> None:
+    from sal_optim.integrations.continual import Continual
+
+    model = network()
+    optimizer = SALAdamW(model.parameters(), protection=protection)
+    with pytest.raises(ValueError, match=told):
+        Continual(**settings).begin(
+            optimizer, model, lambda data: data, lambda batch: loss_of(model, batch)
+        )
+
+
+def test_training_once_more_goes_on_with_what_is_known(tmp_path: Path) -> None:
+    """The file of the first run was loaded again, over what the second had learned."""
+    pytest.importorskip("transformers")
+    from sal_optim.integrations.transformers import SALCallback
+
+    model, file = WithLoss(), tmp_path / "a.safetensors"
+    fine_tune(model, 1, tmp_path, callbacks=[SALCallback(importance_to=file)], max_steps=70)
+    callback = SALCallback(importance_from=file)
+    trainer = fine_tune(model, 2, tmp_path, callbacks=[callback], max_steps=70)
+    before = protection_of(trainer.optimizer).diagnostics()["consolidations"]
+    assert before > 1.0
+    trainer.train()
+    assert protection_of(trainer.optimizer).diagnostics()["consolidations"] > before
+
+
+def test_lightning_fits_again_with_a_new_optimizer(tmp_path: Path) -> None:
+    """It was taken for a run that is resumed, and began unprotected; and a step of one argument."""
+    pl = pytest.importorskip("lightning.pytorch")
+    from sal_optim.integrations.lightning import SALCallback
+
+    class Module(pl.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers, self.began = network(), []
+
+        def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+            return loss_of(self.layers, batch)
+
+        def configure_optimizers(self) -> Any:
+            return SALAdamW(self.parameters(), lr=LR)
+
+        def on_train_epoch_start(self) -> None:
+            self.began.append(self.optimizers().diagnostics()["consolidations"])
+
+    module = Module()
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_checkpointing=False, enable_model_summary=False,
+        callbacks=[SALCallback(observe=loader(1), probe=loader(1))],
+    )  # fmt: skip
+    trainer.fit(module, loader(2))
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(module, loader(2))
+    assert module.began == [1.0, 1.0]

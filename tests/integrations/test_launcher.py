@@ -78,3 +78,36 @@ def test_a_failing_command_fails(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode != 0
+
+
+def test_what_stops_the_launcher_stops_the_command(tmp_path: Path) -> None:
+    """A job that was cancelled left its training running."""
+    needs("transformers")
+    (tmp_path / "script.py").write_text("import time; print('begun', flush=True); time.sleep(200)")
+    command = ["torchrun", "--nproc_per_node", "1", "script.py"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "sal_optim.run", *command],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert running.stdout is not None
+    assert running.stdout.readline() == "begun\n"
+    running.terminate()
+    assert running.stdout.read() == "", "nothing holds the pipe any more"
+    assert running.wait(60) != 0
+
+
+def test_a_script_that_starts_processes(tmp_path: Path) -> None:
+    needs("transformers")
+    (tmp_path / "script.py").write_text(
+        "import multiprocessing\n"
+        "def work():\n"
+        "    from transformers.training_args import OptimizerNames\n"
+        "    print('found', OptimizerNames('sallion'), flush=True)\n"
+        "if __name__ == '__main__':\n"
+        "    worker = multiprocessing.get_context('spawn').Process(target=work)\n"
+        "    worker.start(); worker.join()\n"
+    )
+    shown = run(["-m", "sal_optim.run", "script.py"], tmp_path)
+    assert "found OptimizerNames.SALLION" in shown
