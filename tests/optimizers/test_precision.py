@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sal_optim import SALOptimizer
 from sal_optim.detection.grad_norm import norms
-from sal_optim.protection.clock import INTERVAL, LEAST
+from sal_optim.protection.clock import INTERVAL, LEAST, is_turn
 from tests.testing.drive import (
     assert_equal,
     assert_same_state,
@@ -59,12 +59,14 @@ def test_sums_outgrow_small_floats(class_row: Row) -> None:
     optimizer = class_row([param], foreach=False, consolidate_every=None)
     for _ in range(300 * INTERVAL):
         step_with(optimizer, [param], [torch.ones(4, dtype=torch.bfloat16)])
-    assert optimizer.state[param]["pending"].tolist() == [300.0] * 4
+    gathered = float(sum(is_turn(step, INTERVAL) for step in range(300 * INTERVAL)))
+    assert gathered > 256.0
+    assert optimizer.state[param]["pending"].tolist() == [gathered] * 4
     resumed = class_row([clone_params([param])[0]], consolidate_every=None)
     resumed.load_state_dict(reload(optimizer.state_dict()))
     (state,) = resumed.state.values()
     assert state["pending"].dtype is torch.float32
-    assert state["pending"].tolist() == [300.0] * 4
+    assert state["pending"].tolist() == [gathered] * 4
 
 
 @pytest.mark.parametrize("kind", KINDS)

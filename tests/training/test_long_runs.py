@@ -138,7 +138,10 @@ def test_no_growth_and_no_freezing(name: str, kwargs: dict[str, Any]) -> None:
             assert held(optimizer) == before
             peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             blocks.append(sys.getallocatedblocks())
-    assert moved == consolidations(optimizer) >= STEPS // REGIME - 1
+    # A short window may change nothing that bfloat16 can tell.
+    least = consolidations(optimizer) - ("state_dtype" in kwargs)
+    assert least <= moved <= consolidations(optimizer)
+    assert consolidations(optimizer) >= STEPS // REGIME - 1
     # The first samples warm caches up; after them, less than an object for every hundred steps.
     assert blocks[-1] - blocks[len(blocks) // 4] < STEPS // 100, blocks
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 64 * 1024, "kilobytes"
