@@ -285,7 +285,8 @@ class SALOptimizer(Optimizer):
 
         Args:
             numbers: ``loss``, the training loss, or ``norm``, the gradient's norm before it was
-                clipped; floats, or tensors of one element, for which nothing waits.
+                clipped; floats, or tensors of one element, for which nothing waits. In several
+                processes the number must be the same in all, such as the mean of their losses.
 
         Raises:
             TypeError: no number.

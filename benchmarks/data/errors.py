@@ -6,6 +6,7 @@ wrong is a fault of the program and keeps its traceback.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 
@@ -24,8 +25,8 @@ def require_range(
     argument: str, value: float, low: float, high: float = float("inf"), *, open_low: bool = False
 ) -> None:
     """Raise a UserError unless low <= value <= high (low < value with `open_low`)."""
-    inside = (low < value if open_low else low <= value) and value <= high
+    inside = (low < value if open_low else low <= value) and value <= high and value < math.inf
     if not inside:
         sign = ">" if open_low else ">="
-        upper = "" if high == float("inf") else f" and <= {high:g}"
+        upper = ", finite" if math.isinf(high) else f" and <= {high:g}"
         raise UserError(f"{argument}: {value:g} is out of range; allowed: {sign} {low:g}{upper}")

@@ -41,6 +41,15 @@ def _qmc(trials: int) -> BaseSampler:
 SAMPLERS = {"tpe": _tpe, "qmc": _qmc, "random": _random}
 
 
+def _cut(journal: Path) -> None:
+    """Drop a line at the end whose writing was cut short."""
+    if journal.is_file():
+        whole = journal.read_bytes()
+        kept = whole[: whole.rfind(b"\n") + 1]
+        if len(kept) < len(whole):
+            journal.write_bytes(kept)
+
+
 class Study:
     """The trials of one method on one stream."""
 
@@ -59,6 +68,7 @@ class Study:
         """`known`: values that an earlier tuning chose; tried after the defaults."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         journal.parent.mkdir(parents=True, exist_ok=True)
+        _cut(journal)
         self.plain, self.ranges, self.trials = plain, ranges, trials
         self.starts = [self.default, *([{**self.default, **known}] if known else [])]
         shape = replace(plain, seed=0, lr=0.0, options={}).plain()

@@ -55,7 +55,6 @@ def write(controller: ProtectionController, names: dict[Tensor, str], path: str)
     _safetensors()
     from safetensors.torch import save_file
 
-    check_place(path)
     found = list(_with_importance(controller))
     if not found:
         raise ValueError(
@@ -65,6 +64,8 @@ def write(controller: ProtectionController, names: dict[Tensor, str], path: str)
     tensors: dict[str, Tensor] = {}
     weights, kinds, places = {}, {}, {}
     with one_writes(param for param, _, _ in found) as writes:
+        if writes:
+            check_place(path)
         for param, group, state in found:
             name, portable = names[param], gathered(param, group, state)
             if writes:
@@ -113,7 +114,9 @@ def read(path: str) -> Content:
                 name, _, part = key.rpartition(".")
                 tensors[name][part] = file.get_tensor(key)
         kinds = dict(kinds)
-    except (package.SafetensorError, KeyError, TypeError, AttributeError) as error:
+    except (
+        package.SafetensorError, json.JSONDecodeError, KeyError, TypeError, AttributeError
+    ) as error:  # fmt: skip
         raise ValueError(
             f"Invalid path value: {path!r} can't be read ({error}); {allowed}"
         ) from error

@@ -79,6 +79,10 @@ def misfit(param: Tensor, group: Group, found: Portable) -> str | None:
         if value is not None and tuple(value.shape) != size:
             other = "" if name in ("anchor", "evidence") else f" (rank={rank} here)"
             return f"{name!r} of shape {tuple(value.shape)}, not {size}{other}"
+        if value is not None and not (value.dtype.is_floating_point or name == "anchor"):
+            return f"{name!r} of {value.dtype}, which is no dtype of importance"
+        if value is not None and not bool(value.isfinite().all()):
+            return f"{name!r} with values that are not finite"
     return None
 
 

@@ -119,7 +119,7 @@ def _ablated(output: Tensor, how: str, generator: torch.Generator) -> Tensor:
             "'zero' for a batch of fewer than 2 samples"
         )
     if how == "mean":
-        return output.mean(0, keepdim=True).expand_as(output)
+        return output.mean(0, keepdim=True).expand_as(output).clone()
     # One cycle through all samples, so that none keeps its own.
     order = torch.randperm(samples, generator=generator)
     source = torch.empty_like(order)

@@ -64,6 +64,7 @@ def _sequences(tokens: Any) -> list[list[Hashable]]:
     given = tokens.tolist() if isinstance(tokens, Tensor) else tokens
     if not isinstance(given, Sequence):
         raise TypeError(f"Invalid tokens value: a {type(tokens).__name__}; {allowed}")
+    given = [item.tolist() if isinstance(item, Tensor) else item for item in given]
     several = given and all(isinstance(item, (list, tuple)) for item in given)
     rows = [list(row) for row in (given if several else [given])]
     for token in itertools.chain.from_iterable(rows):

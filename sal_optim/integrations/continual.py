@@ -78,7 +78,6 @@ class Continual:
                 "by which one of them is chosen"
             )
         self.consolidate = checks.flag("consolidate", consolidate)
-        self._begun: WeakSet[Protection] = WeakSet()
         if importance_to is not None and not self.consolidate:
             raise ValueError(
                 "Invalid consolidate value: False; with importance_to it must be True, as what is "
@@ -110,8 +109,10 @@ class Continual:
         self._batches, self._loss = batches, loss
         self._check_end()
         # A trainer that trains once more goes on with what its optimizer knows by now.
-        resumed = resumed or protection in self._begun
-        self._begun.add(protection)
+        # Made here: a callback is pickled where processes are started.
+        begun: WeakSet[Protection] = vars(self).setdefault("_begun", WeakSet())
+        resumed = resumed or protection in begun
+        begun.add(protection)
         if not resumed:
             if self.importance_from is not None:
                 load_importance(protection, self.importance_from, model)
@@ -153,8 +154,11 @@ class Continual:
         """Hand on what the trainer knows of a step; what is no number is passed over."""
         for name, number in numbers.items():
             if isinstance(number, float) or (isinstance(number, Tensor) and number.numel() == 1):
+                told = torch.as_tensor(number)
+                if name == "loss":  # a process has that of its own batch, and all decide alike
+                    told = _averaged(told.detach(), self._model)
                 # A tensor may be negative, as a likelihood is: it then tells nothing.
-                self._protection.tell(**{name: torch.as_tensor(number)})
+                self._protection.tell(**{name: told})
 
     def end(self) -> None:
         """Restore, consolidate, save, and measure the old data once more."""
@@ -188,11 +192,14 @@ class Continual:
         params = list(self._model.parameters())
         weights = [param.detach().clone() for param in params]
         sums = {}
-        for strength in {0.0, *self.restore}:
+        for strength in sorted({0.0, *self.restore}):
             if strength > 0.0:
                 self._protection.restore(strength)
-            old = self._mean_loss("probe", self.probed)
-            sums[strength] = old + self._mean_loss("validation", self.validation)
+            losses = [
+                self._mean_loss("probe", self.probed),
+                self._mean_loss("validation", self.validation),
+            ]
+            sums[strength] = float(_averaged(torch.tensor(sum(losses)), self._model))
             for param, weight in zip(params, weights, strict=True):
                 param.copy_(weight)
         best = min(sums, key=lambda strength: sums[strength])
@@ -241,13 +248,27 @@ def announce(protection: Protection) -> None:
     logger.info(protection_line(protection))
 
 
+def _processes() -> int:
+    distributed = torch.distributed
+    there = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if there else 1
+
+
+def _averaged(number: Tensor, model: nn.Module) -> Tensor:
+    """The mean of a number over all processes, each of which must call this."""
+    size = _processes()
+    if size == 1:
+        return number
+    device = next((param.device for param in model.parameters()), number.device)
+    total = number.to(device, torch.float32).reshape(()).clone()
+    torch.distributed.all_reduce(total)
+    return total / size
+
+
 def _average(params: list[Tensor]) -> None:
     """Gradients of replicas, which see batches of their own, are averaged as training does it."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return
-    size = distributed.get_world_size()
+    size = _processes()
     for param in params:
         if size > 1 and param.grad is not None and type(param.grad) is Tensor:
-            distributed.all_reduce(param.grad)
+            torch.distributed.all_reduce(param.grad)
             param.grad.div_(size)

@@ -4,12 +4,14 @@ The optimizer itself needs no integration: ``--optimizer=sal_optim.SALAdamW`` in
 """
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
+from torchmetrics import Metric
 
 from sal_optim.integrations import logged, protection_of
 from sal_optim.integrations.continual import Continual, announce
@@ -48,7 +50,8 @@ class SALCallback(Monitor):
 
     Args:
         loss: ``loss(pl_module, batch)``; by default the module's ``training_step``, whose own
-            logging is left out.
+            logging and metrics of torchmetrics are left out. Give it where ``training_step`` keeps
+            anything else, such as a list of its losses, or returns no loss for some batches.
         settings: those of :class:`sal_optim.integrations.continual.Continual`.
     """
 
@@ -115,7 +118,9 @@ def callbacks() -> list[Callback]:
 
 @contextlib.contextmanager
 def _muted(pl_module: LightningModule) -> Iterator[None]:
-    """Within, the module logs nothing: what it would log is none of its training."""
+    """Within, the module logs nothing and its metrics count nothing: this is no training."""
+    metrics = [m for m in pl_module.modules() if isinstance(m, Metric)]
+    kept = [(vars(metric), copy.deepcopy(vars(metric))) for metric in metrics]
     names = ("log", "log_dict")
     for name in names:
         vars(pl_module)[name] = lambda *_, **__: None
@@ -124,3 +129,5 @@ def _muted(pl_module: LightningModule) -> Iterator[None]:
     finally:
         for name in names:
             vars(pl_module).pop(name, None)
+        for own, before in kept:
+            own.update(before)

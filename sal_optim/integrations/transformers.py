@@ -177,6 +177,11 @@ def _of_columns(data: Any, trained: Any) -> Any:
 
 def _own_loss(model: Any, batch: Any) -> Tensor:
     output = model(**batch)
+    if isinstance(output, dict) and "loss" not in output:
+        raise ValueError(
+            f"Invalid loss value: None; the model puts out {list(output)} and no loss, so that "
+            "loss must be a function loss(model, batch)"
+        )
     found: Tensor = output["loss"] if isinstance(output, dict) else output[0]
     return found
 

@@ -86,8 +86,9 @@ class LiveView(StepListener):
 
     def remove(self) -> None:
         """Draw for the last time and stop; what was shown stays. Calling it twice is harmless."""
-        if self._handles:
-            super().remove()
+        stopped = self._stopped
+        super().remove()
+        if not stopped:
             self._draw()
             self._stop()
 

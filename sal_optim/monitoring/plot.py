@@ -121,7 +121,7 @@ def layers(optimizer: object, model: nn.Module) -> "Figure":
         left = [start + share for start, share in zip(left, shares, strict=True)]
     gates = [found[name]["mean_gate"] for name in names]
     axes.plot(gates, places, "D", color=GATE, markeredgecolor="white", label="mean gate")
-    every = -(-len(names) // TALLEST)
+    every = max(1, -(-len(names) // TALLEST))
     for place in places[::every]:
         axes.text(1.02, place, f"{gates[place]:.2f}", va="center", fontsize=9)
     labels = [f"{name}  {kinds.get(name, '')}".strip() for name in names]

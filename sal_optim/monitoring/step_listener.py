@@ -19,6 +19,8 @@ class StepListener:
         self._protection = required_protection(optimizer)
         self._optimizer = self._protection.controller.optimizer
         self._step = 0
+        self._stopped = False
+        self._inside = False  # in a hook: torch goes through its hooks
         self._count()
         self._handles = [
             self._optimizer.register_step_post_hook(self._after),
@@ -27,6 +29,11 @@ class StepListener:
 
     def remove(self) -> None:
         """Stop; what was written or shown stays. Calling it twice is harmless."""
+        self._stopped = True
+        if not self._inside:
+            self._let_go()
+
+    def _let_go(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -37,9 +44,15 @@ class StepListener:
             self._step = int(max(float(s) for s in steps if isinstance(s, (int, float, Tensor))))
 
     def _after(self, *_: Any) -> None:
+        if self._stopped:
+            return
         if not self._protection.controller.observing:
             self._step += 1
-            self._stepped()
+            self._inside = True
+            try:
+                self._stepped()
+            finally:
+                self._inside = False
 
     def _stepped(self) -> None:
         raise NotImplementedError

@@ -100,7 +100,7 @@ def test_data_that_a_stream_cannot_be_made_of(
     ("arguments", "parts"),
     [
         (["sal-adam", "--set", "protection=-1"], ["--set", "protection=-1", "[0, inf)"]),
-        (["sal-adam", "--protection", "inf"], ["--protection", "inf", "[0, inf)"]),
+        (["sal-adam", "--protection", "inf"], ["--protection", "inf", ">= 0, finite"]),
         (["sal-adam", "--set", "betas=3"], ["--set", "betas=3", "two numbers"]),
         (["sal-adam", "--grid", "rank=8,-1"], ["--grid", "rank=-1", "[1, inf)"]),
         (["ewc", "--set", "strength=-2"], ["--set", "strength", "-2", ">= 0"]),

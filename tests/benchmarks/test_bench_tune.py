@@ -92,6 +92,17 @@ def test_a_trial_that_was_killed_is_made_again(tmp_path: Path, settings: Any) ->
     assert again.ask()[1] == pytest.approx(under_way)
 
 
+def test_a_journal_whose_last_line_was_cut_goes_on(tmp_path: Path, settings: Any) -> None:
+    ours = study(tmp_path, settings(method="si"))
+    ours.tell(ours.ask()[0], 0.5)
+    journal = tmp_path / "journal.log"
+    journal.write_bytes(journal.read_bytes() + b'{"op_code": 4, "wor')
+    for left in (2, 1):
+        again = study(tmp_path, settings(method="si"))
+        assert again.left == left
+        again.tell(again.ask()[0], 0.5)
+
+
 def test_the_default_is_found_though_its_trial_was_killed(tmp_path: Path, settings: Any) -> None:
     study(tmp_path, settings(method="si")).ask()
     ours = study(tmp_path, settings(method="si"))

@@ -360,3 +360,21 @@ def test_what_was_observed_before_loading_counts_as_a_long_run(tmp_path: Path) -
         optimizer.consolidate()
         weights.append(optimizer.state_dict()["state"][0]["evidence_weight"])
     assert weights[0] == weights[1] > 10.0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["left_values", "anchor"])
+def test_values_that_are_not_finite_are_refused(part: str, value: float, tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    model, optimizer = first_run(tmp_path / "a")
+    with safe_open(tmp_path / "a", framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        about = file.metadata()
+    tensors[f"0.weight.{part}"].view(-1)[0] = value
+    save_file(tensors, tmp_path / "b", metadata=about)
+    before = required_protection(optimizer).diagnostics()
+    with pytest.raises(ValueError, match=f"'0.weight' has '{part}' with values that are not fin"):
+        load_importance(optimizer, tmp_path / "b", model)
+    assert required_protection(optimizer).diagnostics() == before

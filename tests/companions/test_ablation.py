@@ -111,3 +111,9 @@ def test_what_is_refused() -> None:
         necessity_gap(module, lambda: 1.0, repeats=0)
     with pytest.raises(ValueError, match=r"metric\(\).*nan"):
         necessity_gap(module, lambda: float("nan"))
+
+
+def test_before_an_operation_in_place() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 4))
+    with ablate(model[0]):
+        assert model(X).isfinite().all()

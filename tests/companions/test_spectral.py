@@ -278,6 +278,9 @@ def test_the_golden_ratio_pushes_toward_a_collapse(pulled: str) -> None:
 def test_repetition() -> None:
     assert repetition_rate([1, 2, 3, 4, 5]) == 0.0
     assert repetition_rate([7] * 12) == pytest.approx(0.9)
+    # Tokens as 0-dim tensors, and sequences as tensors.
+    assert repetition_rate(list(torch.tensor([7] * 12))) == pytest.approx(0.9)
+    assert repetition_rate([torch.tensor([7] * 12)] * 3) == pytest.approx(0.9)
     assert repetition_rate([1, 2, 1, 2, 1, 2]) == pytest.approx(0.5)
     assert repetition_rate("abcabc") == pytest.approx(0.25)
     assert repetition_rate(["a", "b", "a", "b"], n=2) == pytest.approx(1 / 3)

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.debug import CommDebugMode
 
 from sal_optim import SALOptimizer
+from sal_optim.integrations.continual import Continual
 from tests.distributed.models import Net, Parameters, give, mesh_of, placed, whole
 from tests.testing.drive import Stream, consolidations, profile, stream
 from tests.testing.rows import row_of
@@ -154,6 +155,22 @@ def bad_gradient(value: float) -> list[dict[str, Any]]:
         grad.to_local().view(-1)[0] = value
     optimizer.step()
     return [before, outcome(optimizer, [])]
+
+
+def told() -> dict[str, Any]:
+    """A loss that rises in the first process alone, told by a callback."""
+    model = placed(Parameters(), "ddp")
+    params = list(model.parameters())
+    optimizer = make("SALAdam", params, consolidate_every=None)
+    callback = Continual()
+    callback.begin(optimizer, model, lambda data: data, lambda _: torch.zeros(()))
+    draw, rank = torch.Generator().manual_seed(dist.get_rank()), dist.get_rank()
+    for step, now in enumerate(gradients(80, ())):
+        give(params, now)
+        optimizer.step()
+        level = 5.0 if step >= 60 and rank == 0 else 1.0
+        callback.told(loss=level + 0.05 * float(torch.rand((), generator=draw)))
+    return outcome(optimizer, [])
 
 
 def partial_gradients() -> tuple[list[Tensor], list[Tensor]]:

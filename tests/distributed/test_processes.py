@@ -174,6 +174,13 @@ def test_replicated_parameters_have_any_kind(pool_of: Any, kind: str) -> None:
         assert_identical(single, result)
 
 
+def test_a_loss_that_a_callback_tells_is_the_mean_over_processes(pool_of: Any) -> None:
+    """Each told its own, and replicas parted in silence."""
+    one, other = pool_of(2)(jobs.told)
+    assert one["threshold"]["changes"] == 1.0
+    assert_identical(one, other)
+
+
 def test_partial_gradients(pool: Pool) -> None:
     for ours, theirs in pool(jobs.partial_gradients):
         for left, right in zip(ours, theirs, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -400,3 +401,43 @@ def test_lightning_fits_again_with_a_new_optimizer(tmp_path: Path) -> None:
     trainer.fit_loop.max_epochs = 2
     trainer.fit(module, loader(2))
     assert module.began == [1.0, 1.0]
+
+
+def test_a_callback_is_pickled_where_processes_are_started() -> None:
+    from sal_optim.integrations.continual import Continual
+
+    assert pickle.loads(pickle.dumps(Continual(probe_every=7))).probe_every == 7
+
+
+def test_lightning_metrics_count_training_alone() -> None:
+    pl = pytest.importorskip("lightning.pytorch")
+    metrics = pytest.importorskip("torchmetrics")
+    from sal_optim.integrations.lightning import SALCallback
+
+    class Module(pl.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers, self.seen = network(), metrics.SumMetric()
+
+        def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+            self.seen.update(len(batch[0]))
+            return loss_of(self.layers, batch)
+
+        def configure_optimizers(self) -> Any:
+            return SALAdamW(self.parameters(), lr=LR)
+
+    module = Module()
+    pl.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_checkpointing=False, enable_model_summary=False,
+        callbacks=[SALCallback(observe=loader(1), probe=loader(1), probe_every=2)],
+    ).fit(module, loader(2))  # fmt: skip
+    assert int(module.seen.compute()) == sum(len(batch[0]) for batch in loader(2))
+
+
+def test_a_model_without_a_loss_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from sal_optim.integrations.transformers import _own_loss
+
+    with pytest.raises(ValueError, match=r"Invalid loss value: None.*loss\(model, batch\)"):
+        _own_loss(lambda **_: {"logits": torch.ones(1)}, {})

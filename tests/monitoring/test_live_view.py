@@ -115,13 +115,14 @@ def test_an_error_in_the_run_ends_the_view_and_is_raised() -> None:
 def test_it_does_not_outlive_its_terminal() -> None:
     params, optimizer, _ = prepared()
     console = terminal()
-    LiveView(optimizer, FREQUENTLY, console)
+    view = LiveView(optimizer, FREQUENTLY, console)
     grads = stream(params, profile(3))
     drive(optimizer, params, grads[:1])
     console.file.close()
     with pytest.warns(UserWarning, match=r"LiveView stops at step 2"):
         drive(optimizer, params, grads[1:2])
     drive(optimizer, params, grads[2:])  # a warning would be an error
+    view.remove()
     assert not optimizer._optimizer_step_post_hooks
 
 
