@@ -46,6 +46,11 @@ def read(manifest: Manifest, out: Path, messages: Console) -> Comparison | None:
     store = Store(out / "records", warn)
     results: dict[str, list[dict[str, Any]]] = {}
     for label, settings in manifest.rows.items():
+        try:
+            row_of(label)
+        except KeyError:
+            warn(f"{manifest.title}: {label} is no method of this version; its row is left out")
+            continue
         runs = [store.read(one) for one in settings]
         whole = [run for run in runs if run is not None]
         if len(whole) == len(runs):

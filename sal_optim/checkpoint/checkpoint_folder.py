@@ -5,10 +5,13 @@ That one loads importance of sharded matrices where they are cut into the same b
 process reads all importance and anchors, on its host, and communicates nothing.
 """
 
+import contextlib
 import itertools
 import math
+import pickle
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +48,8 @@ def read(path: str, shapes: dict[str, Shape]) -> Content:
             "wrote, or the folder of a checkpoint of torch.distributed.checkpoint"
         )
     reader = FileSystemReader(path)
-    there: dict[str, Any] = reader.read_metadata().state_dict_metadata
+    with _readable(path):
+        there: dict[str, Any] = reader.read_metadata().state_dict_metadata
     wanted: dict[str, Any] = {}
     parts: dict[str, dict[str, tuple[str, Shape]]] = {}
     for key, about in there.items():
@@ -64,7 +68,7 @@ def read(path: str, shapes: dict[str, Shape]) -> Content:
         and found[1] in COUNTS
     }
     wanted.update(dict.fromkeys(counted.values(), 0.0))
-    with warnings.catch_warnings():
+    with _readable(path), warnings.catch_warnings():
         # That there are no other processes is what is meant.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         load(wanted, storage_reader=reader, no_dist=True)
@@ -77,6 +81,21 @@ def read(path: str, shapes: dict[str, Shape]) -> Content:
             f"Invalid path value: {path!r} has no importance of this model's parameters"
         )
     return content
+
+
+@contextlib.contextmanager
+def _readable(path: str) -> Iterator[None]:
+    """Within, what torch can't read is a ValueError; its own is no Exception."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except (CheckpointException, OSError, EOFError, pickle.UnpicklingError) as error:
+        told = str(error).strip().rpartition("\n")[2]  # after a traceback
+        raise ValueError(
+            f"Invalid path value: {path!r} can't be read ({told:.200}); path must be the "
+            "folder of a whole checkpoint of torch.distributed.checkpoint"
+        ) from error
 
 
 def _of_state(key: str, shapes: dict[str, Shape]) -> tuple[str, str, Shape]:

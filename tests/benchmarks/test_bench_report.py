@@ -126,6 +126,20 @@ def test_a_missing_record_is_said_and_its_row_left_out(
     assert "<td>adam</td>" in page
 
 
+def test_a_method_that_is_gone_is_said_and_its_row_left_out(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = next((out / "suites").glob("*.json"))
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"ewc"', '"a-method-of-old"'))
+    try:
+        assert main(["report", "--out", str(out), "--write", str(tmp_path / "page.html")]) == 0
+    finally:
+        manifest.write_text(text)
+    assert "a-method-of-old is no method of this version" in capsys.readouterr().err
+    assert "<td>adam</td>" in (tmp_path / "page.html").read_text()
+
+
 def test_wrong_values_get_one_line(
     out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -65,3 +65,28 @@ def test_a_matrix_that_three_dimensions_of_a_mesh_cut(tmp_path: Path) -> None:
     model = Network()
     with pytest.raises(ValueError, match=r"'state.weight' is cut.*save_importance"):
         load_importance(SALAdamW(model.parameters()), tmp_path / "folder", model)
+
+
+@pytest.mark.parametrize("damage", ["a part is gone", "a part is cut", "no metadata"])
+def test_a_damaged_folder_is_named(damage: str, tmp_path: Path) -> None:
+    """torch's own error is no Exception, so that nobody catches it."""
+    torch.manual_seed(0)
+    model = Network()
+    optimizer = SALAdamW(model.parameters())
+    for _ in range(8):
+        optimizer.zero_grad()
+        model(torch.randn(16, 4)).square().sum().backward()
+        optimizer.step()
+    optimizer.consolidate()
+    folder = tmp_path / "folder"
+    state = get_optimizer_state_dict(model, optimizer)
+    dcp.save({"optimizer": state}, checkpoint_id=folder, no_dist=True)
+    (part,) = folder.glob("*.distcp")
+    if damage == "a part is gone":
+        part.unlink()
+    elif damage == "a part is cut":
+        part.write_bytes(part.read_bytes()[:100])
+    else:
+        (folder / ".metadata").write_bytes(b"none")
+    with pytest.raises(ValueError, match=r"folder' can't be read.*path must be the folder of a"):
+        load_importance(optimizer, folder, model)
