@@ -32,9 +32,8 @@ from sal_optim.protection.gradients import (
     regain_norm,
     replace,
 )
-from sal_optim.protection.holder import Holder
 from sal_optim.protection.judge import Decision, Judge
-from sal_optim.protection.silence import Patience, begin_anew_if_emptied
+from sal_optim.protection.silence import begin_anew_if_emptied
 from sal_optim.sharding.dtensor import plain
 from sal_optim.utils import checks
 from sal_optim.utils.autocasting import exact
@@ -46,7 +45,7 @@ from sal_optim.utils.warning import warn
 PENDING_HORIZON = 65536.0
 
 
-class ProtectionController(Holder):
+class ProtectionController(Judge):
     """Importance, change detector, clock and protection over the groups of one optimizer.
 
     Args:
@@ -56,17 +55,10 @@ class ProtectionController(Holder):
 
     def __init__(self, optimizer: Optimizer, settings: Group | None = None) -> None:
         super().__init__(optimizer, settings)
-        self.judge = Judge(self)
         self._descends = descends(optimizer)
         self._spectrum: tuple[tuple[float, ...], dict[str, float]] | None = None
         self._observed = self._observed_gathered = 0
         self.checked: list[Any] = []  # settings of the groups when they were last checked
-        self._patience = Patience()
-
-    @property
-    def observing(self) -> bool:
-        """Whether steps gather and move nothing: inside :meth:`observe`."""
-        return self.judge.observing
 
     # ---------------------------------------------------------------- the parts of a step
 
@@ -77,21 +69,8 @@ class ProtectionController(Holder):
         blocks = blocks_of(self.groups, self.optimizer.state, self.early, owner)
         known = not blocks or any(block.state["evidence_weight"] > 0.0 for block in blocks)
         if not known and begin_anew_if_emptied(self):
-            self.judge.forget()
+            self.forget()
         return blocks
-
-    def decide(self, blocks: list[Block], *, rate: float, loss_scale: float = 1.0) -> Decision:
-        """Judge this step's gradients; consolidate where that is due.
-
-        Args:
-            blocks: from :meth:`collect`.
-            rate: the largest learning rate of all groups; at 0 a step moves nothing.
-            loss_scale: factor that the gradients still carry.
-        """
-        decision = self.judge.decide(blocks, rate=rate, loss_scale=loss_scale)
-        if blocks and not self.observing:
-            self._patience.count(self.detector, self.groups[0]["consolidate_every"])
-        return decision
 
     @exact
     def gather(self, decision: Decision) -> None:
@@ -140,7 +119,7 @@ class ProtectionController(Holder):
         grads = [grad for blocks in held for grad in damped(blocks)]
         blocks = [block for batch in held for block in batch]
         damped_norms = norms(grads, [block.sharding for block in blocks])
-        self.judge.hear_novelty(damped_norms, norms_of(blocks, decision))
+        self.hear_novelty(damped_norms, norms_of(blocks, decision))
 
     def protected(self, blocks: Sequence[Block], decision: Decision, share: float) -> list[Tensor]:
         """The gradients that blocks of one group and kind are given."""
@@ -162,7 +141,7 @@ class ProtectionController(Holder):
                 # What was early is now the optimizer's, and what is measured goes there.
                 block.state = self.state_of(block.param)
         if decision.before:
-            self.judge.measure(decision)
+            self.measure(decision)
 
     # ---------------------------------------------------------------- what users call
 
@@ -172,7 +151,7 @@ class ProtectionController(Holder):
         if model is not None:
             buffers.keep(self.optimizer.param_groups, model)
         self.settle()
-        self.judge.consolidate(ended=True)
+        self.merge(ended=True)
         if self.detector["consolidations"] > 0.0:
             self.detector["firm"] = 1.0
         begin_segment(self.detector)
@@ -192,22 +171,18 @@ class ProtectionController(Holder):
                     f"{number.dtype}; {name} must be one real number"
                 )
             if not self.observing:
-                self.judge.hear_told(name, number.detach())
-
-    def settle(self) -> None:
-        """Take what the last step has left underway to the host."""
-        self.judge.settle()
+                self.hear_told(name, number.detach())
 
     @contextlib.contextmanager
     def observe(self) -> Iterator[None]:
         """A context in which steps gather importance and move nothing."""
         self.settle()
-        outside, self.judge.observing = self.judge.observing, True
+        outside, self.observing = self.observing, True
         steps, gathered = self._observed, self._observed_gathered
         try:
             yield
         finally:
-            self.judge.observing = outside
+            self.observing = outside
         told = None
         if self._observed == steps:
             told = "saw no step(), so nothing was gathered; call step() after each backward"
@@ -319,7 +294,7 @@ class ProtectionController(Holder):
 
     def forget(self) -> None:
         """Drop what an instance keeps beside its state."""
-        self.judge.forget()
+        super().forget()
         self._spectrum = None
 
 

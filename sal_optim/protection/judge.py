@@ -4,13 +4,13 @@ On an accelerator the norms of a step are judged in the next one, so that nothin
 """
 
 import math
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from sal_optim.detection import novelty, pooled, told
 from sal_optim.detection.change_detector import (
@@ -38,6 +38,7 @@ from sal_optim.protection.clock import (
 )
 from sal_optim.protection.consolidation import anchor_memory, consolidate_param
 from sal_optim.protection.holder import Holder
+from sal_optim.protection.silence import Patience
 from sal_optim.protection.statistics import track
 from sal_optim.utils.autocasting import exact
 from sal_optim.utils.rounding import Number, on_host
@@ -67,25 +68,25 @@ class Decision:
 Take = Callable[["Judge", list[float]], None]
 
 
-class Judge:
+class Judge(Holder):
     """Hears the signals of one optimizer, and consolidates where they or the clock ask for it."""
 
-    def __init__(self, holder: Holder) -> None:
-        self._holder = weakref.ref(holder)
-        self.observing = False
+    def __init__(self, optimizer: Optimizer, settings: Group | None = None) -> None:
+        super().__init__(optimizer, settings)
+        self._patience = Patience()
+        self.observing = False  # whether steps gather and move nothing
         # Numbers on their way to the host, and who takes them when they have arrived.
         self._underway: list[tuple[Tensor, Any, Take]] = []
 
-    @property
-    def holder(self) -> Holder:
-        """That owns this."""
-        found = self._holder()
-        assert found is not None, "the holder owns this"
-        return found
+    def decide(self, blocks: list[Block], *, rate: float, loss_scale: float = 1.0) -> Decision:
+        """Judge this step's gradients; consolidate where that is due.
 
-    def decide(self, blocks: list[Block], *, rate: float, loss_scale: float) -> Decision:
-        """Judge this step's gradients; consolidate where that is due."""
-        settings, detector = self.holder.groups[0], self.holder.detector
+        Args:
+            blocks: from ``collect``.
+            rate: the largest learning rate of all groups; at 0 a step moves nothing.
+            loss_scale: factor that the gradients still carry.
+        """
+        settings, detector = self.groups[0], self.detector
         decision = Decision(blocks, settings, detector, loss_scale=loss_scale)
         self.settle()
         if not blocks:
@@ -97,8 +98,10 @@ class Judge:
         else:
             self._decide_ahead(decision, size, rate)
         decision.unit = detector["unit"] / math.sqrt(max(1, size))
-        if is_due(detector, settings["consolidate_every"]) and not self.observing:
-            self.consolidate()
+        if not self.observing:
+            if is_due(detector, settings["consolidate_every"]):
+                self.merge()
+            self._patience.count(detector, settings["consolidate_every"])
         return decision
 
     def _decide_now(self, decision: Decision, size: int, rate: float) -> None:
@@ -161,21 +164,20 @@ class Judge:
         verdict = observe(detector, norm, **threshold)
         if verdict.change:
             held = detector["held"]
-            self._changed(detector)
+            self._changed(detector, firm=not is_ready(detector, NOVELTY))
             detector["leap"] = held
             # The first norm of the new segment opens its statistics.
             verdict = observe(detector, norm, **threshold)
         elif pooled.hear(detector, min(norm, most), settings):
-            self._changed(detector)
+            self._changed(detector, firm=not is_ready(detector, NOVELTY))
         hear_norm(detector, norm)
         return not (verdict.surprising or pooled.suspects(detector))
 
-    def _changed(self, detector: DetectorState) -> None:
-        """Consolidate what the norm says has ended."""
-        if not is_ready(detector, NOVELTY):
-            # Later this is for the novelty to say: norms leap for many reasons.
+    def _changed(self, detector: DetectorState, *, firm: bool) -> None:
+        """Consolidate what has ended."""
+        if firm:
             detector["firm"] = 1.0
-        if self.consolidate(ended=True):
+        if self.merge(ended=True):
             detector["changes"] += 1.0
         begin_segment(detector)
 
@@ -183,8 +185,8 @@ class Judge:
         """Pass on norms of gradients, damped and whole, of the parameters that have importance."""
 
         def hear(judge: Judge, values: list[float]) -> None:
-            if novelty.hear(judge.holder.detector, values[0], values[1]):
-                judge.holder.detector["firm"] = 1.0
+            if novelty.hear(judge.detector, values[0], values[1]):
+                judge.detector["firm"] = 1.0
 
         self.send(torch.stack([joined(damped).norm(), joined(whole).norm()]), hear)
 
@@ -192,12 +194,9 @@ class Judge:
         """Pass on a number that the training loop tells, 0-dim."""
 
         def hear(judge: Judge, values: list[float]) -> None:
-            detector = judge.holder.detector
-            if told.hear(detector, name, values[0], judge.holder.groups[0]):
-                detector["firm"] = 1.0
-                if judge.consolidate(ended=True):
-                    detector["changes"] += 1.0
-                begin_segment(detector)
+            detector = judge.detector
+            if told.hear(detector, name, values[0], judge.groups[0]):
+                judge._changed(detector, firm=True)
 
         self.send(number.reshape(1), hear)
 
@@ -213,17 +212,17 @@ class Judge:
         self, params: Sequence[Tensor], values: list[float], beta: float, *, update: bool = False
     ) -> None:
         # What was early in the step before is the optimizer's state by now.
-        states = [self.holder.state_of(param) for param in params]
+        states = [self.state_of(param) for param in params]
         track(states, values, beta, update=update)
 
     @exact
-    def consolidate(self, *, ended: bool = False) -> bool:
+    def merge(self, *, ended: bool = False) -> bool:
         """Merge what was gathered by all parameters; return whether there was anything.
 
         Args:
             ended: what was gathered is the end of a segment, which counts whole however short.
         """
-        detector, groups = self.holder.detector, self.holder.groups
+        detector, groups = self.detector, self.groups
         every = groups[0]["consolidate_every"]
         usual = window(detector, every)
         usual = (min(usual, LEAST) if ended else usual) / INTERVAL
@@ -231,7 +230,7 @@ class Judge:
         done = False
         for group in groups:
             for param in group["params"]:
-                state = self.holder.state_of(param)
+                state = self.state_of(param)
                 if group["protection"] > 0.0 and state:
                     done = consolidate_param(param, state, group, usual, detector, memory) or done
         detector["since"] = 0.0
