@@ -90,7 +90,7 @@ def test_to_one_process_and_back(pool_of: Any, tmp_path: Path, world: int, way: 
         for name, value in four["stability"].items():
             now = result["stability"][name]
             pair = torch.stack([now.flatten(), value.flatten()])
-            assert float(torch.corrcoef(pair)[0, 1]) > 0.9
+            assert float(torch.corrcoef(pair)[0, 1]) > 0.85
             assert float((now - value).abs().mean()) < 0.1
 
 
