@@ -238,7 +238,9 @@ def _finish(args: argparse.Namespace, streams: Sequence[str], output: Console) -
     write_atomically(args.out / f"{stem}.md", text)
     plain = {stream: json.loads(_part(args, stream, ".json").read_text()) for stream in streams}
     write_atomically(args.out / f"{stem}.json", json.dumps(plain, indent=1))
-    output.print(f"written: {args.out}/{stem}.md, .json, figures/, records/", highlight=False)
+    output.print(
+        f"written: {args.out}/{stem}.md, .json, figures/, records/", highlight=False, markup=False
+    )
 
 
 def _draw(title: str, grouped: dict[str, Any], folder: Path, stem: str) -> None:

@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.no_figures:
         tried = _tried(args, plain, methods)
         report.draw(title, grouped, tried, stem.with_suffix(".png"))
-    console.print(f"written: {stem}.md")
+    console.print(f"written: {stem}.md", markup=False)
     return 0
 
 
@@ -90,7 +90,7 @@ def _tune(args: Namespace, plain: Setting, methods: Sequence[str], console: Cons
     path = args.out / "tuned.json"
     made_by = f"python -m benchmarks finetune --tune --methods {' '.join(tuned)}"
     choices.write(path, made_by, plain, made)
-    console.print(f"written: {path}; `finetune --tuned {path}` uses it")
+    console.print(f"written: {path}; `finetune --tuned {path}` uses it", markup=False)
     return 0
 
 

@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for row in made:
         table.add_row(*row)
     console.print(table)
-    console.print(f"written: {args.out / stem}", highlight=False)
+    console.print(f"written: {args.out / stem}", highlight=False, markup=False)
     return 0
 
 

@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     console.print(table)
     (args.out / "memory.json").write_text(json.dumps(rows, indent=1))
-    console.print(f"written: {args.out / 'memory.json'}")
+    console.print(f"written: {args.out / 'memory.json'}", markup=False)
     return 0
 
 

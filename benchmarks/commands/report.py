@@ -68,5 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_atomically(target, page(sections))
     if args.markdown:
         write_atomically(args.markdown, document(sections))
-    Console().print(f"written: {target} and its figures under {folder}", highlight=False)
+    Console().print(
+        f"written: {target} and its figures under {folder}", highlight=False, markup=False
+    )
     return 0

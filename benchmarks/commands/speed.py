@@ -68,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     write()
     _tables(report, console)
     draw(rows, args.out / "figures" / "speed.png")
-    console.print(f"written: {args.out / 'speed.json'}, {args.out / 'figures' / 'speed.png'}")
+    console.print(
+        f"written: {args.out / 'speed.json'}, {args.out / 'figures' / 'speed.png'}", markup=False
+    )
     return 0
 
 

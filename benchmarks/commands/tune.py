@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _round(waiting, data, args, messages)
     output.print(_table(studies, args.objective))
     _write(args, studies, streams, methods)
-    output.print(f"written: {args.write}", highlight=False)
+    output.print(f"written: {args.write}", highlight=False, markup=False)
     return 0
 
 
