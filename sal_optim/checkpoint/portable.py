@@ -73,15 +73,17 @@ def misfit(param: Tensor, group: Group, found: Portable) -> str | None:
     lead = () if found.places is None else (len(places),)
     for name, size in {**wanted, "anchor": shape}.items():
         value = found.tensors.get(name)
-        if value is None and name != "anchor":
+        if value is None:
+            if name == "anchor":
+                continue
             return f"no {name!r} in the file"
         size = size if name == "anchor" else (*lead, *size)
-        if value is not None and tuple(value.shape) != size:
+        if tuple(value.shape) != size:
             other = "" if name in ("anchor", "evidence") else f" (rank={rank} here)"
             return f"{name!r} of shape {tuple(value.shape)}, not {size}{other}"
-        if value is not None and not (value.dtype.is_floating_point or name == "anchor"):
+        if not (value.dtype.is_floating_point or name == "anchor"):
             return f"{name!r} of {value.dtype}, which is no dtype of importance"
-        if value is not None and not bool(value.isfinite().all()):
+        if not bool(value.isfinite().all()):
             return f"{name!r} with values that are not finite"
     return None
 
