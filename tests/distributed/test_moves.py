@@ -80,17 +80,20 @@ def test_from_one_process_it_is_the_restriction(
 
 @pytest.mark.parametrize(("world", "way"), [PLACES[0], PLACES[-1]])
 def test_to_one_process_and_back(pool_of: Any, tmp_path: Path, world: int, way: str) -> None:
-    """From blocks, of which some are put together; importance is that of them to a hundredth."""
+    """From blocks, of which some are put together; importance is that of them to a hundredth.
+
+    Four blocks of rank 16 have more directions than one matrix keeps of them at that rank.
+    """
     path = [str(tmp_path / str(index)) for index in range(3)]
-    pool_of(4)(moves.train, "fsdp", [1], STEPS, None, None, path[0], {})
-    four = pool_of(4)(moves.handed_on, "fsdp", path[0], None, 256, {})[0]
-    other = pool_of(world)(moves.handed_on, way, path[0], path[1], 256, {})[0]
-    single = moves.handed_on("single", path[1], None, 256, {})
+    pool_of(4)(moves.train, "fsdp", [1], STEPS, None, None, path[0], {"rank": 32})
+    four = pool_of(4)(moves.handed_on, "fsdp", path[0], None, 256, {"rank": 32})[0]
+    other = pool_of(world)(moves.handed_on, way, path[0], path[1], 256, {"rank": 32})[0]
+    single = moves.handed_on("single", path[1], None, 256, {"rank": 32})
     for result in (other, single):
         for name, value in four["stability"].items():
             now = result["stability"][name]
             pair = torch.stack([now.flatten(), value.flatten()])
-            assert float(torch.corrcoef(pair)[0, 1]) > 0.85
+            assert float(torch.corrcoef(pair)[0, 1]) > 0.9
             assert float((now - value).abs().mean()) < 0.1
 
 

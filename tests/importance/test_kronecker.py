@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sal_optim import SALSGD, CommunicationLayer, SALAdam, SALAdamW
 from sal_optim.importance import IMPORTANCE
 from sal_optim.importance.kronecker import ROOM, SIDES, total
-from sal_optim.utils.rounding import MOST
+from sal_optim.protection.block import in_force
 from tests.testing.rows import KINDS
 
 KRONECKER = IMPORTANCE["kronecker"]
@@ -174,7 +174,7 @@ def test_stability_is_what_a_step_holds(protection: float) -> None:
         [optimizer.state[param]],
         [torch.ones(40, 30)],
         None,
-        damping=min(protection, MOST),
+        damping=in_force({"protection": protection}, 1.0),
         stiffness=0.0,
     )
     assert torch.isfinite(found).all()

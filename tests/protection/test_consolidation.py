@@ -88,11 +88,11 @@ def test_after_a_long_segment_the_anchor_is_where_the_weights_came_to_rest(
             params, lr=0.01, importance=kind, consolidate_every=None, pull=0.1
         )
         for seed in (1, 2):
-            drive(optimizer, params, stream(params, profile(40), seed=seed))
+            drive(optimizer, params, stream(params, profile(2 * LEAST), seed=seed))
             optimizer.consolidate()
         ways = [optimizer.state[p]["anchor"] - p.detach() for p in params]
         drifts.append(float(torch.cat([way.flatten() for way in ways]).norm()))
-    assert drifts[1] < 0.3 * drifts[0]
+    assert drifts[1] < 0.1 * drifts[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -125,12 +125,14 @@ def test_no_growth_and_no_freezing(name: str, kwargs: dict[str, Any]) -> None:
     for step, grad in enumerate(gradients()):
         param.grad = grad.float()
         count = consolidations(optimizer)
-        kept = state["evidence"].clone() if "evidence" in state else None
+        kept = [state[name].clone() for name in ("evidence", "anchor") if name in state]
         optimizer.step()
         if consolidations(optimizer) > count:
-            assert kept is not None
-            # Each window is heard, also when many came before it.
-            moved += not torch.equal(state["evidence"], kept)
+            # Each window is heard, also when many came before it. In bfloat16 a short one may show
+            # in the anchor alone.
+            evidence, anchor = kept
+            moved += not (torch.equal(state["evidence"], evidence)
+                          and torch.equal(state["anchor"], anchor))  # fmt: skip
         if step % REGIME == REGIME // 2:
             gc.collect()
             assert_finite(optimizer, param)
@@ -138,10 +140,7 @@ def test_no_growth_and_no_freezing(name: str, kwargs: dict[str, Any]) -> None:
             assert held(optimizer) == before
             peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             blocks.append(sys.getallocatedblocks())
-    # A short window may change nothing that bfloat16 can tell.
-    least = consolidations(optimizer) - ("state_dtype" in kwargs)
-    assert least <= moved <= consolidations(optimizer)
-    assert consolidations(optimizer) >= STEPS // REGIME - 1
+    assert moved == consolidations(optimizer) >= STEPS // REGIME - 1
     # The first samples warm caches up; after them, less than an object for every hundred steps.
     assert blocks[-1] - blocks[len(blocks) // 4] < STEPS // 100, blocks
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 64 * 1024, "kilobytes"
