@@ -44,6 +44,7 @@ class Row:
     kind: type[Method] = Method
     options: Mapping[str, str] | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    tuned_from: str = ""  # the method whose settings it has, if not its own
 
     @property
     def told(self) -> bool:
@@ -62,7 +63,7 @@ class Row:
     @property
     def tuned_as(self) -> str:
         """The method whose tuned settings it has: an optimizer's own where a layer is around it."""
-        return self.base if issubclass(self.kind, Layered) else self.name
+        return self.base if issubclass(self.kind, Layered) else self.tuned_from or self.name
 
     def allowed(self) -> tuple[str, ...]:
         """Names of the options; those of sal_optim are read from its signatures."""
@@ -112,14 +113,24 @@ def _of_kind(base: str, kind: str) -> Row:
     return Row(f"sal-{base}-{kind}", base, summary, sal.SAL, fixed={"importance": kind})
 
 
+def _told(base: str) -> Row:
+    """A row of the family that is told where a task ends."""
+    summary = f"sal-{base}, consolidate() at each boundary"
+    return Row(f"sal-{base}-told", base, summary, sal.Declared, tuned_from=f"sal-{base}")
+
+
 def _controls(base: str) -> tuple[Row, ...]:
-    """The controls on one base optimizer."""
+    """The controls on one base optimizer, at the settings of what they are controls of."""
+    sal_name = f"sal-{base}"
     substituted = (
-        Row(f"sal-{base}-{name}", base, f"control: sal-{base}, {summary}", kind)
-        for name, (kind, summary) in SUBSTITUTES.items()
+        Row(f"{sal_name}-{name}", base, f"control: {sal_name}, {text}", kind, tuned_from=sal_name)
+        for name, (kind, text) in SUBSTITUTES.items()
     )
-    summary = f"control: {base}, every update as long as that of sal-{base}"
-    return (*substituted, Row(f"sal-{base}-matched", base, summary, Matched, fixed={"base": base}))
+    text = f"control: {base}, every update as long as that of {sal_name}"
+    matched = Row(
+        f"{sal_name}-matched", base, text, Matched, fixed={"base": base}, tuned_from=sal_name
+    )
+    return (*substituted, matched)
 
 
 # What `make bench` runs: the family against tuned optimizers and penalties that know the tasks.
@@ -194,6 +205,7 @@ FAMILY = (
     Row("sal-adamw", "adamw", "sal_optim.SALAdamW", sal.SAL),
     Row("sal-muon", "muon", "sal_optim.SALMuon", sal.SAL),
     *(_of_kind(base, kind) for base in ("adam", "sgd", "lion") for kind in KINDS),
+    *(_told(base) for base in ("adam", "sgd", "lion")),
 )
 PLAIN = tuple(
     Row(name, name, summary)

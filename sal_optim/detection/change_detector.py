@@ -71,6 +71,7 @@ def new_detector() -> DetectorState:
         "surprise": 1.0,
         "threshold": 1.0,
         "consolidations": 0.0,
+        "own": 0.0,  # the share of importance that is of this segment
         "least_rate": 0.0,  # the lowest learning rate since it last rose; 0: none yet
         "peak": 0.0,  # the highest mean norm at a consolidation of the clock
         "begun": 0.0,  # consolidations from which protection rises anew
@@ -156,7 +157,7 @@ def begin_segment(state: DetectorState, signal: Signal = GRAD_NORM) -> None:
     """Forget the statistics of the segment that has ended; keep counts and what is reported."""
     state.update({signal.prefix + name: 0.0 for name in STATISTICS})
     if signal is GRAD_NORM:
-        state["pool"] = state["pool_steps"] = 0.0
+        state["pool"] = state["pool_steps"] = state["own"] = 0.0
         begin_segment(state, POOLED)
 
 

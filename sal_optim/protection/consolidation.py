@@ -48,8 +48,9 @@ def consolidate_param(
     usual: float,
     detector: DetectorState,
     memory: float,
-) -> bool:
-    """Merge what is pending of one parameter; return whether there was anything.
+    own: float = 0.0,
+) -> float | None:
+    """Merge what is pending of one parameter; return what it counts for, None if nothing is.
 
     Args:
         param: the parameter.
@@ -58,10 +59,12 @@ def consolidate_param(
         usual: gathered steps of a window of the clock.
         detector: with the count of consolidations, by which sums of low precision are rounded.
         memory: what importance so far counts for in the anchor's mean.
+        own: the share of importance so far that is surely of the data that ends here.
     """
     gathered = state.get("pending_steps", 0.0)
     if gathered == 0.0:
-        return False
+        _draw_on(param, state, detector, memory, own)
+        return None
     if group["pull"] > 0.0 and "anchor" not in state:
         state.update(new_anchor(param, group))
     local, values = local_state(state), plain(param.detach())
@@ -82,9 +85,33 @@ def consolidate_param(
     at = dither(detector["consolidations"])
     kind.merge(merged, values, new=new / gathered, old=old, memory=memory, at=at)
     if "anchor" in local:
-        anchor.write(local, merged["anchor"], at, param)
+        found = _lerped(merged["anchor"], values, memory, own)
+        anchor.write(local, found, at, param)
     state["evidence_weight"], state["pending_steps"] = weight, 0.0
-    return True
+    return new
+
+
+def _lerped(anchor: Tensor, values: Tensor, memory: float, own: float) -> Tensor:
+    """An anchor after importance of which a share is of the weights' own data.
+
+    The kind of importance moves it by what it has just gained. What the same data brought before
+    is known as a share of all, and not by direction.
+    """
+    if own == 0.0:
+        return anchor
+    return torch.lerp(anchor, values.to(anchor.dtype), own / (own + memory * (1.0 - own)))
+
+
+def _draw_on(
+    param: Tensor, state: State, detector: DetectorState, memory: float, own: float
+) -> None:
+    """Move the anchor of a segment that ends where the clock has just consolidated."""
+    if own == 0.0 or "anchor" not in state:
+        return
+    local, values = local_state(state), plain(param.detach())
+    known = anchor.read(local, values.dtype).nan_to_num_(0.0, 0.0, 0.0)
+    found = _lerped(known, torch.where(values.isfinite(), values, known), memory, own)
+    anchor.write(local, found, dither(detector["consolidations"]), param)
 
 
 @exact

@@ -151,7 +151,7 @@ class ProtectionController(Judge):
         if model is not None:
             buffers.keep(self.optimizer.param_groups, model)
         self.settle()
-        self.merge(ended=True)
+        self.merge(ended=True, declared=True)
         if self.detector["consolidations"] > 0.0:
             self.detector["firm"] = 1.0
         begin_segment(self.detector)

@@ -216,32 +216,37 @@ class Judge(Holder):
         track(states, values, beta, update=update)
 
     @exact
-    def merge(self, *, ended: bool = False) -> bool:
+    def merge(self, *, ended: bool = False, declared: bool = False) -> bool:
         """Merge what was gathered by all parameters; return whether there was anything.
 
         Args:
             ended: what was gathered is the end of a segment, which counts whole however short.
+            declared: by the user, so that the weights are surely those that the segment ends with.
         """
         detector, groups = self.detector, self.groups
         every = groups[0]["consolidate_every"]
         usual = window(detector, every)
         usual = (min(usual, LEAST) if ended else usual) / INTERVAL
         memory = anchor_memory(detector["steps"], window(detector, every or "auto") if ended else 0)
-        done = False
+        own = detector["own"] if declared else 0.0
+        counted = []
         for group in groups:
             for param in group["params"]:
                 state = self.state_of(param)
                 if group["protection"] > 0.0 and state:
-                    done = consolidate_param(param, state, group, usual, detector, memory) or done
+                    merged = consolidate_param(param, state, group, usual, detector, memory, own)
+                    counted += [] if merged is None else [merged]
         detector["since"] = 0.0
-        if done:
+        if counted:
+            least = min(counted)
+            detector["own"] = detector["own"] * (1.0 - least) + least
             detector["observed"] = 0.0
             unit = detector["unit"] * UNIT_RETENTION if detector["consolidations"] > 0.0 else 0.0
             detector["unit"] = max(unit, detector["mean"])
             detector["consolidations"] += 1.0
             if not ended:
                 hear_mean(detector)
-        return done
+        return bool(counted)
 
     def send(self, numbers: Tensor, take: Take) -> None:
         """Have numbers taken: at once where they are on the host, or else at the next step."""

@@ -71,6 +71,46 @@ def test_what_a_consolidation_does(row: Row, mode: Mode, retention: float) -> No
         assert_near([state["anchor"]], [moved], rtol=1e-4, atol=1e-5)
 
 
+def ways(optimizer: Any, params: list[torch.nn.Parameter]) -> float:
+    """How far the weights are from their anchors."""
+    apart = [optimizer.state[p]["anchor"] - p.detach() for p in params]
+    return float(torch.cat([way.flatten() for way in apart]).norm())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("late", [0, 20])
+def test_where_the_first_data_is_declared_to_end_the_anchor_is_the_weights(
+    kind: str, late: int
+) -> None:
+    """Along what its last window did not show, too, and where the clock has just consolidated."""
+    params = make_params()
+    optimizer = sal_optim.SALAdam(params, lr=0.01, importance=kind, consolidate_every=LEAST)
+    for seed in (1, 2, 3):
+        drive(optimizer, params, stream(params, profile(LEAST), seed=seed))
+    drive(optimizer, params, stream(params, profile(late + 1), seed=4))
+    assert ways(optimizer, params) > 0.1
+    optimizer.consolidate()
+    assert_equal([optimizer.state[p]["anchor"] for p in params], params)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_the_next_data_the_anchor_keeps_what_was_before(kind: str) -> None:
+    """By the share of importance that is of it; an end that is declared twice is one."""
+    params = make_params()
+    optimizer = sal_optim.SALAdam(params, lr=0.01, importance=kind, consolidate_every=LEAST)
+    drive(optimizer, params, stream(params, profile(2 * LEAST + 1), seed=1))
+    optimizer.consolidate()
+    first = clone_params(params)
+    drive(optimizer, params, stream(params, profile(2 * LEAST + 1), seed=2))
+    before = ways(optimizer, params)
+    optimizer.consolidate()
+    after = ways(optimizer, params)
+    apart = torch.cat([(p.detach() - q).flatten() for p, q in zip(params, first, strict=True)])
+    assert 0.0 < after < 0.5 * before < float(apart.norm())
+    optimizer.consolidate()
+    assert ways(optimizer, params) == after
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_after_a_long_segment_the_anchor_is_where_the_weights_came_to_rest(
     kind: str, monkeypatch: pytest.MonkeyPatch
@@ -90,8 +130,7 @@ def test_after_a_long_segment_the_anchor_is_where_the_weights_came_to_rest(
         for seed in (1, 2):
             drive(optimizer, params, stream(params, profile(2 * LEAST), seed=seed))
             optimizer.consolidate()
-        ways = [optimizer.state[p]["anchor"] - p.detach() for p in params]
-        drifts.append(float(torch.cat([way.flatten() for way in ways]).norm()))
+        drifts.append(ways(optimizer, params))
     assert drifts[1] < 0.1 * drifts[0]
 
 

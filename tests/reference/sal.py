@@ -86,9 +86,13 @@ class Parameter:
 
     # ------------------------------------------------------------------ consolidation
 
-    def consolidate(self, usual: float, observed: bool, memory: float) -> bool:
+    def consolidate(
+        self, usual: float, observed: bool, memory: float, own: float
+    ) -> float | None:
+        """What the pending sums count for; None if there are none."""
         if self.gathered == 0.0:
-            return False
+            self.draw_on(memory, own)
+            return None
         if self.anchor is None and self.settings["pull"] > 0:
             self.anchor = self.values.clone()
         part = min(1.0, self.gathered / usual) if usual > 0 else 1.0
@@ -103,10 +107,18 @@ class Parameter:
         ]
         if self.anchor is not None and self.values.numel():
             self.anchor = self.anchor + self.moved(before, after, memory)
+            self.draw_on(memory, own)
         self.evidence = after
         self.pending = [torch.zeros_like(new) for new in after]
         self.gathered, self.weight = 0.0, kept + part
-        return True
+        return part / (kept + part)
+
+    def draw_on(self, memory: float, own: float) -> None:
+        """The anchor of data that surely ends here, of which a share of importance is."""
+        if self.anchor is not None and own > 0.0:
+            self.anchor = self.anchor + (self.values - self.anchor) * own / (
+                own + memory * (1.0 - own)
+            )
 
     def moved(self, before: list[Tensor], after: list[Tensor], memory: float) -> Tensor:
         """How far the anchor goes toward the weights."""
@@ -246,6 +258,7 @@ class Reference:
         self.unit, self.last, self.leap = 0.0, 0.0, 0.0
         self.least_rate, self.begun, self.peak = 0.0, 0, 0.0
         self.firm = self.observed = False
+        self.own = 0.0
         first = self.first
         self.norms = Signal(first["tau0"], first["alpha"], first["stats_beta"], 10, 30)
         self.pooled = Signal(first["tau0"], first["alpha"], first["stats_beta"], 0, 30)
@@ -289,11 +302,12 @@ class Reference:
         self.norms.begin_segment()
         self.pooled.begin_segment()
         self.pool = []
+        self.own = 0.0
 
     # ------------------------------------------------------------------ consolidation
 
     def consolidate(self) -> None:
-        self.merge(ended=True)
+        self.merge(ended=True, declared=True)
         self.firm = self.firm or self.consolidations > 0
         self.begin_segment()
 
@@ -312,7 +326,7 @@ class Reference:
             return max(clock.LEAST, clock.SHARE * self.total)
         return 0.0 if every is None else every
 
-    def merge(self, *, ended: bool = False) -> bool:
+    def merge(self, *, ended: bool = False, declared: bool = False) -> bool:
         usual = self.interval()
         usual = (min(usual, clock.LEAST) if ended else usual) / clock.INTERVAL
         memory = consolidation.ANCHOR_MEMORY / max(1.0, self.norms.steps / consolidation.REST) ** 2
@@ -320,12 +334,14 @@ class Reference:
             window = self.interval() or max(clock.LEAST, clock.SHARE * self.total)
             memory /= max(1.0, consolidation.WINDOWS * window / max(1, self.norms.steps))
         done = [
-            param.consolidate(usual, self.observed, memory)
+            param.consolidate(usual, self.observed, memory, self.own if declared else 0.0)
             for param in self.params
             if param.settings["protection"] > 0
         ]
         self.since = 0
-        if any(done):
+        counted = [share for share in done if share is not None]
+        if counted:
+            self.own += (1.0 - self.own) * min(counted)
             self.observed = False
             kept = self.unit * clock.UNIT_RETENTION if self.consolidations else 0.0
             self.unit = max(kept, self.norms.mean)
@@ -334,7 +350,7 @@ class Reference:
                 self.peak = self.norms.mean
                 if self.consolidations >= clock.LATE and self.changes == 0:
                     self.begun = self.consolidations
-        return any(done)
+        return bool(counted)
 
     # ------------------------------------------------------------------ the step
 
