@@ -8,8 +8,8 @@ shown, is in the command.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from torch.nn.utils import clip_grad_norm_
 import sal_optim
 from benchmarks.data.sets import load
 from benchmarks.runs.networks import build
-from benchmarks.runs.values import learn
+from benchmarks.runs.values import RATES, learn
 
 HIDDEN, CLASSES, BATCH = (100, 100), 10, 64
 
@@ -46,6 +46,8 @@ class Situation:
     clip: float | None = None
     plateau: bool = False  # a deep tanh network with small weights
     values: bool = False  # value learning in the place of digits
+    # Of a base and of SAL around it, where not the usual one for both.
+    rates: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def _restarts(step: int, steps: int, periods: int = 4) -> float:
@@ -79,6 +81,7 @@ SITUATIONS = {
     "target": Situation(
         "Q-learning on a grid, its target network copied every 30 steps", values=True
     ),
+    "target-tuned": Situation("the same, each at its own best rate", values=True, rates=RATES),
 }
 
 
