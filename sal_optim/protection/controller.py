@@ -159,6 +159,7 @@ class ProtectionController(Judge):
     @torch.no_grad()
     def tell(self, numbers: dict[str, Any]) -> None:
         """Hear what the training loop knows; see ``SALOptimizer.tell``."""
+        heard: dict[str, Tensor] = {}
         for name, number in numbers.items():
             checks.choice("signal", name, list(TOLD))
             if isinstance(number, Real) and not math.isfinite(number):
@@ -170,8 +171,10 @@ class ProtectionController(Judge):
                     f"Invalid {name} value: a tensor of shape {tuple(number.shape)}, "
                     f"{number.dtype}; {name} must be one real number"
                 )
+            heard[name] = number.detach()
+        for name, told in heard.items():
             if not self.observing:
-                self.hear_told(name, number.detach())
+                self.hear_told(name, told)
 
     @contextlib.contextmanager
     def observe(self) -> Iterator[None]:

@@ -88,7 +88,8 @@ def test_what_tells_nothing(number: float, kind: Callable[[float], Any]) -> None
 def test_bad_numbers(numbers: dict[str, float], words: str) -> None:
     optimizer = SALAdam([torch.nn.Parameter(torch.zeros(3))])
     with pytest.raises((ValueError, TypeError), match=words):
-        optimizer.tell(**numbers)
+        optimizer.tell(norm=1.0, **numbers)
+    assert "norm_steps" not in optimizer.controller.detector
 
 
 def _params(optimizer: SALAdam) -> list[torch.Tensor]:
