@@ -14,7 +14,8 @@ from sal_optim.protection.block import Group
 from sal_optim.utils import checks
 from sal_optim.utils.naming import unwrapped
 
-# In the first param group, so that state_dict, deepcopy and pickling take it along.
+# In the param groups, so that state_dict, deepcopy and pickling take it along; one dict in all of
+# them, so that it outlives any.
 KEY = "buffers"
 STATISTICS = ("running_mean", "running_var")
 
@@ -30,13 +31,13 @@ def running_statistics(model: nn.Module) -> dict[str, Tensor]:
 
 
 def keep(groups: Sequence[Group], model: nn.Module) -> None:
-    """Keep the running statistics of a model as they are now, in the groups' first."""
+    """Keep the running statistics of a model as they are now, in all groups."""
     checks.model(model, groups)
-    found = running_statistics(model)
+    kept = {name: found.detach().clone() for name, found in running_statistics(model).items()}
     for group in groups:
         group.pop(KEY, None)
-    if found:
-        groups[0][KEY] = {name: buffer.detach().clone() for name, buffer in found.items()}
+        if kept:
+            group[KEY] = kept
 
 
 def kept_for(groups: Sequence[Group], model: nn.Module) -> list[tuple[Tensor, Tensor]]:

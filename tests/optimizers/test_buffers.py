@@ -106,6 +106,19 @@ def test_a_model_without_running_statistics_is_left_as_it_is() -> None:
     optimizer.restore(1.0, model=model)
 
 
+def test_running_statistics_outlive_the_first_group() -> None:
+    """Groups are removed where a part of the model is no longer trained."""
+    model = network()
+    optimizer = SALAdam([{"params": model[:5].parameters()}, {"params": model[6].parameters()}])
+    train(model, optimizer, 8)
+    optimizer.consolidate(model=model)
+    kept = copy.deepcopy(running_statistics(model))
+    del optimizer.param_groups[0]
+    train(model, optimizer, 8)
+    optimizer.restore(1.0, model=model)
+    assert_equal([*running_statistics(model).values()], [*kept.values()])
+
+
 def test_what_is_refused_changes_nothing() -> None:
     model = network()
     optimizer, _ = protected(model, False)
