@@ -4,6 +4,7 @@ Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/); Liu et al. 2025
 Muon takes matrices alone. Its users give all other parameters, embeddings and heads to AdamW.
 """
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -174,6 +175,11 @@ class SALMuon(SALOptimizer, MuonAdamW):  # type: ignore[misc]
         checked["use_muon"] = checks.flag("use_muon", checked["use_muon"])
         checked["adamw_lr_ratio"] = checks.number("adamw_lr_ratio", checked["adamw_lr_ratio"])
         checked["ns_steps"] = checks.whole("ns_steps", checked["ns_steps"], low=0)
+        if checked["ns_steps"] > 99:
+            raise ValueError(
+                f"Invalid ns_steps value: {checked['ns_steps']}; ns_steps must be below 100"
+            )
+        checked["ns_coefficients"] = _three(checked["ns_coefficients"])
         adjust = checked["adjust_lr_fn"]
         if adjust is not None:
             checks.choice("adjust_lr_fn", adjust, ["original", "match_rms_adamw"])
@@ -183,3 +189,13 @@ class SALMuon(SALOptimizer, MuonAdamW):  # type: ignore[misc]
                 "lr as a Tensor is not supported for capturable=False and foreach=True"
             )
         return checked
+
+
+def _three(coefficients: Any) -> tuple[float, ...]:
+    given = coefficients if isinstance(coefficients, (list, tuple)) else ()
+    if len(given) != 3:
+        raise ValueError(
+            f"Invalid ns_coefficients value: {coefficients!r}; ns_coefficients must be three "
+            "numbers"
+        )
+    return tuple(checks.number("ns_coefficients", value, low=-math.inf) for value in given)

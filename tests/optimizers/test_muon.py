@@ -124,6 +124,10 @@ def test_a_checkpoint_of_adamw_goes_on_where_adamw_does() -> None:
         ("adamw_lr_ratio", -1.0),
         ("ns_steps", -1),
         ("ns_steps", 1.5),
+        ("ns_steps", 100),
+        ("ns_coefficients", (1.0, 2.0)),
+        ("ns_coefficients", "abc"),
+        ("ns_coefficients", (1.0, 2.0, float("nan"))),
         ("adjust_lr_fn", "none"),
     ],
 )
