@@ -151,12 +151,14 @@ class SALOptimizer(Optimizer):
         controller = self.controller
         controller.settle()
         _ = controller.detector
-        for param, early in controller.early.items():
-            self.state[param] = early
+        params = {param for group in self.param_groups for param in group["params"]}
+        # Groups may have been removed since.
+        early = {param: own for param, own in controller.early.items() if param in params}
+        self.state.update(early)
         try:
             found: dict[str, Any] = super().state_dict()
         finally:
-            for param in controller.early:
+            for param in early:
                 del self.state[param]
         # Numbers are copied, as a snapshot that is kept in memory must not go on counting.
         found["state"] = {key: dict(value) for key, value in found["state"].items()}

@@ -104,6 +104,17 @@ def test_moments_that_are_deleted_begin_anew(cls: Any) -> None:
     torch.testing.assert_close(optimizer.stability(model.weight), held, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("cls", FAMILY)
+def test_a_group_removed_before_its_first_step_is_not_saved(cls: Any) -> None:
+    model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4))
+    optimizer = cls([{"params": part.parameters()} for part in model])
+    with optimizer.observe():
+        train(optimizer, model, 3)
+    del optimizer.param_groups[1]
+    assert sorted(optimizer.state_dict()["state"]) == [0, 1]
+    assert not optimizer.state
+
+
 def test_observe_within_observe_moves_nothing() -> None:
     model = nn.Linear(8, 4)
     optimizer = SALAdamW(model.parameters())
