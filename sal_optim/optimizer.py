@@ -320,7 +320,8 @@ class SALOptimizer(Optimizer):
         """Put a parameter with more rows in the place of one: a last layer that has new classes.
 
         Rows that ``old`` has keep importance, anchor and moments; new rows are free. What was
-        gathered of ``old`` is consolidated first. Moments of the new rows are 0.
+        gathered of ``old`` is consolidated first. Moments of the new rows are 0; those that are not
+        by element, as Adafactor's, begin anew.
 
         Args:
             old: a parameter of this optimizer, of shape (rows, ...).
@@ -329,7 +330,8 @@ class SALOptimizer(Optimizer):
         Raises:
             TypeError: one of them is no tensor.
             ValueError: ``old`` is not this optimizer's, ``new`` is already, is of another dtype,
-                device or number of columns, or one of them is distributed (DTensor).
+                device or number of columns, or is no leaf; one of them is distributed (DTensor), or
+                the optimizer is LBFGS.
         """
         self.controller.grow(old, new)
 

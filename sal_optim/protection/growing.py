@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import LBFGS
 
 from sal_optim.importance import State
 from sal_optim.protection.block import NUMBERS, kind_of_param, local_state, prepare
@@ -37,6 +38,11 @@ def grow(holder: Holder, old: Tensor, new: Tensor) -> None:
         for index, param in enumerate(group["params"]):
             if param is old:
                 _check(old, new)
+                if isinstance(holder.optimizer, LBFGS):
+                    raise ValueError(
+                        "Invalid old value: a parameter of LBFGS, whose state is of all parameters "
+                        "together; old must be of another optimizer"
+                    )
                 state = holder.state_of(old)
                 holder.optimizer.param_groups[place]["params"][index] = new
                 holder.optimizer.state.pop(old, None)
@@ -75,16 +81,25 @@ def move(holder: Holder, old: Tensor, state: State, new: Tensor) -> None:
         prepare(new, found, group, kind)
         found.update({name: state[name] for name in NUMBERS})
         getattr(kind, "grow", _lead)(local_state(state), local_state(found))
-    for name, value in state.items():
-        if name.startswith("anchor") and name in found:
-            found[name][: len(old)] = value  # that of new rows is where they begin
-        elif name not in found and isinstance(value, Tensor) and value.shape == old.shape:
+    moments = {name: value for name, value in state.items() if name not in found}
+    for name in found:
+        if name.startswith("anchor"):
+            found[name][: len(old)] = state[name]  # that of new rows is where they begin
+    fit = all(_fits(value, old) for value in moments.values())
+    for name, value in moments.items() if fit else ():
+        found[name] = value
+        if isinstance(value, Tensor) and value.shape == old.shape:
             found[name] = torch.zeros_like(new, dtype=value.dtype)
             found[name][: len(old)] = value
-        elif name not in found:
-            found[name] = value
-    target: dict[Any, State] = holder.early if new in holder.early else holder.optimizer.state
+    # Where the optimizer has to begin anew it must find nothing.
+    early = new in holder.early or not fit
+    target: dict[Any, State] = holder.early if early else holder.optimizer.state
     target[new] = found
+
+
+def _fits(value: Any, old: Tensor) -> bool:
+    """Whether a moment is a number, or has rows that a parameter's new ones can be added to."""
+    return not isinstance(value, Tensor) or value.numel() == 1 or value.shape == old.shape
 
 
 def _lead(state: State, larger: State) -> None:
@@ -105,6 +120,11 @@ def _check(old: Tensor, new: Tensor) -> None:
         raise ValueError(
             f"Invalid old value: {type(old).__name__} to {type(new).__name__}; a parameter that "
             "grows must be a torch.nn.Parameter, neither distributed nor of a subclass"
+        )
+    if not new.is_leaf:
+        raise ValueError(
+            "Invalid new value: it was computed from other tensors, so that no step would move the "
+            "model; new must be a torch.nn.Parameter of it"
         )
     if not grows(old, new) or (new.dtype, new.device) != (old.dtype, old.device):
         raise ValueError(

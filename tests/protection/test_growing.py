@@ -144,6 +144,32 @@ def test_a_layer_around_an_optimizer() -> None:
     train(head, base, 5, 0)
 
 
+def test_moments_that_are_not_by_element_begin_anew() -> None:
+    model = network()
+    base = torch.optim.Adafactor(model.parameters(), lr=0.01)
+    layer = CommunicationLayer(base)
+    train(model, base, 30, 0)
+    layer.consolidate()
+    before = layer.controller.importance(model.weight)[0].clone()
+    head = larger(model, 5)
+    layer.grow(model.weight, head.weight)
+    layer.grow(model.bias, head.bias)
+    train(head, base, 1, 0)
+    torch.testing.assert_close(layer.controller.importance(head.weight)[0][:3], before)
+    assert base.state[head.weight]["row_var"].shape == (5, 1)
+    assert base.state[head.weight]["step"] == 1
+    assert base.state[head.bias]["step"] == 31
+    base.load_state_dict(copy.deepcopy(base.state_dict()))
+
+
+def test_lbfgs_is_refused() -> None:
+    model = network()
+    base = torch.optim.LBFGS(model.parameters())
+    with pytest.raises(ValueError, match=r"Invalid old value: .*LBFGS.*another optimizer"):
+        CommunicationLayer(base).grow(model.weight, larger(model, 5).weight)
+    assert base.param_groups[0]["params"] == [*model.parameters()]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [((3, 6), (5, 6), True), ((3,), (5,), True), ((3, 6), (3, 6), True), ((5, 6), (3, 6), False),
@@ -166,6 +192,7 @@ def test_refused() -> None:
         (weight, torch.zeros(2, 6), r"Invalid new value: \(2, 6\)"),
         (weight, torch.zeros(5, 7), r"Invalid new value: \(5, 7\)"),
         (weight, torch.zeros(5, 6, dtype=torch.float64), "Invalid new value: .*float64"),
+        (weight, torch.cat([weight, weight]), "Invalid new value: .*computed from"),
     ):
         with pytest.raises(ValueError, match=said):
             optimizer.grow(old, new)
