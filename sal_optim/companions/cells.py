@@ -155,24 +155,44 @@ class CellularMemory:
         """Go on from a state.
 
         Raises:
-            ValueError: something is missing, or its cells do not fit the features or the budget.
+            TypeError: it is no dict.
+            ValueError: something is missing, is of a wrong kind or not finite, or its cells do not
+                fit the features or the budget.
         """
-        missing = [name for name in (*_TENSORS, "prices", "counts") if name not in state_dict]
-        if missing:
-            raise ValueError(
-                f"Invalid state_dict value: without {missing[0]!r}; state_dict must be what "
-                "state_dict() returned"
-            )
+        checks.saved(
+            state_dict, {**dict.fromkeys(_TENSORS, Tensor), "prices": Mapping, "counts": Mapping}
+        )
         shape = tuple(state_dict["centres"].shape)
         if len(shape) != 2 or shape[1] != self.features or shape[0] > self.budget:
             raise ValueError(
                 f"Invalid state_dict value: centres of shape {shape}; they must be at most "
                 f"{self.budget} cells of {self.features} features"
             )
+        found = {}
         for name in _TENSORS:
-            setattr(self, name, state_dict[name].clone())
-        self._prices = dict(state_dict["prices"])
-        self._counts = dict(state_dict["counts"])
+            value, dtype = state_dict[name], getattr(self, name).dtype
+            wanted = shape if name == "centres" else shape[:1]
+            low = 0.0 if name in ("masses", "scatters") else -torch.inf
+            if (
+                value.shape != wanted
+                or value.is_floating_point() != dtype.is_floating_point
+                or not bool((value.isfinite() & (value >= low)).all())
+            ):
+                raise ValueError(
+                    f"Invalid state_dict value: {name} of shape {tuple(value.shape)}, "
+                    f"{value.dtype}; they must be finite, of shape {wanted} and as {dtype}"
+                )
+            found[name] = value.to(dtype, copy=True)
+        prices = {
+            int(checks.number("prices", label, low=-torch.inf)): checks.number("prices", price)
+            for label, price in state_dict["prices"].items()
+        }
+        counts = {
+            name: checks.whole(name, state_dict["counts"].get(name), low=0) for name in _COUNTS
+        }
+        for name in _TENSORS:
+            setattr(self, name, found[name])
+        self._prices, self._counts = prices, counts
 
     def _age(self, seen: Tensor) -> None:
         """Decay and death."""

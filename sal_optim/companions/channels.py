@@ -4,6 +4,7 @@ What is here is names, order and the scaffold; multipliers, penalties and steps 
 ``channels``). Whether a route of the network is needed for a channel is told by ``ablation.py``.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -137,22 +138,33 @@ class Channels:
 
     def state_dict(self) -> dict[str, Any]:
         """Multipliers, penalties and budgets; the primal optimizer has a state of its own."""
-        return {"problem": self._problem.state_dict(), "budgets": dict(self.budgets)}
+        return {
+            "problem": copy.deepcopy(self._problem.state_dict()),
+            "budgets": dict(self.budgets),
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a state.
 
         Raises:
-            ValueError: it has other channels.
+            TypeError: it is no dict.
+            ValueError: something is missing, it has other channels, or a budget is out of range.
         """
-        budgets = state_dict["budgets"]
-        if list(budgets) != list(self.budgets):
-            raise ValueError(
-                f"Invalid state_dict value: channels {list(budgets)}; they must be "
-                f"{list(self.budgets)}"
-            )
-        self._problem.load_state_dict(state_dict["problem"])
-        self.budgets = dict(budgets)
+        checks.saved(state_dict, {"problem": Mapping, "budgets": Mapping})
+        own, problem = self._problem.state_dict(), state_dict["problem"]
+        checks.saved(problem, dict.fromkeys(own, Mapping))
+        for found in (state_dict["budgets"], *(problem[part] for part in own)):
+            if list(found) != list(self.budgets):
+                raise ValueError(
+                    f"Invalid state_dict value: channels {list(found)}; they must be "
+                    f"{list(self.budgets)}"
+                )
+        budgets = _budgets(state_dict["budgets"], self._lowest)
+        self._problem.load_state_dict(problem)
+        self.budgets = budgets
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError("Channels can't be copied or pickled: save its state_dict()")
 
     def _checked(self, losses: Any) -> dict[str, float]:
         """The losses' values, or an error."""

@@ -48,6 +48,7 @@ class Correction:
         memory: float = 0.9,
         lowest: float = 0.0,
     ) -> None:
+        lowest = checks.number("lowest", lowest)
         self._halve = halve_lr(optimizer, lowest) if optimizer is not None else None
         self.sources = checks.whole("sources", sources, low=0)
         self.sharpness = checks.number("sharpness", sharpness, low_open=True)
@@ -107,13 +108,17 @@ class Correction:
         """Go on from a state.
 
         Raises:
-            ValueError: it is of another number of sources.
+            TypeError: it is no dict.
+            ValueError: something is missing, or it is of another number of sources.
         """
-        if len(state_dict["sums"]) != self.sources:
-            raise ValueError(
-                f"Invalid state_dict value: {len(state_dict['sums'])} sources; they must be "
-                f"{self.sources}"
-            )
-        self.alarms = int(state_dict["alarms"])
-        self._sums = state_dict["sums"].clone()
-        self._counts = state_dict["counts"].clone()
+        checks.saved(state_dict, {"alarms": int, "sums": Tensor, "counts": Tensor})
+        for name in ("sums", "counts"):
+            found = state_dict[name]
+            if found.shape != (self.sources,) or not bool(found.isfinite().all()):
+                raise ValueError(
+                    f"Invalid state_dict value: {name} of {found.numel()} sources, "
+                    f"{found.tolist()!r:.80}; they must be {self.sources} finite numbers"
+                )
+        self.alarms = checks.whole("alarms", state_dict["alarms"], low=0)
+        self._sums = state_dict["sums"].to(torch.float64, copy=True)
+        self._counts = state_dict["counts"].to(torch.float64, copy=True)

@@ -178,9 +178,16 @@ class SpectralMonitor:
         """Go on from a state.
 
         Raises:
-            ValueError: it is of other layers.
+            TypeError: it is no dict.
+            ValueError: something is missing, or it is of other layers.
         """
-        if set(state_dict["states"]) != set(self.states):
+        parts = dict.fromkeys(("start", "now", "samples", "states"), Mapping)
+        checks.saved(state_dict, {**parts, "step": int})
+        for state in state_dict["states"].values():
+            checks.choice("states", state, STATES)
+        if set(state_dict["states"]) != set(self.states) or any(
+            set(state_dict[name]) not in (set(), set(self.states)) for name in parts
+        ):
             raise ValueError(
                 f"Invalid state_dict value: layers {list(state_dict['states'])}; they must be "
                 f"{list(self.states)}"

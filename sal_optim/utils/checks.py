@@ -6,7 +6,7 @@ any sequence: what can be converted without loss is converted.
 
 import contextlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -110,6 +110,21 @@ def kind(name: str, value: Any, kinds: type | tuple[type, ...], allowed: str) ->
     """Refuse a value of any other class by a TypeError, which ends in what is allowed."""
     if not isinstance(value, kinds):
         raise TypeError(f"Invalid {name} value: a {type(value).__name__}; {allowed}")
+
+
+def saved(state_dict: Any, parts: Mapping[str, type | tuple[type, ...]]) -> None:
+    """Refuse a state dict that is none, or lacks a part, or has it in another class.
+
+    Raises:
+        TypeError: it is no mapping.
+        ValueError: a part is missing, or of another class.
+    """
+    allowed = "state_dict must be what state_dict() returned"
+    kind("state_dict", state_dict, Mapping, allowed)
+    for part, kinds in parts.items():
+        if not isinstance(state_dict.get(part), kinds):
+            has = f"{part!r} is {state_dict[part]!r:.80}" if part in state_dict else f"no {part!r}"
+            raise ValueError(f"Invalid state_dict value: {has}; {allowed}")
 
 
 def optimizer(value: Any) -> None:

@@ -111,8 +111,21 @@ def test_going_on_from_a_state() -> None:
     assert memory.bytes() == 4 * 6 * 6
     with pytest.raises(ValueError, match=r"state_dict.*\(6, 3\).*at most 5 cells of 3"):
         CellularMemory(3, 5).load_state_dict(memory.state_dict())
-    with pytest.raises(ValueError, match=r"state_dict.*without 'centres'"):
-        other.load_state_dict({})
+    for change, error, message in (
+        (None, TypeError, r"state_dict.*NoneType.*what state_dict\(\) returned"),
+        ({}, ValueError, r"state_dict.*no 'centres'"),
+        ({"masses": torch.ones(2)}, ValueError, r"masses of shape \(2,\).*\(6,\)"),
+        ({"masses": -torch.ones(6)}, ValueError, r"masses.*finite"),
+        ({"scatters": None}, ValueError, r"'scatters' is None"),
+        ({"labels": torch.zeros(6)}, ValueError, r"labels.*torch.float32.*torch.int64"),
+        ({"centres": torch.full((6, 3), torch.nan)}, ValueError, r"centres.*finite"),
+        ({"counts": {"births": -1}}, ValueError, r"births.*-1"),
+    ):
+        state = {**memory.state_dict(), **change} if change else change
+        with pytest.raises(error, match=message):
+            other.load_state_dict(state)  # type: ignore[arg-type]
+        assert torch.equal(memory.centres, other.centres)
+        assert memory.diagnostics() == other.diagnostics()
 
 
 @pytest.mark.parametrize(

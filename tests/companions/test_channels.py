@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import pickle
 from typing import Any
 
 import pytest
@@ -137,6 +140,23 @@ def test_going_on_from_a_state() -> None:
     other = Channels(optimizer, {"safety": 1.0})
     with pytest.raises(ValueError, match=r"state_dict.*'safety', 'memory'.*\['safety'\]"):
         other.load_state_dict(channels.state_dict())
+    state, multipliers = channels.state_dict(), channels.multipliers()
+    channels.step(losses(point))
+    assert channels.multipliers() != multipliers
+    for wrong, error, message in (
+        (None, TypeError, r"state_dict.*NoneType.*what state_dict\(\) returned"),
+        ({"budgets": BUDGETS}, ValueError, r"state_dict.*no 'problem'"),
+        ({**state, "problem": {}}, ValueError, r"state_dict.*no 'multipliers'"),
+        ({**state, "budgets": dict.fromkeys(BUDGETS, math.nan)}, ValueError, r"budgets.*nan"),
+    ):
+        with pytest.raises(error, match=message):
+            channels.load_state_dict(wrong)  # type: ignore[arg-type]
+    assert channels.multipliers() != multipliers
+    channels.load_state_dict(state)  # a snapshot: later steps are not in it
+    assert channels.multipliers() == multipliers
+    for way in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match=r"Channels can't be copied.*state_dict\(\)"):
+            way(channels)
 
 
 def test_autocast_and_double() -> None:

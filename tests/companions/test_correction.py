@@ -63,6 +63,17 @@ def test_risks_follow_what_is_seen() -> None:
     assert torch.equal(other.weights(), correction.weights())
     with pytest.raises(ValueError, match=r"state_dict.*3 sources.*must be 2"):
         Correction(None, 2).load_state_dict(correction.state_dict())
+    for change, error, message in (
+        (None, TypeError, r"state_dict.*NoneType.*what state_dict\(\) returned"),
+        ({}, ValueError, r"state_dict.*no 'alarms'"),
+        ({"alarms": -1}, ValueError, r"alarms.*-1"),
+        ({"counts": torch.ones(2)}, ValueError, r"counts of 2 sources"),
+        ({"sums": torch.full((3,), torch.nan)}, ValueError, r"sums.*nan.*finite"),
+    ):
+        state = {**correction.state_dict(), **change} if change else change
+        with pytest.raises(error, match=message):
+            other.load_state_dict(state)  # type: ignore[arg-type]
+        assert torch.equal(other.weights(), correction.weights())
 
 
 def test_it_is_an_alarm_of_a_monitor() -> None:

@@ -205,9 +205,19 @@ def test_going_on_from_a_state() -> None:
         model(batch())
         assert resumed.step() is expected
     assert resumed.state == "warning"
-    other = SpectralMonitor(model, ["1"])
+    other, empty = SpectralMonitor(model, ["1"]), SpectralMonitor(model, ["1"]).state_dict()
     with pytest.raises(ValueError, match=r"state_dict.*\['0'\].*\['1'\]"):
         other.load_state_dict(monitor.state_dict())
+    for change, error, message in (
+        (None, TypeError, r"state_dict.*NoneType.*what state_dict\(\) returned"),
+        ({"step": None}, ValueError, r"'step' is None"),
+        ({"states": {"1": "fine"}}, ValueError, r"states.*'fine'.*'drifting'"),
+        ({"start": {"0": {}}}, ValueError, r"state_dict.*\['1'\]"),
+    ):
+        state = {**empty, **change} if change else change
+        with pytest.raises(error, match=message):
+            other.load_state_dict(state)  # type: ignore[arg-type]
+        assert other.state_dict() == empty
 
 
 def test_removal() -> None:
