@@ -65,6 +65,8 @@ class Channels:
         limit: float = 1e4,
     ) -> None:
         checks.optimizer(optimizer)
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise TypeError("Invalid optimizer value: LBFGS; optimizer must step without a closure")
         low = -math.inf if lowest is None else checks.number("lowest", lowest, low=-math.inf)
         self._lowest = low
         self.budgets = _budgets(budgets, low)
@@ -96,8 +98,9 @@ class Channels:
 
         Raises:
             TypeError: a loss is no tensor.
-            ValueError: the task is missing, a channel is unknown, a loss is no finite scalar, or a
-                budget can't be met: its multiplier is beyond ``limit``. Nothing has changed then.
+            ValueError: the task is missing, a channel is unknown, a loss is no finite scalar or has
+                no graph, or a budget can't be met: its multiplier is beyond ``limit``. Nothing has
+                changed then.
         """
         values = self._checked(losses)
         keeps, states = True, {}
@@ -181,10 +184,13 @@ class Channels:
                     f"Invalid losses value: {name!r} is a {type(loss).__name__}; losses must be "
                     "scalar tensors"
                 )
-            if loss.numel() != 1 or not math.isfinite(loss.item()):
-                what = loss.item() if loss.numel() == 1 else f"of shape {tuple(loss.shape)}"
+            one = loss.numel() == 1 and loss.is_floating_point()
+            if not (one and math.isfinite(loss.item()) and loss.requires_grad):
+                what = loss.item() if one else f"of shape {tuple(loss.shape)}, {loss.dtype}"
+                graph = "" if loss.requires_grad else ", without a graph"
                 raise ValueError(
-                    f"Invalid losses value: {name!r} is {what}; losses must be finite scalars"
+                    f"Invalid losses value: {name!r} is {what}{graph}; losses must be finite "
+                    "scalars with the graph of the weights"
                 )
         values = {name: loss.item() for name, loss in losses.items() if name != TASK}
         for name, multiplier in self.multipliers().items():

@@ -28,7 +28,8 @@ class TypedRoutes(nn.Module):
 
     Raises:
         TypeError: an argument is of a wrong kind.
-        ValueError: a size is below 1, or names are fewer than 2 or not different.
+        ValueError: a size is below 1, or names are fewer than 2, not different, or none that a
+            ``torch.nn.ModuleDict`` can have.
     """
 
     def __init__(
@@ -42,6 +43,12 @@ class TypedRoutes(nn.Module):
         self.names = checks.names("names", names)
         if len(set(self.names)) != len(self.names) or len(self.names) < 2:
             raise ValueError(f"Invalid names value: {names!r}; names must be 2 or more, different")
+        for name in self.names:
+            if not name or "." in name or hasattr(nn.ModuleDict(), name):
+                raise ValueError(
+                    f"Invalid names value: {name!r}; names must not be empty, have a dot, or be "
+                    "that of an attribute of torch.nn.ModuleDict"
+                )
         inputs = checks.whole("inputs", inputs, low=1)
         hidden = checks.whole("hidden", hidden, low=1)
         outputs = checks.whole("outputs", outputs, low=1)
@@ -59,11 +66,12 @@ class TypedRoutes(nn.Module):
         """Samples by inputs -> samples by outputs.
 
         Raises:
-            ValueError: there is no route of that name.
+            TypeError: ``x`` is no tensor.
+            ValueError: it has other features, or there is no route of that name.
         """
         if channel is not None:
             channel = checks.choice("channel", channel, self.names)
-        shares = self.gate(x).softmax(-1)
+        shares = self._shares(x)
         out = x.new_zeros(())
         for place, (name, route) in enumerate(self.routes.items()):
             found = route(x)
@@ -75,8 +83,16 @@ class TypedRoutes(nn.Module):
     @torch.no_grad()
     def shares(self, x: Tensor) -> dict[str, float]:
         """Mean share of each route in the gate, over the samples."""
-        means = self.gate(x).softmax(-1).reshape(-1, len(self.names)).mean(0)
+        means = self._shares(x).reshape(-1, len(self.names)).mean(0)
         return dict(zip(self.names, means.tolist(), strict=True))
+
+    def _shares(self, x: Tensor) -> Tensor:
+        features = self.gate.in_features
+        allowed = f"x must be a tensor of samples by {features} features"
+        checks.kind("x", x, Tensor, allowed)
+        if x.shape[-1:] != (features,):
+            raise ValueError(f"Invalid x value: shape {tuple(x.shape)}; {allowed}")
+        return self.gate(x).softmax(-1)  # type: ignore[no-any-return]
 
 
 def route_gaps(

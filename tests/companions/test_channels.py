@@ -215,6 +215,15 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         channels.step({"task": 1.0})  # type: ignore[dict-item]
     with pytest.raises(ValueError, match=r"losses.*'task' is of shape \(2,\)"):
         channels.step({"task": point})
+    with pytest.raises(ValueError, match=r"losses.*'task' is of shape \(\), torch.complex64"):
+        channels.step({"task": point.sum() + 0j})
+    before, point.grad = point.detach().clone(), torch.ones(2)
+    with pytest.raises(ValueError, match=r"losses.*'safety' is 2.*without a graph"):
+        channels.step({"task": point.sum(), "safety": torch.tensor(2.0)})
+    assert torch.equal(point, before)
+    assert point.grad.tolist() == [1.0, 1.0]
+    with pytest.raises(TypeError, match=r"optimizer.*LBFGS.*without a closure"):
+        Channels(torch.optim.LBFGS([point]), BUDGETS)
     with pytest.raises(ValueError, match=r"losses.*'task' is nan"):
         channels.step({"task": point.sum() * float("nan")})
     with pytest.raises(ValueError, match=r"channel.*'other'.*'safety', 'memory'"):

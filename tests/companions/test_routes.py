@@ -73,6 +73,10 @@ def test_gaps_of_known_routes() -> None:
         ({"names": "task"}, TypeError, r"names.*'task'.*list"),
         ({"names": ["task"]}, ValueError, r"names.*2 or more"),
         ({"names": ["a", "a"]}, ValueError, r"names.*different"),
+        ({"names": ["a", "b.c"]}, ValueError, r"names.*'b\.c'.*dot"),
+        ({"names": ["a", ""]}, ValueError, r"names.*''.*empty"),
+        ({"names": ["a", "keys"]}, ValueError, r"names.*'keys'.*ModuleDict"),
+        ({"names": ["training", "a"]}, ValueError, r"names.*'training'.*ModuleDict"),
         ({"hidden": 0}, ValueError, r"hidden.*0"),
         ({"inputs": 1.5}, ValueError, r"inputs.*1\.5"),
         ({"outputs": None}, TypeError, r"outputs.*None"),
@@ -87,6 +91,11 @@ def test_what_is_refused() -> None:
     model = TypedRoutes(2, 3, 4)
     with pytest.raises(ValueError, match=r"channel.*'other'.*'task', 'memory', 'safety'"):
         model(torch.zeros(1, 2), "other")
+    for used in (model, model.shares):
+        with pytest.raises(ValueError, match=r"x value: shape \(5, 3\).*samples by 2 features"):
+            used(torch.zeros(5, 3))
+        with pytest.raises(TypeError, match=r"x value: a list"):
+            used([1.0, 2.0])
     with pytest.raises(TypeError, match=r"routes.*list.*dict"):
         route_gaps([nn.Identity()], {})  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"metrics.*int.*dict"):
