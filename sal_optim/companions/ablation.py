@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sal_optim.utils import checks
+from sal_optim.utils.warning import warn
 
 _HOW = ("zero", "mean", "scramble")
 
@@ -23,7 +24,9 @@ def ablate(
 ) -> Iterator[None]:
     """Within the block, a module's output is replaced; afterwards it is itself again.
 
-    Of an output that is a tuple or a list, each tensor of floating dtype is replaced.
+    Of an output that is a tuple or a list, each tensor of floating dtype is replaced; those that
+    are nested deeper, as an LSTM's state, stay. One warning where the module was not called, as
+    within a model that ``torch.compile`` has traced before.
 
     Args:
         module: the route, such as ``model.get_submodule("memory")``.
@@ -35,13 +38,17 @@ def ablate(
     Raises:
         TypeError: ``module`` is no module.
         ValueError: ``how`` is another; in the forward pass, ``"mean"`` or ``"scramble"`` of a batch
-            of fewer than 2 samples, or an output without a tensor.
+            of fewer than 2 samples, ``"mean"`` of whole numbers, or an output without a tensor.
     """
     checks.kind("module", module, nn.Module, "module must be a torch.nn.Module")
     how = checks.choice("how", how, _HOW)
     generator = generator or torch.Generator().manual_seed(0)
 
+    called = False
+
     def replace(_: nn.Module, __: Any, output: Any) -> Any:
+        nonlocal called
+        called = True
         return _replaced(output, how, generator)
 
     handle = module.register_forward_hook(replace)
@@ -49,6 +56,11 @@ def ablate(
         yield
     finally:
         handle.remove()
+    if not called:
+        warn(
+            f"ablate() replaced nothing: the {type(module).__name__} was not called; run the model "
+            "that it is in, without torch.compile"
+        )
 
 
 def necessity_gap(
@@ -119,6 +131,11 @@ def _ablated(output: Tensor, how: str, generator: torch.Generator) -> Tensor:
             "'zero' for a batch of fewer than 2 samples"
         )
     if how == "mean":
+        if not (output.is_floating_point() or output.is_complex()):
+            raise ValueError(
+                f"Invalid how value: 'mean' of an output of {output.dtype}; how must be 'zero' or "
+                "'scramble' for whole numbers"
+            )
         return output.mean(0, keepdim=True).expand_as(output).clone()
     # One cycle through all samples, so that none keeps its own.
     order = torch.randperm(samples, generator=generator)

@@ -103,6 +103,8 @@ def test_what_is_refused() -> None:
         pass
     with ablate(module, "scramble"), pytest.raises(ValueError, match=r"\(1, 3\).*'zero'.*2 samp"):
         module(torch.ones(1, 3))
+    with ablate(module), pytest.raises(ValueError, match=r"'mean'.*int64.*'zero' or 'scramble'"):
+        module(torch.arange(3))
     with ablate(module), pytest.raises(ValueError, match=r"module.*puts out a dict"):
         module({})
     with pytest.raises(TypeError, match=r"metric.*float.*function"):
@@ -117,3 +119,14 @@ def test_before_an_operation_in_place() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 4))
     with ablate(model[0]):
         assert model(X).isfinite().all()
+
+
+def test_a_module_that_is_not_called_is_said() -> None:
+    """A model that was traced before does not see the hook, and the gap would be 0."""
+    model = TwoRoutes().eval()
+    traced = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        traced(X)
+    with pytest.warns(UserWarning, match=r"replaced nothing: the Identity was not.*torch\.compile"):
+        found = necessity_gap(model.needed, lambda: (traced(X).argmax(1) == LABELS).float().mean())
+    assert found == 0.0
