@@ -79,7 +79,7 @@ def basin_map(
         layer: whose output at the last token of the prompt is kept, as ``hidden``. Default: the
             logits.
         temperature: of sampling; 0: the likeliest token.
-        context: tokens at the end of the text that the model is given. Default: all.
+        context: tokens at the end of the text that the model is given, at least 2. Default: all.
         n: length of the n-grams. Of characters, natural text repeats shorter ones.
         loop, collapse: thresholds, in [0, 1].
         generate: takes prompts of one length, batch by time, and ``length``, and returns what
@@ -98,7 +98,7 @@ def basin_map(
     temperature = checks.number("temperature", temperature)
     loop = checks.number("loop", loop, high=1.0, high_open=False)
     collapse = checks.number("collapse", collapse, high=1.0, high_open=False)
-    context = None if context is None else checks.whole("context", context, low=1)
+    context = None if context is None else checks.whole("context", context, low=2)
     draw = torch.Generator().manual_seed(checks.whole("seed", seed, low=0))
     given = _prompts(prompts)
     if generate is not None:
@@ -110,12 +110,13 @@ def basin_map(
     with torch.no_grad(), evaluating(inner):
         for places in groups.values():
             batch = torch.stack([given[place] for place in places])
-            surprise, hidden = _read(model, batch, layer, context)
+            # Not what torch.compile made of it: one that was traced before runs no new hook.
+            surprise, hidden = _read(inner, batch, layer, context)
             if generate is None:
                 made = _follow(model, batch, length, temperature, context, draw)
             else:
                 made = generate(batch, length)
-                _check_generated(made, len(batch))
+                _check_generated(made, len(batch), n)
             for row, place in enumerate(places):
                 rows[place] = surprise[row].cpu(), hidden[row].float().cpu(), made[row].cpu()
     generated = tuple(row[2] for row in rows)
@@ -209,10 +210,13 @@ def _prompts(prompts: Any) -> list[Tensor]:
     return list(prompts)
 
 
-def _check_generated(made: Any, count: int) -> None:
-    if not isinstance(made, Tensor) or made.dim() != 2 or len(made) != count or not made.shape[1]:
-        what = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+def _check_generated(made: Any, count: int, n: int) -> None:
+    tokens = isinstance(made, Tensor) and not made.is_floating_point() and made.dim() == 2
+    if not tokens or len(made) != count or made.shape[1] < n:
+        what = type(made).__name__
+        if isinstance(made, Tensor):
+            what = f"{tuple(made.shape)}, {made.dtype}"
         raise ValueError(
-            f"Invalid generate value: it returned {what}; generate must return tokens, {count} by "
-            "time"
+            f"Invalid generate value: it returned {what}; generate must return whole numbers, "
+            f"{count} by {n} or more"
         )

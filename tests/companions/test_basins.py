@@ -93,8 +93,10 @@ def test_another_generation() -> None:
 
     found = basin_map(Scripted(), PROMPTS, length=12, generate=same)
     assert found.basins == ("collapse",) * 4
-    with pytest.raises(ValueError, match=r"generate.*\(3, 0\).*3 by time"):
-        basin_map(Scripted(), PROMPTS, generate=lambda prompts, length: prompts[:, :0])
+    with pytest.raises(ValueError, match=r"generate.*\(3, 2\).*3 by 3 or more"):
+        basin_map(Scripted(), PROMPTS, generate=lambda prompts, length: prompts[:, :2])
+    with pytest.raises(ValueError, match=r"generate.*float.*whole numbers"):
+        basin_map(Scripted(), PROMPTS, generate=lambda prompts, length: torch.zeros(3, length))
     with pytest.raises(TypeError, match=r"generate.*int"):
         basin_map(Scripted(), PROMPTS, generate=3)  # type: ignore[arg-type]
 
@@ -119,7 +121,7 @@ def test_the_picture() -> None:
         ({"n": 0}, ValueError, r"n value: 0"),
         ({"temperature": -1.0}, ValueError, r"temperature.*-1"),
         ({"loop": 1.5}, ValueError, r"loop.*1\.5"),
-        ({"context": 0}, ValueError, r"context.*0"),
+        ({"context": 1}, ValueError, r"context.*1"),
         ({"layer": "other"}, ValueError, r"layer.*'other'.*'embedding'"),
         ({"model": 3}, TypeError, r"model.*int"),
     ],
@@ -137,3 +139,12 @@ def test_a_model_that_puts_out_something_else() -> None:
 class Flat(nn.Module):
     def forward(self, text: Tensor) -> Tensor:
         return text.float()
+
+
+def test_a_layer_of_a_model_that_was_traced_before() -> None:
+    model = nn.Sequential(nn.Embedding(VOCABULARY, 4), nn.Linear(4, VOCABULARY)).eval()
+    traced = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        traced(torch.stack(PROMPTS[:3]))
+    found = basin_map(traced, PROMPTS[:3], length=5, layer="0")
+    assert torch.equal(found.hidden, basin_map(model, PROMPTS[:3], length=5, layer="0").hidden)
