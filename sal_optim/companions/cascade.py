@@ -23,7 +23,7 @@ class _Kept(NamedTuple):
     """A checkpoint: both state dicts, and its node in the lineage."""
 
     node: Node
-    model: dict[str, Tensor]
+    model: dict[str, Any]
     optimizer: dict[str, Any]
 
 
@@ -136,7 +136,10 @@ class Cascade:
         at = self.rounds if at is None else at
         node = Node(len(self.lineage), parents, at, score, fate)
         self.lineage.append(node)
-        state = {name: value.clone() for name, value in self._model.state_dict().items()}
+        state = {
+            name: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+            for name, value in self._model.state_dict().items()
+        }
         return _Kept(node, state, copy.deepcopy(self._optimizer.state_dict()))
 
     def _load(self, kept: _Kept) -> None:
@@ -147,18 +150,19 @@ class Cascade:
     def _perturb(self) -> None:
         for group in self._optimizer.param_groups:
             for param in group["params"]:
-                noise = torch.randn(param.shape, generator=self._draw, dtype=torch.float32)
-                size = self.pulse * param.float().square().mean().sqrt()
+                own = _real(param)
+                noise = torch.randn(own.shape, generator=self._draw, dtype=torch.float32)
+                size = self.pulse * _wide(own).square().mean().sqrt()
                 importance = self._importance(param)
                 free = 1.0 / (1.0 + importance / importance.mean().clamp_min(1e-30))
-                param.add_((size * free * noise.to(param.device)).to(param.dtype))
+                own.add_((size * free * noise.to(own.device)).to(own.dtype))
 
     def _importance(self, param: Tensor) -> Tensor:
-        """Mean squared gradient of each weight, in float32; ones where it is not kept."""
+        """Mean squared gradient of each real weight; ones where it is not kept."""
         found = self._optimizer.state.get(param, {}).get("exp_avg_sq")
         if not isinstance(found, Tensor) or found.shape != param.shape:
-            return torch.ones_like(param, dtype=torch.float32)
-        return found.float()
+            return torch.ones_like(_wide(_real(param)))
+        return _wide(_real(found))
 
     @torch.no_grad()
     def _merged(self, best: list[_Kept]) -> _Kept:
@@ -172,8 +176,17 @@ class Cascade:
                 importance = self._importance(param)
                 weight = importance + _EPS * importance.mean() + 1e-30
                 total, weights = sums.get(param, (0.0, 0.0))
-                sums[param] = (total + weight * param.float(), weights + weight)
+                sums[param] = (total + weight * _wide(_real(param)), weights + weight)
         self._load(best[0])
         for own, (total, weights) in sums.items():
-            own.copy_(total / weights)
+            _real(own).copy_(total / weights)
         return self._keep(tuple(kept.node.id for kept in best), "dies")
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """The tensor itself, or of a complex one its real and imaginary parts."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

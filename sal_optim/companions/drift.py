@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sal_optim.companions.activations import Tap, as_rows, layer_of, tensor_of, unwrapped
+from sal_optim.utils import checks
 from sal_optim.utils.evaluating import evaluating
 
 _PROBE = (
@@ -95,8 +96,9 @@ class Drift:
             )
         moved = start = 0.0
         for name, weight in self._weights.items():
-            moved += (now[name].detach().to(weight) - weight).double().square().sum().item()
-            start += weight.double().square().sum().item()
+            # abs() for complex ones.
+            moved += (now[name].detach().to(weight) - weight).abs().double().square().sum().item()
+            start += weight.abs().double().square().sum().item()
         if start == 0.0:
             return 0.0 if moved == 0.0 else float("inf")
         return float((moved / start) ** 0.5)
@@ -137,8 +139,13 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
         y: as many samples by features, as many or other ones.
 
     Raises:
+        TypeError: one of them is no tensor of real numbers.
         ValueError: they have no 2 dimensions, fewer than 2 samples, or not as many.
     """
+    for name, value in (("x", x), ("y", y)):
+        checks.kind(name, value, Tensor, f"{name} must be a tensor")
+        if value.is_complex():
+            raise TypeError(f"Invalid {name} value: {value.dtype}; {name} must be of real numbers")
     if x.dim() != 2 or y.dim() != 2 or len(x) != len(y) or len(x) < 2:
         raise ValueError(
             f"Invalid x and y values: shapes {tuple(x.shape)} and {tuple(y.shape)}; x and y must "

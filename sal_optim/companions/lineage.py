@@ -25,7 +25,7 @@ class Node(NamedTuple):
 
 
 def plot_lineage(lineage: Sequence[Node]) -> "Figure":
-    """Draw each checkpoint at its round and score, with lines from its parents.
+    """Draw each checkpoint at its round and score, with lines from those of its parents shown.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -40,9 +40,10 @@ def plot_lineage(lineage: Sequence[Node]) -> "Figure":
         checks.kind("lineage", node, Node, allowed)
     figure = new_figure(7.0, 4.0, "pictures need")
     axes = figure.subplots()
+    known = {node.id: node for node in nodes}
     for node in nodes:
         color = SIGNAL if node.fate == "lives" else GRAY
-        for parent in (nodes[place] for place in node.parents):
+        for parent in (known[place] for place in node.parents if place in known):
             ends = [parent.round, node.round], [parent.score, node.score]
             dashes = ":" if len(node.parents) > 1 else "-"
             axes.plot(*ends, color=color, linewidth=0.8, linestyle=dashes)

@@ -87,6 +87,39 @@ def test_noise_goes_where_weights_are_free() -> None:
     assert moved[1][1] < 0.3 * before.abs().max()
 
 
+class Complex(nn.Module):
+    """Complex weights, weights of float64, and a state that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Parameter(torch.tensor([1.0 + 2.0j, 3.0 + 4.0j]))
+        self.other = nn.Parameter(torch.full((2,), 1.0 / 3.0, dtype=torch.float64))
+        self.extra = {"calls": 1}
+
+    def get_extra_state(self) -> dict[str, int]:
+        return self.extra
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.extra = state
+
+
+@pytest.mark.filterwarnings("error")
+def test_weights_that_are_complex_or_double() -> None:
+    model, first = Complex(), Complex()
+    scores = iter([0.0, 0.0, 0.0, 1.0])  # the merger is the best
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.0)
+    cascade = Cascade(model, optimizer, lambda: next(scores), 2, pulse=0.0)
+    cascade.round(lambda branch: None)
+    assert cascade.lineage[-1].fate == "lives"
+    torch.testing.assert_close(model.one, first.one)
+    torch.testing.assert_close(model.other, first.other, rtol=1e-14, atol=0.0)
+    cascade = Cascade(model, optimizer, lambda: 0.0, 2, pulse=0.1)
+    seen: list[torch.Tensor] = []
+    cascade.round(lambda branch: seen.append(model.one.detach().clone()))
+    moved = torch.view_as_real(seen[1] - seen[0])
+    assert (moved != 0.0).all()
+
+
 def test_with_sal() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
@@ -119,6 +152,9 @@ def test_the_picture() -> None:
     cascade.round(lambda branch: None)
     axes = plot_lineage(cascade.lineage).axes[0]
     assert len(axes.lines) == sum(len(node.parents) for node in cascade.lineage)
+    later = cascade.lineage[1:]
+    shown = [parent for node in later for parent in node.parents if parent > 0]
+    assert len(plot_lineage(later).axes[0].lines) == len(shown) > 0
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert sum(int(text.split(", ")[-1]) for text in labels) == len(cascade.lineage)
     with pytest.raises(ValueError, match=r"lineage.*empty"):

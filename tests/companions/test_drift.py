@@ -46,6 +46,24 @@ def test_known_distances() -> None:
     assert found["drift_kl"] > 0.0
 
 
+@pytest.mark.filterwarnings("error")
+def test_complex_weights() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([[3.0, 4.0j]]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x @ self.weight).abs()
+
+    model = Turned()
+    drift = Drift(model, torch.ones(2, 1, dtype=torch.complex64))
+    with torch.no_grad():
+        model.weight.mul_(1.0j)
+    assert drift.measure()["drift_weights"] == pytest.approx(2.0**0.5)
+    assert drift.measure()["drift_kl"] == 0.0
+
+
 def test_scaled_weights_drift_in_kl_and_not_in_cka() -> None:
     model = nn.Linear(4, 3)
     drift = Drift(model, probe())
@@ -89,6 +107,10 @@ def test_cka() -> None:
     assert linear_cka(torch.ones(30, 2), torch.ones(30, 2)) == 1.0
     with pytest.raises(ValueError, match=r"x and y.*\(30, 5\).*\(29, 5\)"):
         linear_cka(x, x[:29])
+    with pytest.raises(TypeError, match=r"y value: a list; y must be a tensor"):
+        linear_cka(x, [1.0])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"x value: torch\.complex64"):
+        linear_cka(x.to(torch.complex64), x)
 
 
 def test_probes_and_outputs_of_other_kinds() -> None:
