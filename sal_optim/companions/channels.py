@@ -266,7 +266,7 @@ def augmented(
             multiplier=multiplier,
             formulation_type=cooper.formulations.AugmentedLagrangian,
             penalty_coefficient=cooper.penalty_coefficients.DensePenaltyCoefficient(
-                torch.tensor(penalty, device=multiplier.weight.device)
+                torch.tensor(penalty).to(multiplier.weight)
             ),
         )
         setattr(problem, name, constraint)  # registers it

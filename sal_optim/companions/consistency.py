@@ -46,8 +46,8 @@ class ConsistencyEdges:
     Raises:
         ImportError: cooper is not installed.
         TypeError: an argument is of a wrong kind.
-        ValueError: there are fewer than 2 blocks or samples, targets of another number, or a number
-            is out of range.
+        ValueError: there are fewer than 2 blocks or samples, targets of another number, a block
+            that puts out no samples by features, or a number is out of range.
     """
 
     def __init__(
@@ -80,7 +80,13 @@ class ConsistencyEdges:
         self.penalty = checks.number("penalty", penalty, low_open=True)
         self.edge_lr = checks.number("edge_lr", edge_lr, low_open=True)
         make = partial(torch.optim.Adam, lr=1e-3) if optimizer is None else optimizer
+        checks.function("optimizer", make, "a function of parameters")
         self.optimizers = [make(block.parameters()) for block in self.blocks]
+        for made in self.optimizers:
+            allowed = "optimizer must make one of torch.optim that steps without a closure"
+            checks.kind("optimizer", made, Optimizer, allowed)
+            if isinstance(made, torch.optim.LBFGS):
+                raise TypeError(f"Invalid optimizer value: LBFGS; {allowed}")
         self.values = self._forward()
         self._problem, self._edges = _problem(self.values, self.penalty)
         # The method of multipliers ascends by r.
@@ -164,6 +170,12 @@ class ConsistencyEdges:
         """The blocks as one network, with the same weights."""
         return nn.Sequential(*self.blocks)
 
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(
+            "ConsistencyEdges can't be copied or pickled: save values, multiplier() of each edge, "
+            "and the state_dict() of blocks and optimizers"
+        )
+
     def _given(self, place: int, rows: Tensor) -> Tensor:
         return self._x[rows] if place == 0 else self.values[place - 1][rows]
 
@@ -185,6 +197,7 @@ class ConsistencyEdges:
         gap = (out - target).flatten(1)
         width = gap.shape[1]
         places = rows[:, None] * width + torch.arange(width, device=rows.device)
+        gap = gap.to(self._edges[edge].multiplier.weight.dtype)
         return _cooper().ConstraintState(gap.flatten(), constraint_features=places.flatten())
 
     def _rows(self, rows: Any) -> Tensor:
@@ -206,18 +219,23 @@ class ConsistencyEdges:
                     f"Invalid blocks value: block {place} puts out a {type(now).__name__}; blocks "
                     "must put out tensors of floating dtype"
                 )
+            if now.dim() < 2 or len(now) != len(self._x):
+                raise ValueError(
+                    f"Invalid blocks value: block {place} puts out shape {tuple(now.shape)} of "
+                    f"{len(self._x)} samples; blocks must put out samples by features"
+                )
             found.append(now.detach().clone())
         return found
 
 
 def _blocks(blocks: Any) -> list[nn.Module]:
-    allowed = "blocks must be two or more modules that have parameters"
+    allowed = "blocks must be two or more modules that have parameters to train"
     found = list(blocks) if isinstance(blocks, (list, tuple, nn.Sequential, nn.ModuleList)) else []
     if len(found) < 2 or not all(isinstance(block, nn.Module) for block in found):
         raise ValueError(f"Invalid blocks value: {len(found)} modules; {allowed}")
     for place, block in enumerate(found):
-        if not any(True for _ in block.parameters()):
-            raise ValueError(f"Invalid blocks value: block {place} has no parameters; {allowed}")
+        if not any(param.requires_grad for param in block.parameters()):
+            raise ValueError(f"Invalid blocks value: block {place} has none; {allowed}")
     return found
 
 
@@ -229,7 +247,12 @@ def _problem(values: list[Tensor], penalty: float) -> tuple[Any, list[Any]]:
     """cooper's problem, with an equality for each number of each edge."""
     cooper = _cooper()
     made = cooper.multipliers.IndexedMultiplier
-    own = {f"edge{k}": made(v.numel(), device=v.device) for k, v in enumerate(values)}
+    own = {
+        f"edge{k}": made(
+            v.numel(), device=v.device, dtype=torch.promote_types(v.dtype, torch.float32)
+        )
+        for k, v in enumerate(values)
+    }
     # Its states are made by the caller, phase by phase.
     problem = augmented(cooper, "EQUALITY", own, penalty, lambda self: cooper.CMPState())
     return problem, [constraint for _, constraint in problem.named_constraints()]

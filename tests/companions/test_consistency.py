@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -109,6 +110,19 @@ def test_the_blocks_learn_together() -> None:
     assert max(edges.violations()) < 0.5
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_blocks_of_another_precision(dtype: torch.dtype) -> None:
+    blocks, _ = made(3)
+    x, y = torch.randn(60, 4, dtype=dtype), torch.arange(60) % 3
+    edges = ConsistencyEdges([block.to(dtype) for block in blocks], x, y)
+    for _ in range(3):
+        edges.local(torch.arange(60))
+        edges.outer(torch.arange(60))
+    assert all(value.dtype == dtype for value in edges.values)
+    assert edges.multiplier(0).any()
+    assert 0.0 < max(edges.violations()) < 1.0
+
+
 def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks, edges = made()
     x, y = torch.randn(5, 4), torch.zeros(5, dtype=torch.long)
@@ -123,6 +137,18 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         ConsistencyEdges(blocks, x, y[:4])
     with pytest.raises(TypeError, match=r"loss.*str"):
         ConsistencyEdges(blocks, x, y, "mse")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"optimizer.*int.*function of parameters"):
+        ConsistencyEdges(blocks, x, y, optimizer=3)  # type: ignore[arg-type]
+    for make in (list, torch.optim.LBFGS):
+        with pytest.raises(TypeError, match=r"optimizer.*(list|LBFGS).*without a closure"):
+            ConsistencyEdges(blocks, x, y, optimizer=make)  # type: ignore[arg-type]
+    flat = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))
+    with pytest.raises(ValueError, match=r"blocks.*block 0.*shape \(5,\).*samples by features"):
+        ConsistencyEdges([flat, blocks[1]], x, y)
+    with pytest.raises(ValueError, match=r"blocks.*block 0.*parameters to train"):
+        ConsistencyEdges([nn.Linear(4, 6).requires_grad_(False), blocks[1]], x, y)
+    with pytest.raises(TypeError, match=r"can't be copied.*multiplier\(\)"):
+        copy.deepcopy(edges)
     for name in ("penalty", "edge_lr"):
         with pytest.raises(ValueError, match=rf"{name}.*0.*\(0, inf\)"):
             ConsistencyEdges(blocks, x, y, **{name: 0.0})  # type: ignore[arg-type]
