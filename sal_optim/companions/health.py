@@ -7,6 +7,7 @@ import sys
 from typing import TextIO
 
 from sal_optim.companions.spectral import STATES, SpectralMonitor
+from sal_optim.utils import checks
 
 _COLORS = dict(zip(STATES, ("\033[32m", "\033[33m", "\033[31m"), strict=True))
 _PLAIN, _CLEAR = "\033[0m", "\r\033[2K"
@@ -24,14 +25,16 @@ class HealthLine:
         width: columns that a line has at most, from 20.
 
     Raises:
+        TypeError: an argument is of a wrong kind.
         ValueError: ``width`` is below 20.
     """
 
     def __init__(self, stream: TextIO | None = None, width: int = 100) -> None:
-        if width < 20:
-            raise ValueError(f"Invalid width value: {width}; width must be at least 20")
+        self._width = checks.whole("width", width, low=20)
         self._stream = sys.stderr if stream is None else stream
-        self._width = width
+        allowed = "a method of stream, which must be None or a text stream"
+        for name in ("write", "flush", "isatty"):
+            checks.function(f"stream.{name}", getattr(self._stream, name, None), allowed)
         self._state: str | None = None
 
     def __call__(self, monitor: SpectralMonitor) -> None:

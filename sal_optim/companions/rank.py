@@ -18,7 +18,8 @@ def rank_floor_loss(h: Tensor, floor: float) -> Tensor:
     H is the entropy -Σ p ln p of the singular values σ of the centred activations, p = σ/Σσ, and
     exp(H) their effective rank (Roy & Vetterli 2007; RankMe, arXiv 2210.02885). The shares are of σ
     and not of σ², whose gradient vanishes sooner. It keeps activations from collapsing; it does not
-    bring them back from a full collapse, where all gradients are 0.
+    bring them back from a full collapse, where all gradients are 0. Of activations that are not
+    finite it is NaN, so that a ``GradScaler`` passes over the step.
 
     Args:
         h: activations: samples by features, sequences of them, or images with channels second.
@@ -41,7 +42,10 @@ def rank_floor_loss(h: Tensor, floor: float) -> Tensor:
     highest = float(min(samples - 1, features))
     floor = checks.number("floor", floor, low=1.0, high=highest, low_open=True, high_open=False)
     with torch.autocast(h.device.type, enabled=False):
-        values = torch.linalg.svdvals(centred(h))
+        rows = centred(h)
+        if not bool(rows.isfinite().all()):
+            return rows.sum() * math.nan
+        values = torch.linalg.svdvals(rows)
         tiny = torch.finfo(values.dtype).tiny
         # 1e-12: the logarithm has no gradient at 0.
         p = (values / values.sum().clamp_min(tiny)).clamp_min(1e-12)

@@ -5,6 +5,7 @@ imported when the first picture is drawn.
 """
 
 import csv
+import io
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -197,8 +198,11 @@ def _series(source: Any) -> Series:
         label = f"Invalid source value: {str(source)!r}"
         if not Path(source).is_file():
             raise ValueError(f"{label}, which is no file; {allowed}")
-        with open(source, newline="", encoding="utf-8") as file:
-            rows: list[Any] = list(csv.DictReader(file))
+        with open(source, newline="", encoding="utf-8", errors="replace") as file:
+            content = file.read()
+        # A run that goes on, or was killed, may leave a part of a row.
+        whole = content[: content.rfind("\n") + 1]
+        rows: list[Any] = list(csv.DictReader(io.StringIO(whole)))
     else:
         label = f"Invalid source value: a {type(source).__name__}"
         if not isinstance(source, Iterable):

@@ -62,8 +62,12 @@ def test_one_line_that_is_written_anew_in_a_terminal() -> None:
     narrow = io.StringIO()
     collapsing(HealthLine(narrow, width=20))
     assert max(map(len, narrow.getvalue().splitlines())) == 20
-    with pytest.raises(ValueError, match=r"width.*19.*at least 20"):
+    with pytest.raises(ValueError, match=r"width.*19.*\[20, inf\)"):
         HealthLine(width=19)
+    with pytest.raises(TypeError, match=r"width.*None"):
+        HealthLine(width=None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"stream\.write.*text stream"):
+        HealthLine("stderr")  # type: ignore[arg-type]
 
 
 def test_a_stream_that_was_closed_does_not_end_a_run() -> None:

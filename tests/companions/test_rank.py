@@ -52,6 +52,13 @@ def test_gradients_are_finite_at_a_full_collapse() -> None:
         assert torch.isfinite(h.grad).all()
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_activations_that_are_not_finite_give_nan(value: float) -> None:
+    h = spread([1.0, 1.0, 1.0])
+    h[0, 0] = value
+    assert rank_floor_loss(h, 2.5).isnan()
+
+
 def test_autocast_and_half() -> None:
     h = torch.randn(8, 4).bfloat16().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):

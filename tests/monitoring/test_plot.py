@@ -71,6 +71,21 @@ def test_history_of_a_resumed_run_has_no_lost_steps() -> None:
     assert list(lines(figure.axes[2])["drift"].get_ydata()) == [row["drift"] for row in written]
 
 
+def test_history_of_a_run_that_was_killed_within_a_row(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    model, path = network(), tmp_path / "run.csv"
+    optimizer = SALAdam(model.parameters())
+    CSVWriter(optimizer, path)
+    for _ in range(3):
+        model(torch.ones(2, 6)).sum().backward()
+        optimizer.step()
+    path.write_text(path.read_text().rstrip()[:-5])
+    assert list(lines(plot.history(path).axes[2])["drift"].get_xdata()) == [1.0, 2.0]
+    path.write_bytes(b"\xff\xfe\x00\n")
+    with pytest.raises(ValueError, match=r"source.*run\.csv.*without"):
+        plot.history(path)
+
+
 @pytest.mark.parametrize("layered", [False, True])
 def test_layers_are_the_rows_of_the_report_by_size(layered: bool) -> None:
     pytest.importorskip("matplotlib")
