@@ -86,9 +86,7 @@ class Parameter:
 
     # ------------------------------------------------------------------ consolidation
 
-    def consolidate(
-        self, usual: float, observed: bool, memory: float, own: float
-    ) -> float | None:
+    def consolidate(self, usual: float, observed: bool, memory: float, own: float) -> float | None:
         """What the pending sums count for; None if there are none."""
         if self.gathered == 0.0:
             self.draw_on(memory, own)
