@@ -75,7 +75,7 @@ class CellularMemory:
             ValueError: shapes do not fit, a feature is not finite, or there are more labels than
                 the budget. Nothing has changed then.
         """
-        x = self._checked(features).float()
+        x = self._checked(features)
         y = _labels(labels, len(x)).to(x.device)
         known = _unique(torch.cat([self.labels.to(x.device), y]))
         if len(known) > self.budget:
@@ -101,7 +101,7 @@ class CellularMemory:
             TypeError: ``features`` is no floating tensor.
             ValueError: shapes do not fit, a feature is not finite, or the memory is empty.
         """
-        x = self._checked(features).float()
+        x = self._checked(features)
         self._not_empty("predict")
         return self.labels.to(x.device)[torch.cdist(x, self.centres.to(x.device)).argmin(1)]
 
@@ -276,9 +276,10 @@ class CellularMemory:
             raise TypeError(f"Invalid features value: a {type(features).__name__}; {allowed}")
         if features.dim() != 2 or features.shape[1] != self.features or not len(features):
             raise ValueError(f"Invalid features value: shape {tuple(features.shape)}; {allowed}")
-        if not bool(torch.isfinite(features).all()):
-            raise ValueError(f"Invalid features value: it is not finite; {allowed}")
-        return features.detach()
+        found = features.detach().float()
+        if not bool(torch.isfinite(found).all()):
+            raise ValueError(f"Invalid features value: not finite in float32; {allowed}")
+        return found
 
     def _not_empty(self, what: str) -> None:
         if not len(self):

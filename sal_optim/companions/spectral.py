@@ -144,12 +144,13 @@ class SpectralMonitor:
         """Floats for a logger, of the last measurement; empty before the first.
 
         By layer, as ``name/entropy``: the numbers of ``spectrum_of``, ``…/rankme_relative`` to the
-        start, and ``…/state``: 0 stable, 1 drifting, 2 warning.
+        start (NaN before there is one), and ``…/state``: 0 stable, 1 drifting, 2 warning.
         """
         found: dict[str, float] = {}
         for name, now in self._now.items():
             found |= {f"{name}/{key}": value for key, value in now.items()}
-            found |= {f"{name}/{k}_relative": v for k, v in self.relative(name).items()}
+            relative = self.relative(name) or dict.fromkeys(now, math.nan)
+            found |= {f"{name}/{k}_relative": v for k, v in relative.items()}
             found[f"{name}/state"] = float(STATES.index(self.states[name]))
         return found
 

@@ -154,8 +154,9 @@ def test_what_is_refused() -> None:
         memory.observe([[0.0, 1.0]], labels)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"features.*\(3, 3\).*samples by 2"):
         memory.observe(torch.zeros(3, 3), labels)
-    with pytest.raises(ValueError, match=r"features.*not finite"):
-        memory.observe(good / 0.0, labels)
+    for wrong in (good / 0.0, good.double() + 1e300):
+        with pytest.raises(ValueError, match=r"features.*not finite in float32"):
+            memory.observe(wrong, labels)
     with pytest.raises(TypeError, match=r"labels.*Tensor.*whole"):
         memory.observe(good, labels.float())
     with pytest.raises(ValueError, match=r"labels.*\(2,\).*3"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 import pytest
@@ -94,6 +95,18 @@ def test_rows_and_their_picture() -> None:
         plot_spectra([{"step": 1.0}])
     with pytest.raises(TypeError, match=r"rows.*a int"):
         plot_spectra([1])  # type: ignore[list-item]
+
+
+def test_a_picture_of_a_run_that_began_with_what_is_not_finite() -> None:
+    pytest.importorskip("matplotlib")
+    rows, model = SpectrumRows(), nn.Sequential(nn.Linear(4, 4))
+    monitor = SpectralMonitor(model, ["0"], every=1, measured=rows)
+    for value in (math.nan, 1.0):
+        model(value * torch.randn(12, 4))
+        monitor.step()
+    ranks = plot_spectra(rows).axes[0].lines[0].get_ydata()
+    assert math.isnan(ranks[0])
+    assert ranks[1] == 1.0
 
 
 def test_the_picture_of_a_map() -> None:
