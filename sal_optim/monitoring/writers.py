@@ -99,7 +99,8 @@ class CSVWriter(_Writer):
 class TensorBoardWriter(_Writer):
     """Passes diagnostics to a TensorBoard writer, one scalar each, and flushes it.
 
-    When the writer was closed, this one removes itself.
+    When the writer was closed, this one removes itself; when it can't write any more, this one
+    warns and removes itself.
 
     Args:
         optimizer: one of the family, a ``CommunicationLayer``, or the optimizer inside of one.
@@ -130,10 +131,14 @@ class TensorBoardWriter(_Writer):
         if getattr(self._writer, "all_writers", self) is None:
             self.remove()
             return
-        for name, value in diagnostics.items():
-            self._writer.add_scalar(f"{self._prefix}{name}", value, self._step)
-        if callable(getattr(self._writer, "flush", None)):
-            self._writer.flush()
+        try:
+            for name, value in diagnostics.items():
+                self._writer.add_scalar(f"{self._prefix}{name}", value, self._step)
+            if callable(getattr(self._writer, "flush", None)):
+                self._writer.flush()
+        except OSError as error:
+            self.remove()
+            warnings.warn(f"TensorBoardWriter stops at step {self._step}: {error}", stacklevel=2)
 
 
 def _existing(path: str, flags: int) -> int:

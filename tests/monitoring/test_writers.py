@@ -209,6 +209,19 @@ def test_scalars_have_names_values_and_steps() -> None:
     assert scalars.flushed == len(scalars.values)
 
 
+def test_a_full_disk_ends_no_run_for_tensorboard() -> None:
+    class Full(Scalars):
+        def flush(self) -> None:
+            raise OSError("no space left")
+
+    params, scalars = make_params(), Full()
+    optimizer = SALAdam(params)
+    TensorBoardWriter(optimizer, scalars)
+    with pytest.warns(UserWarning, match="TensorBoardWriter stops at step 1: no space left"):
+        drive(optimizer, params, stream(params, profile(3)))
+    assert {step for _, _, step in scalars.values} == {1}
+
+
 def test_tensorboard_itself(tmp_path: Path) -> None:
     """Written, read back, and no other file once it is closed."""
     pytest.importorskip("tensorboard")
