@@ -123,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         _round(waiting, data, args, messages)
     output.print(_table(studies, args.objective))
+    for line in at_edges(studies):
+        messages.print(line, style="yellow", soft_wrap=True, highlight=False)
     _write(args, studies, streams, methods)
     output.print(f"written: {args.write}", highlight=False, markup=False)
     return 0
@@ -190,6 +192,17 @@ def _table(studies: Sequence[Study], objective: str) -> Table:
             f"{study.finished.index(best) + 1} of {len(study.finished)}",
         )
     return table
+
+
+def at_edges(studies: Sequence[Study]) -> list[str]:
+    """A line for each best value at an edge of its range: what is outside may be better."""
+    return [
+        f"{study.plain.stream}, {study.plain.method}: {name} {value:.3g} is at the edge of "
+        f"{study.ranges[name].low:g} to {study.ranges[name].high:g}"
+        for study in studies
+        for name, value in study.best.params.items()
+        if study.ranges[name].at_edge(value)
+    ]
 
 
 def _write(

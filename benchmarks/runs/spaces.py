@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import log
 
 from benchmarks.methods import Row
 from benchmarks.methods.bases import BASES
@@ -16,6 +17,8 @@ from benchmarks.methods.bases import BASES
 RATE = "lr"
 # How far from a base optimizer's default its learning rate is searched, either way.
 RATE_FACTOR = 10.0
+# A best value within this share of a range's length on the log scale is at its edge.
+EDGE = 0.05
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class Range:
     high: float
     start: float
     whole: bool = False
+
+    def at_edge(self, value: float) -> bool:
+        """Whether a better value may lie outside."""
+        place = log(value / self.low) / log(self.high / self.low)
+        return min(place, 1 - place) < EDGE
 
 
 FISHER_STRENGTH = Range(1.0, 1e8, 100.0)

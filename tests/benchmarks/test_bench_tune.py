@@ -138,6 +138,19 @@ def test_every_method_has_a_space_of_options_that_it_takes() -> None:
         assert all(span.low <= span.start <= span.high for span in ranges.values())
 
 
+def test_a_best_value_at_an_edge_is_said(tmp_path: Path, settings: Any) -> None:
+    for strength, said in ((30.0, []), (9e4, ["strength 9e+04"]), (0.11, ["strength 0.11"])):
+        ours = Study(tmp_path / f"{strength}.log", settings(method="si"), space(METHODS["si"]),
+                     sampler="tpe", trials=2, seeds=1, objective="average",
+                     known={"strength": strength})  # fmt: skip
+        for value in (0.5, 0.7):
+            ours.tell(ours.ask()[0], value)
+        lines = tune.at_edges([ours])
+        assert len(lines) == len(said)
+        for line, part in zip(lines, said, strict=True):
+            assert line == f"permuted, si: {part} is at the edge of 0.1 to 100000"
+
+
 @pytest.mark.parametrize("name", ["sal-adam", "ewc", "si", "mas", "lwf", "l2"])
 def test_tuning_starts_from_the_defaults_of_a_method(name: str) -> None:
     """Its first trial is said to be the default: what `continual` runs untuned."""
