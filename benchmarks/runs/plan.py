@@ -40,8 +40,10 @@ def settings_for(
     batch = args.batch or defaults.batch
     if args.steps is None and preset is not None and preset.epochs:
         steps = max(1, round(preset.epochs * len(kind.members("train", 0)) / batch))
+    # What was tuned for a control by itself goes before what it is a control of.
+    own = tuned_options(args.data, stream, row.name, args.tuned)
     chosen = {
-        **tuned_options(args.data, stream, row.tuned_as, args.tuned),
+        **(own or tuned_options(args.data, stream, row.tuned_as, args.tuned)),
         **(preset.options(stream, row.tuned_as) if preset else {}),
         **options,
     }
