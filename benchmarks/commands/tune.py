@@ -28,7 +28,7 @@ from benchmarks.commands.options import (
     parser,
     read_data,
 )
-from benchmarks.data.errors import require_choice
+from benchmarks.data.errors import UserError, require_choice
 from benchmarks.data.sets import Dataset
 from benchmarks.methods import METHODS
 from benchmarks.metrics.scores import METRICS
@@ -93,6 +93,13 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
+    if args.lr is not None:
+        raise UserError(f"--lr: {args.lr:g}; allowed here: none, for it is what is chosen")
+    if args.tuned != str(TUNED):
+        raise UserError(
+            f"--tuned: {args.tuned!r}; allowed here: none, for every study begins with the "
+            "defaults; --write names the file whose settings are tried after them"
+        )
     check_common(args)
     check_file(args.write, "--write")
     require_choice("--sampler", args.sampler, SAMPLERS)

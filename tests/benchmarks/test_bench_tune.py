@@ -12,10 +12,12 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.commands import continual, tune
 from benchmarks.commands.options import check_common
+from benchmarks.data.sets import load
 from benchmarks.methods import METHODS
 from benchmarks.methods.bases import BASES
 from benchmarks.runs.manifest import manifests
-from benchmarks.runs.settings import TUNED
+from benchmarks.runs.plan import settings_for
+from benchmarks.runs.settings import TUNED, tuned
 from benchmarks.runs.spaces import OPTIONS, space
 from benchmarks.runs.studies import Study
 from sal_optim import SALAdam
@@ -51,9 +53,38 @@ def test_tune_writes_what_continual_reads(tmp_path: Path) -> None:
                  "--also-default", "--tuned", str(tmp_path / "tuned.json"), "--no-figures",
                  "--out", str(tmp_path / "report")]) == 0  # fmt: skip
     (manifest,) = manifests(tmp_path / "report")
-    tuned, default = manifest.rows["si"][0], manifest.rows["si (default)"][0]
-    assert {"lr": tuned.lr, **tuned.options} == pytest.approx(chosen["si"])
+    best, default = manifest.rows["si"][0], manifest.rows["si (default)"][0]
+    assert {"lr": best.lr, **best.options} == pytest.approx(chosen["si"])
     assert (default.lr, default.options) == (1e-3, {})
+
+
+def test_a_control_that_was_tuned_by_itself_has_its_own_rate(tmp_path: Path) -> None:
+    """Else it has that of what it is a control of; a layer that of its optimizer."""
+    file, found = tmp_path / "tuned.json", {"sal-adam": {"lr": 0.02}, "adam": {"lr": 0.03}}
+    methods = ["sal-adam-random", "sal-adam-told", "adam-layer"]
+    for own, rates in ((False, [0.02, 0.02, 0.03]), (True, [0.07, 0.02, 0.03])):
+        more = {"sal-adam-random": {"lr": 0.07}} if own else {}
+        file.write_text(json.dumps({"options": {"digits": {"permuted": {**found, **more}}}}))
+        args = continual.arguments().parse_args([*TINY, "--tuned", str(file)])
+        check_common(args)
+        tuned.cache_clear()
+        data = load("digits")
+        chosen = [settings_for(METHODS[name], "permuted", 0, data, args, options={})
+                  for name in methods]  # fmt: skip
+        assert [one.lr for one in chosen] == rates
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [(["--lr", "0.1"], "--lr: 0.1"), (["--tuned", "none"], "--tuned: 'none'")],
+)
+def test_what_tune_chooses_itself_is_refused(
+    more: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """It was passed over without a word."""
+    assert command(tmp_path, *more) == 2
+    assert said in capsys.readouterr().err
+    assert command(tmp_path, "--preset", "vandeven-permuted", "--data", "digits") == 0
 
 
 def test_a_second_command_makes_no_new_trial(
