@@ -158,6 +158,7 @@ def _options(methods: Sequence[str], args: argparse.Namespace) -> dict[str, dict
     """What --protection and --set give to each method."""
     chosen: dict[str, dict[str, Any]] = {method: {} for method in methods}
     if args.protection is not None:
+        takers("--protection", f"{args.protection:g}", "protection", methods)
         for method in methods:
             if METHODS[method].uses_sal:
                 chosen[method]["protection"] = args.protection

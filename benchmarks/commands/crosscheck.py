@@ -61,6 +61,9 @@ def arguments() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
     check_common(args)
+    for name in ("clip", "dropout"):
+        if getattr(args, name):
+            raise UserError(f"--{name}: {getattr(args, name):g}; allowed for crosscheck: none")
     if importlib.util.find_spec("avalanche") is None:
         raise UserError("crosscheck: needs Avalanche; `pip install avalanche-lib` installs it")
     torch.set_num_threads(1)

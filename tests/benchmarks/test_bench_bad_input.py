@@ -198,3 +198,11 @@ def test_every_command_is_tried() -> None:
     marks = test_every_command_refuses_what_it_cannot_do.pytestmark
     (rows,) = (mark.args[1] for mark in marks if mark.name == "parametrize")
     assert {arguments[0] for arguments, _ in rows} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("given", [["--clip", "1"], ["--dropout", "0.5"]])
+def test_crosscheck_refuses_what_it_does_not_do(
+    given: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["crosscheck", *given, "--out", str(tmp_path)]) == 2
+    assert f"{given[0]}: {given[1]}; allowed for crosscheck: none" in capsys.readouterr().err

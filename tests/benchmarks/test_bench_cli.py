@@ -80,6 +80,7 @@ def test_from_end_to_end_and_again_from_the_records(tmp_path: Path) -> None:
         (["--lr", "0"], ["--lr", "0", "> 0"]),
         (["--lr", "nan"], ["--lr", "nan", "> 0"]),
         (["--protection", "-1"], ["--protection", "-1", ">= 0"]),
+        (["--protection", "1", "--methods", "adam"], ["--protection", "adam has no option"]),
         (["--hidden", "10-x"], ["--hidden", "'10-x'", "256-256"]),
         (["--set", "ewc.strenth=1"], ["--set", "'strenth'", "strength"]),
         (["--set", "strength"], ["--set", "'strength'", "NAME=VALUE"]),
