@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.data.errors import require_choice
 from benchmarks.finetune.smollm2 import Measure, held_out, loaded, sequences
-from benchmarks.finetune.trainer import precision, recorded
+from benchmarks.finetune.trainer import code_of, precision, recorded
 from benchmarks.runs.records import write_atomically
 from sal_optim import SALAdamW
 
@@ -81,7 +81,7 @@ def _run(
     pristine, _ = loaded()
     size = f"{args.steps}x{args.batch}-{precision(args)}-{seed}"
     texts = "-".join([args.old, *args.domains])
-    stem = f"{way.label.replace(' ', '_')}-{texts}-{size}"
+    stem = f"{way.label.replace(' ', '_')}{code_of(way.sal)}-{texts}-{size}"
     path, folder = args.out / "sequence" / f"{stem}.json", args.out / "sequence" / stem
     before = args.out / "sequence" / f"before-{texts}-{precision(args)}.json"
     found: Any = recorded(path) or recorded(before)

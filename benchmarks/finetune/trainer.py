@@ -37,7 +37,8 @@ from benchmarks.finetune.smollm2 import (
     token_loss,
 )
 from benchmarks.finetune.trainer_tables import KEPT, markdown, points, rows, table
-from benchmarks.runs.records import write_atomically
+from benchmarks.runs.records import package_sources, write_atomically
+from benchmarks.runs.sources import hash_of, source_hash
 from sal_optim import CommunicationLayer, SALAdamW, SALOptimizer
 
 
@@ -275,9 +276,14 @@ def precision(args: Namespace) -> str:
     return "bf16" if args.bf16 else "fp32"
 
 
+def code_of(is_sal: bool) -> str:
+    """Of the package's sources, which decide what its optimizers come to; of others nothing."""
+    return f"-{hash_of([source_hash(path) for path in package_sources()])[:8]}" if is_sal else ""
+
+
 def key(way: Way, args: Namespace) -> str:
     """By which a run is found again."""
-    label = way.label.replace(", ", "-").replace(" ", "_")
+    label = way.label.replace(", ", "-").replace(" ", "_") + code_of(METHODS[way.method].is_sal)
     size = f"{args.steps}x{args.batch}-{args.sequences}-{precision(args)}"
     return f"{label}-{args.new}-{size}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from benchmarks.__main__ import main
 from benchmarks.finetune import sequence, smollm2, trainer
 from benchmarks.finetune.facts import FACTS, INSTRUCTIONS
+from benchmarks.finetune.methods import METHODS
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -97,6 +99,16 @@ def test_every_way_is_trained_recorded_and_read_back(
     capsys.readouterr()
     assert main(command) == 0
     assert " at 1:" not in capsys.readouterr().out, "nothing is trained again"
+
+
+def test_a_changed_package_has_its_ways_trained_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others came to stays on record."""
+    args = Namespace(steps=4, batch=2, sequences=3, bf16=False, new="code")
+    found = [{way.method: trainer.key(way, args) for way in trainer.WAYS}]
+    monkeypatch.setattr(trainer, "package_sources", lambda: (Path(__file__),))
+    found.append({way.method: trainer.key(way, args) for way in trainer.WAYS})
+    changed = {name for name in found[0] if found[0][name] != found[1][name]}
+    assert changed == {name for name in found[0] if METHODS[name].is_sal}
 
 
 @pytest.mark.parametrize("method", ["adamw", "sal-restore", "ewc"])
