@@ -50,7 +50,7 @@ OPTIONS: dict[str, Mapping[str, Range]] = {
     "mas": {"strength": Range(1e-3, 1e3, 1.0)},
     "owm": {"damping": Range(1e-4, 10.0, 1e-1)},
     "gpm": {"first_threshold": Range(0.7, 0.999, 0.95), "threshold": Range(0.7, 0.9999, 0.99)},
-    "ncl": {"prior": Range(1e-6, 1.0, 1e-2)},
+    "ncl": {"prior": Range(1e-8, 1.0, 1e-2)},
     "lwf": {"strength": Range(0.05, 20.0, 1.0)},
     "l2": {"strength": Range(1e-4, 10.0, 0.1)},
     "lr-decay": {"factor": Range(0.1, 1.0, 0.5)},
