@@ -18,6 +18,7 @@ from sal_optim.checkpoint.loading import Checkpoint, without_early
 from sal_optim.checkpoint.validation import StateDict, fitted_around
 from sal_optim.importance import State
 from sal_optim.optimizer import SALOptimizer
+from sal_optim.protection.base import Protection
 from sal_optim.protection.controller import ProtectionController
 from sal_optim.protection.fused import loss_scale_of
 from sal_optim.protection.holder import own_detector
@@ -25,7 +26,7 @@ from sal_optim.protection.judge import Decision
 from sal_optim.utils import checks
 
 
-class CommunicationLayer:
+class CommunicationLayer(Protection):
     __doc__ = f"""Protection around any optimizer that has torch's step hooks.
 
     It hooks itself in on construction; nothing else changes: ``optimizer.step()``, schedulers,
@@ -187,36 +188,6 @@ class CommunicationLayer:
     def protect(self, model: nn.Module) -> None:
         """Do nothing either: the second of the two lines as published; see :meth:`analyze`."""
         self.analyze(model)
-
-    # ---------------------------------------------------------------- as of the family
-
-    def consolidate(self, model: nn.Module | None = None) -> None:
-        """Declare that a task ends here; see :meth:`SALOptimizer.consolidate`."""
-        self.controller.consolidate(model)
-
-    def observe(self) -> Any:
-        """A context that gathers and moves nothing; see :meth:`SALOptimizer.observe`."""
-        return self.controller.observe()
-
-    def tell(self, **numbers: float | Tensor) -> None:
-        """Tell a change by what the training loop knows; see :meth:`SALOptimizer.tell`."""
-        self.controller.tell(numbers)
-
-    def restore(self, strength: float, model: nn.Module | None = None) -> None:
-        """Draw all weights back to their anchors; see :meth:`SALOptimizer.restore`."""
-        self.controller.restore(strength, model)
-
-    def grow(self, old: Tensor, new: Tensor) -> None:
-        """Put a parameter with more rows in another's place; see :meth:`SALOptimizer.grow`."""
-        self.controller.grow(old, new)
-
-    def stability(self, param: Tensor) -> Tensor:
-        """The stability s of each element; see :meth:`SALOptimizer.stability`."""
-        return self.controller.stability(param)
-
-    def diagnostics(self) -> dict[str, float]:
-        """What SAL does, as finite floats; see :meth:`SALOptimizer.diagnostics`."""
-        return self.controller.diagnostics()
 
     # ---------------------------------------------------------------- checkpoints
 

@@ -1,4 +1,4 @@
-"""SALOptimizer: one ``step()`` for the family, and what callers may ask of it.
+"""SALOptimizer: one ``step()`` for the family.
 
 A subclass names an optimizer of ``torch.optim`` beside this class and takes that one's update as it
 is: fused, foreach or for-loop, complex, with a tensor as learning rate. What is protected is the
@@ -12,13 +12,14 @@ from collections.abc import Callable
 from typing import Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from sal_optim.checkpoint import moments
 from sal_optim.checkpoint.loading import Checkpoint
 from sal_optim.checkpoint.validation import fitted, is_own
 from sal_optim.config import SHARED_BY_ALL, check_alike, check_protection
+from sal_optim.protection.base import Protection
 from sal_optim.protection.controller import ProtectionController
 from sal_optim.protection.fused import fused, loss_scale_of, refuse_capture
 from sal_optim.protection.holder import own_detector
@@ -31,7 +32,7 @@ PROTECTION_SETTINGS = (
 )  # fmt: skip
 
 
-class SALOptimizer(Optimizer):
+class SALOptimizer(Protection, Optimizer):
     """Base of the family, to be named before an optimizer of ``torch.optim``.
 
     Args:
@@ -45,7 +46,6 @@ class SALOptimizer(Optimizer):
     def __init__(self, params: Any, settings: dict[str, Any]) -> None:
         protection = check_protection({n: settings[n] for n in PROTECTION_SETTINGS})
         base = {n: v for n, v in settings.items() if n not in PROTECTION_SETTINGS}
-        self._refuse_differentiable(base)
         self._protection_defaults = protection
         super().__init__(params, **self._checked_base(base))
         self.defaults.update(protection)
@@ -56,16 +56,14 @@ class SALOptimizer(Optimizer):
 
     # ---------------------------------------------------------------- settings
 
-    def _refuse_differentiable(self, settings: dict[str, Any]) -> None:
-        if checks.flag("differentiable", settings.get("differentiable", False)):
+    def _checked_base(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """The base optimizer's settings, converted where text or a list stands for a number."""
+        checked = dict(settings)
+        if checks.flag("differentiable", checked.get("differentiable", False)):
             raise ValueError(
                 f"Invalid differentiable value: True; {type(self).__name__} updates in place, so "
                 "differentiable must be False"
             )
-
-    def _checked_base(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """The base optimizer's settings, converted where text or a list stands for a number."""
-        checked = dict(settings)
         if "lr" in checked:
             checked["lr"] = checks.learning_rate(checked["lr"])
         if "betas" in checked:
@@ -90,7 +88,6 @@ class SALOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group; its settings are checked as the constructor's are."""
         if isinstance(param_group, dict):
-            self._refuse_differentiable(param_group)
             defaults = {**self._protection_defaults, **self.defaults}
             if self.param_groups:
                 defaults |= {name: self.param_groups[0][name] for name in SHARED_BY_ALL}
@@ -108,19 +105,16 @@ class SALOptimizer(Optimizer):
     # ---------------------------------------------------------------- checkpoints
 
     @property
-    def controller(self) -> ProtectionController:
+    def controller(self) -> ProtectionController:  # type: ignore[override]
         """Made anew where it is missing: a copy has state, groups and defaults alone."""
         found: ProtectionController | None = vars(self).get("_own_controller")
         if found is None:
             found = self._own_controller = ProtectionController(self)
-            self._set_early_aside()
+            # State of the protection alone would keep the base optimizer from making its own.
+            for param, state in list(self.state.items()):
+                if self._is_early(state):
+                    found.early[param] = self.state.pop(param)
         return found
-
-    def _set_early_aside(self) -> None:
-        """State of the protection alone would keep the base optimizer from making its own."""
-        for param, state in list(self.state.items()):
-            if self._is_early(state):
-                self._own_controller.early[param] = self.state.pop(param)
 
     def _is_early(self, state: dict[str, Any]) -> bool:
         return bool(state and self._moments) and all(is_own(name) for name in state)
@@ -138,7 +132,7 @@ class SALOptimizer(Optimizer):
         early = {param: own for param, own in state["state"].items() if self._is_early(own)}
         others = {param: own for param, own in state["state"].items() if param not in early}
         super().__setstate__({**state, "state": others})
-        self.state = _as_default({**self.state, **early})
+        self.state = defaultdict(dict, {**self.state, **early})
         vars(self).pop("_own_controller", None)
         self._protection_defaults = {n: self.defaults[n] for n in PROTECTION_SETTINGS}
         for group in self.param_groups:
@@ -257,103 +251,3 @@ class SALOptimizer(Optimizer):
                 (step.__wrapped__ if getattr(step, "hooked", False) else step)(self)
                 return
         raise NotImplementedError(f"{type(self).__name__} has no base optimizer")
-
-    # ---------------------------------------------------------------- what users call
-
-    def consolidate(self, model: nn.Module | None = None) -> None:
-        """Declare that a task ends here: what was learned is protected from now on.
-
-        Harmless before any step, and when there is nothing new to consolidate. Where parameters
-        are sharded (DTensor), every process must call it.
-
-        Args:
-            model: whose running statistics (BatchNorm) are kept for :meth:`restore` and in the
-                ``state_dict``. It must be a module with parameters of this optimizer.
-        """
-        self.controller.consolidate(model)
-
-    def observe(self) -> contextlib.AbstractContextManager[None]:
-        """A context in which ``step()`` gathers importance and changes no parameter.
-
-        For a model that arrives trained: run a few batches of what it should keep, with backward
-        and ``step()``, then call :meth:`consolidate`. One warning where no step was taken.
-        """
-        return self.controller.observe()
-
-    def tell(self, **numbers: float | Tensor) -> None:
-        """Tell a change of the data by what the training loop knows; to be called before a step.
-
-        Optional: a change is noticed without it, also where gradients are clipped.
-
-        Args:
-            numbers: ``loss``, the training loss, or ``norm``, the gradient's norm before it was
-                clipped; floats, or tensors of one element, for which nothing waits. In several
-                processes the number must be the same in all, such as the mean of their losses.
-
-        Raises:
-            TypeError: no number.
-            ValueError: another name, a negative number, or a tensor of more than one element. What
-                is not finite tells nothing, and neither does a negative tensor.
-        """
-        self.controller.tell(numbers)
-
-    def restore(self, strength: float, model: nn.Module | None = None) -> None:
-        """Draw all weights back to their anchors, each as far as its importance asks for.
-
-        For the end of a fine-tuning: what the new data had no need of, and the old data suffers
-        from, goes back first. By ``k / (1 + k)`` with k = ``strength`` times the importance, whose
-        mean is 1. Weights that are not finite go back entirely.
-
-        Args:
-            strength: at least 0; the larger, the less of the change is kept. 0 draws nothing back.
-            model: whose running statistics go back to those of the last ``consolidate(model=...)``,
-                if ``strength`` is above 0.
-
-        Raises:
-            TypeError: ``model`` is no module.
-            ValueError: ``strength`` is out of its range, a group keeps no anchor (``pull=0``), or
-                nothing was kept of the running statistics of ``model``.
-        """
-        self.controller.restore(strength, model)
-
-    def grow(self, old: Tensor, new: Tensor) -> None:
-        """Put a parameter with more rows in the place of one: a last layer that has new classes.
-
-        Rows that ``old`` has keep importance, anchor and moments; new rows are free. What was
-        gathered of ``old`` is consolidated first. Moments of the new rows are 0; those that are not
-        by element, as Adafactor's, begin anew.
-
-        Args:
-            old: a parameter of this optimizer, of shape (rows, ...).
-            new: its successor, of shape (as many rows or more, ...), which begins with ``old``'s.
-
-        Raises:
-            TypeError: one of them is no tensor.
-            ValueError: ``old`` is not this optimizer's, ``new`` is already, is of another dtype,
-                device or number of columns, or is no leaf; one of them is distributed (DTensor), or
-                the optimizer is LBFGS.
-        """
-        self.controller.grow(old, new)
-
-    def stability(self, param: Tensor) -> Tensor:
-        """The stability s of each element of a parameter, in [0, 1).
-
-        Args:
-            param: a parameter of this optimizer.
-
-        Returns:
-            A new tensor of the shape of ``param``, or of its local part where it is sharded; 0 is
-            free to move, near 1 is protected. Of a complex one it has a last dimension of 2.
-
-        Raises:
-            ValueError: ``param`` is none of this optimizer's.
-        """
-        return self.controller.stability(param)
-
-    def diagnostics(self) -> dict[str, float]:
-        """What SAL does, as finite floats for any logger; keys: ``protection/diagnostics.py``."""
-        return self.controller.diagnostics()
-
-
-def _as_default(state: Any) -> Any:
-    return defaultdict(dict, state)

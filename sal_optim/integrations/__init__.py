@@ -16,8 +16,9 @@ from weakref import WeakKeyDictionary
 
 from sal_optim.adam import SALAdam, SALAdamW
 from sal_optim.lion import SALLion
-from sal_optim.monitoring.lookup import Protection, protection_of, required_protection
+from sal_optim.monitoring.lookup import protection_of, required_protection
 from sal_optim.muon import SALMuon
+from sal_optim.protection.base import Protection
 from sal_optim.sgd import SALSGD
 
 __all__ = ["OPTIMIZERS", "logged", "protection_of", "register", "required_protection"]

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from sal_optim.checkpoint.importance_file import check_place, path_text
 from sal_optim.integrations import published
-from sal_optim.monitoring.lookup import Protection
 from sal_optim.monitoring.status import protection_line
+from sal_optim.protection.base import Protection
 from sal_optim.transfer import load_importance, save_importance
 from sal_optim.utils import checks
 from sal_optim.utils.evaluating import evaluating

@@ -25,7 +25,7 @@ from sal_optim.integrations import (
     required_protection,
 )
 from sal_optim.integrations.continual import Continual, announce
-from sal_optim.monitoring.lookup import Protection
+from sal_optim.protection.base import Protection
 from sal_optim.transfer import load_importance
 
 # The one of ``--optim_args`` that is no argument of an optimizer.

@@ -1,15 +1,12 @@
 """Finds what protects an optimizer, through the wrappers that other packages put around it.
 
-It asks for the base that all of the family share, and imports no optimizer.
+It asks for the base that the family and the layer share, and imports no optimizer.
 """
 
 from torch.optim import Optimizer
 
-from sal_optim.layer import CommunicationLayer, layer_of
-from sal_optim.optimizer import SALOptimizer
-
-# What protects: one of the family, or a layer around an optimizer.
-Protection = SALOptimizer | CommunicationLayer
+from sal_optim.layer import layer_of
+from sal_optim.protection.base import Protection
 
 
 def protection_of(optimizer: object) -> Protection | None:
