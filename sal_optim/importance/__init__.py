@@ -4,14 +4,14 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from sal_optim.importance.base import Importance, State
+from sal_optim.importance.base import Importance, Penalty, State
 from sal_optim.importance.blocked import Blocked
 from sal_optim.importance.diagonal import Diagonal
 from sal_optim.importance.factored import Factored
 from sal_optim.importance.kronecker import Kronecker
 from sal_optim.sharding.stacked import Layout
 
-__all__ = ["IMPORTANCE", "Importance", "State", "code_of", "kind_of"]
+__all__ = ["IMPORTANCE", "Importance", "Penalty", "State", "code_of", "kind_of"]
 
 IMPORTANCE: dict[str, Importance] = {
     "kronecker": Kronecker(),

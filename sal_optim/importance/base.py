@@ -9,13 +9,20 @@ A new kind is one file with this protocol and one line in ``importance/__init__.
 ``CONTRIBUTING.md`` has a whole one.
 """
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from sal_optim.utils.rounding import Number
 
 State = dict[str, Any]
+
+
+class Penalty(NamedTuple):
+    """What draws weights to their anchors: ``stiffness * Omega (w - w*)``."""
+
+    moved: list[Tensor]  # w - w*
+    stiffness: Number  # at least 0; a 0-dim tensor on an accelerator
 
 
 class Importance(Protocol):
@@ -69,22 +76,15 @@ class Importance(Protocol):
         """
 
     def protect(
-        self,
-        states: list[State],
-        grads: list[Tensor],
-        moved: list[Tensor] | None,
-        *,
-        damping: float,
-        stiffness: Number,
+        self, states: list[State], grads: list[Tensor], penalty: Penalty | None, damping: float
     ) -> list[Tensor]:
         """``(g + stiffness * Omega (w - w*)) / (1 + damping * Omega)``, new tensors.
 
         Args:
             states: one a parameter.
             grads: g, in the order of ``states``; not changed.
-            moved: w - w*, may be overwritten; None where the penalty is not due.
+            penalty: None where it is not due; its tensors may be overwritten.
             damping: at least 0.
-            stiffness: at least 0; a 0-dim tensor on an accelerator.
         """
 
     def draw(self, state: State, values: Tensor, strength: float) -> None:

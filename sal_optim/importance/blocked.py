@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sal_optim.importance.base import Importance, State
+from sal_optim.importance.base import Importance, Penalty, State
 from sal_optim.sharding.stacked import Layout
 from sal_optim.utils.rounding import Number
 
@@ -51,13 +51,7 @@ class Blocked:
             self.kind.merge(part, block, new=new, old=old, memory=memory, at=at)
 
     def protect(
-        self,
-        states: list[State],
-        grads: list[Tensor],
-        moved: list[Tensor] | None,
-        *,
-        damping: float,
-        stiffness: Number,
+        self, states: list[State], grads: list[Tensor], penalty: Penalty | None, damping: float
     ) -> list[Tensor]:
         parts: list[State] = []
         forces: list[Tensor] = []
@@ -69,8 +63,10 @@ class Blocked:
             counts.append(len(found))
         if not parts:
             return grads
-        away = None if moved is None else [b for whole in moved for b in self._rows(whole)]
-        rest = iter(self.kind.protect(parts, forces, away, damping=damping, stiffness=stiffness))
+        if penalty is not None:
+            moved = [block for whole in penalty.moved for block in self._rows(whole)]
+            penalty = Penalty(moved, penalty.stiffness)
+        rest = iter(self.kind.protect(parts, forces, penalty, damping))
         return [
             _joined([next(rest) for _ in range(count)], grad)
             for count, grad in zip(counts, grads, strict=True)

@@ -7,7 +7,7 @@ It is the kind for vectors, whatever the setting.
 import torch
 from torch import Tensor
 
-from sal_optim.importance.base import State
+from sal_optim.importance.base import Penalty, State
 from sal_optim.utils.rounding import Number, add, wide
 
 
@@ -55,23 +55,17 @@ class Diagonal:
         pending.zero_()
 
     def protect(
-        self,
-        states: list[State],
-        grads: list[Tensor],
-        moved: list[Tensor] | None,
-        *,
-        damping: float,
-        stiffness: Number,
+        self, states: list[State], grads: list[Tensor], penalty: Penalty | None, damping: float
     ) -> list[Tensor]:
         evidence = [state["evidence"] for state in states]
         if any(e.dtype != g.dtype for e, g in zip(evidence, grads, strict=True)):
             evidence = [e.to(g.dtype) for e, g in zip(evidence, grads, strict=True)]
-        if moved is None:
+        if penalty is None:
             protected = grads
         else:
-            torch._foreach_mul_(moved, evidence)
-            torch._foreach_mul_(moved, stiffness)
-            protected = list(torch._foreach_add(grads, moved))
+            torch._foreach_mul_(penalty.moved, evidence)
+            torch._foreach_mul_(penalty.moved, penalty.stiffness)
+            protected = list(torch._foreach_add(grads, penalty.moved))
         divisors = torch._foreach_mul(evidence, damping)
         torch._foreach_add_(divisors, 1.0)
         return list(torch._foreach_div(protected, divisors))

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from sal_optim.importance.base import State
+from sal_optim.importance.base import Penalty, State
 from sal_optim.importance.diagonal import Diagonal, lerp_anchor, scaled
 from sal_optim.utils.rounding import Number, add, wide
 
@@ -48,19 +48,13 @@ class Factored:
             lerp_anchor(state["anchor"], values, gain, before.mul_(memory))
 
     def protect(
-        self,
-        states: list[State],
-        grads: list[Tensor],
-        moved: list[Tensor] | None,
-        *,
-        damping: float,
-        stiffness: Number,
+        self, states: list[State], grads: list[Tensor], penalty: Penalty | None, damping: float
     ) -> list[Tensor]:
         dense = [
             {"evidence": self.elements(s, g).to(g.dtype)}
             for s, g in zip(states, grads, strict=True)
         ]
-        return self._diagonal.protect(dense, grads, moved, damping=damping, stiffness=stiffness)
+        return self._diagonal.protect(dense, grads, penalty, damping)
 
     def draw(self, state: State, values: Tensor, strength: float) -> None:
         dense = {"evidence": self.elements(state, values), "anchor": state["anchor"]}

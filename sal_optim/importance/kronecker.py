@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from sal_optim.importance.base import State
+from sal_optim.importance.base import Penalty, State
 from sal_optim.importance.diagonal import scaled
 from sal_optim.importance.low_rank import (
     directions,
@@ -144,13 +144,7 @@ class Kronecker:
         state["anchor"].copy_(anchor + step.view_as(values))
 
     def protect(
-        self,
-        states: list[State],
-        grads: list[Tensor],
-        moved: list[Tensor] | None,
-        *,
-        damping: float,
-        stiffness: Number,
+        self, states: list[State], grads: list[Tensor], penalty: Penalty | None, damping: float
     ) -> list[Tensor]:
         found, exact = [], wide(grads[0].dtype)
         for index, (state, grad) in enumerate(zip(states, grads, strict=True)):
@@ -159,10 +153,11 @@ class Kronecker:
                 continue
             tables = self._tables_of(state, damping, exact)
             moves = [(tables.damped, _matrix(grad, exact))]
-            if moved is not None:
+            if penalty is not None:
                 # Pulled and damped at once: along a strong direction the pull alone is many times
                 # the gradient.
-                moves.append((tables.pulled.times(stiffness), _matrix(moved[index], exact)))
+                pulled = tables.pulled.times(penalty.stiffness)
+                moves.append((pulled, _matrix(penalty.moved[index], exact)))
             damped = along(moves, *bases(state, exact))
             found.append(damped.view_as(grad).to(grad.dtype))
         return found

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sal_optim.detection.grad_norm import joined, norms
+from sal_optim.importance import Penalty
 from sal_optim.protection import anchor
 from sal_optim.protection.block import Block, Group, in_force
 from sal_optim.protection.clock import INTERVAL
@@ -48,7 +49,7 @@ def batches(blocks: Sequence[Block]) -> list[list[Block]]:
 def damped(blocks: Sequence[Block]) -> list[Tensor]:
     """Gradients whose parts are divided by 1 + their importance."""
     states, grads = [b.local for b in blocks], [b.grad for b in blocks]
-    return blocks[0].kind.protect(states, grads, None, damping=1.0, stiffness=0.0)
+    return blocks[0].kind.protect(states, grads, None, 1.0)
 
 
 def protected(
@@ -62,7 +63,7 @@ def protected(
         share: of the protection that is in force.
         descends: whether a step may be as long as its gradient, see :func:`descends`.
     """
-    group, moved, stiffness = blocks[0].group, None, 0.0
+    group, penalty = blocks[0].group, None
     damping = in_force(group, share)
     if decision.penalizes and group["pull"] > 0.0 and "anchor" in blocks[0].local:
         moved = anchor.distances([block.local for block in blocks], [b.values for b in blocks])
@@ -70,8 +71,9 @@ def protected(
         if descends:
             stiffness = min(stiffness, _largest_stiffness(group, damping))
         stiffness *= -decision.loss_scale if group.get("maximize") else decision.loss_scale
+        penalty = Penalty(moved, stiffness)
     states, grads = [b.local for b in blocks], [b.grad for b in blocks]
-    return blocks[0].kind.protect(states, grads, moved, damping=damping, stiffness=stiffness)
+    return blocks[0].kind.protect(states, grads, penalty, damping)
 
 
 def _largest_stiffness(group: Group, damping: float) -> float:

@@ -17,7 +17,7 @@ from benchmarks.cost import plan
 from benchmarks.cost.plan import Model, Tensors
 from benchmarks.data.errors import UserError
 from sal_optim import SALAdamW
-from sal_optim.importance import IMPORTANCE, kind_of
+from sal_optim.importance import IMPORTANCE, Penalty, kind_of
 from sal_optim.sharding.stacked import layout_for
 
 SHAPES = [(200, 90), (40, 100), (20, 300), (12, 8)]
@@ -45,9 +45,8 @@ def test_operations(shape: tuple[int, int]) -> None:
     assert gathered == plan.gathering(*shape, RANK)
     merge = {"new": 1.0, "old": 0.0, "memory": 0.2, "at": 0.0}
     assert flops(lambda: kind.merge(state, grad, **merge)) == plan.merging(*shape, RANK)
-    move: dict[str, Any] = {"damping": 1.0, "stiffness": 0.5}
-    one = flops(lambda: kind.protect([state], [grad], None, **move))
-    both = flops(lambda: kind.protect([state], [grad], [grad.clone()], **move))
+    one = flops(lambda: kind.protect([state], [grad], None, 1.0))
+    both = flops(lambda: kind.protect([state], [grad], Penalty([grad.clone()], 0.5), 1.0))
     assert one == plan.damping(*shape, RANK)
     assert both == one + plan.penalty(*shape, RANK)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sal_optim.importance import IMPORTANCE, code_of, kind_of
+from sal_optim.importance import IMPORTANCE, Penalty, code_of, kind_of
 from sal_optim.sharding.stacked import Layout
 
 KINDS = ("diagonal", "factored")
@@ -54,7 +54,7 @@ def test_merge_and_protect(name: str, shape: tuple[int, ...]) -> None:
     share = gain / (0.2 * held + gain)
     torch.testing.assert_close(state["anchor"], first + share * (second - first))
     grad, moved = torch.randn(2, *shape, dtype=torch.float64)
-    (found,) = kind.protect([state], [grad], [moved.clone()], damping=3.0, stiffness=0.7)
+    (found,) = kind.protect([state], [grad], Penalty([moved.clone()], 0.7), 3.0)
     torch.testing.assert_close(found, (grad + 0.7 * omega * moved) / (1.0 + 3.0 * omega))
     assert not any(value.any() for key, value in state.items() if "pending" in key)
 
@@ -77,5 +77,5 @@ def test_nothing_of_no_elements(name: str, shape: tuple[int, int]) -> None:
     state = state_of(name, shape, value.clone())
     kind.accumulate([state], [value], 1.0, 0.0)
     kind.merge(state, value, new=1.0, old=0.0, memory=0.2, at=0.0)
-    (found,) = kind.protect([state], [value], [value.clone()], damping=1.0, stiffness=1.0)
+    (found,) = kind.protect([state], [value], Penalty([value.clone()], 1.0), 1.0)
     assert found.shape == kind.elements(state, value).shape == shape

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sal_optim import SALSGD, CommunicationLayer, SALAdam, SALAdamW
-from sal_optim.importance import IMPORTANCE
+from sal_optim.importance import IMPORTANCE, Penalty
 from sal_optim.importance.kronecker import ROOM, SIDES, total
 from sal_optim.protection.block import in_force
 from tests.testing.rows import KINDS
@@ -116,13 +116,8 @@ def test_known_directions_are_dense(rank: int, rows: int, columns: int, of: int)
     grad, moved = (torch.randn(rows, columns, dtype=torch.float64) for _ in range(2))
     one = torch.eye(len(omega), dtype=torch.float64)
     for damping, stiffness in ((3.0, 0.0), (0.0, 0.7), (3.0, 0.7)):
-        (found,) = KRONECKER.protect(
-            [state],
-            [grad],
-            [moved.clone()] if stiffness else None,
-            damping=damping,
-            stiffness=stiffness,
-        )
+        penalty = Penalty([moved.clone()], stiffness) if stiffness else None
+        (found,) = KRONECKER.protect([state], [grad], penalty, damping)
         force = grad.flatten() + stiffness * omega @ moved.flatten()
         wanted = torch.linalg.solve(one + damping * omega, force).view_as(grad)
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
@@ -144,7 +139,7 @@ def test_moves_in_no_known_direction_keep_three_quarters(damping: float) -> None
     outside = float(state["left_values"][-1] * state["right_values"][-1] / left.trace())
     omega = torch.kron(left, right) / left.trace() / max(1.0, damping * outside / ROOM)
     grad = torch.randn(rows, columns, dtype=torch.float64)
-    (found,) = KRONECKER.protect([state], [grad], None, damping=damping, stiffness=0.0)
+    (found,) = KRONECKER.protect([state], [grad], None, damping)
     one = torch.eye(len(omega), dtype=torch.float64)
     wanted = torch.linalg.solve(one + damping * omega, grad.flatten())
     torch.testing.assert_close(found.flatten(), wanted, rtol=1e-6, atol=1e-6)
@@ -153,7 +148,7 @@ def test_moves_in_no_known_direction_keep_three_quarters(damping: float) -> None
         basis = state[f"{name}_basis"]
         known = basis @ basis.T
         unknown = unknown - (known @ unknown if of == 0 else unknown @ known)
-    (kept,) = KRONECKER.protect([state], [unknown], None, damping=damping, stiffness=0.0)
+    (kept,) = KRONECKER.protect([state], [unknown], None, damping)
     share = float((kept * unknown).sum() / unknown.square().sum())
     assert 1.0 / (1.0 + ROOM) - 1e-9 <= share < 1.0
     elements = KRONECKER.elements(state, grad, damping).flatten()
@@ -170,13 +165,8 @@ def test_stability_is_what_a_step_holds(protection: float) -> None:
         param.grad = torch.randn(40, 30)
         optimizer.step()
     optimizer.consolidate()
-    (found,) = KRONECKER.protect(
-        [optimizer.state[param]],
-        [torch.ones(40, 30)],
-        None,
-        damping=in_force({"protection": protection}, 1.0),
-        stiffness=0.0,
-    )
+    damping = in_force({"protection": protection}, 1.0)
+    (found,) = KRONECKER.protect([optimizer.state[param]], [torch.ones(40, 30)], None, damping)
     assert torch.isfinite(found).all()
     taken = optimizer.stability(param)
     # Elements are no directions, but the mean over all is near.
@@ -192,7 +182,7 @@ def test_damping_follows_what_it_depends_on() -> None:
         left, right = gather(state, gradients(8, 6, 5))
         merge(state, grad, 8, part=part)
         for damping in (1.0, 9.0, 1.0):
-            (found,) = KRONECKER.protect([state], [grad], None, damping=damping, stiffness=0.0)
+            (found,) = KRONECKER.protect([state], [grad], None, damping)
             left, right = side(state, "left"), side(state, "right")
             omega = damping * torch.kron(left, right) / left.trace()
             one = torch.eye(len(omega), dtype=torch.float64)
