@@ -52,10 +52,6 @@ SHARED = (
     ``foreach``, ``maximize``, ``capturable``, ``differentiable`` and ``fused`` are those of
     torch.optim, where the class has them; ``differentiable`` must be False.
 
-    Raises:
-        TypeError: an argument is of a wrong kind.
-        ValueError: an argument is out of its range; the message names it, its value and the range.
-
     Source of the protection: ``docs/mechanism.md``.
     """
 )

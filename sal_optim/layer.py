@@ -44,10 +44,6 @@ class CommunicationLayer(Protection):
         unit_update: deprecated, without effect: gradients are protected, whatever is made of them.
         momenta: deprecated, without effect.
         plasticity: deprecated, without effect.
-
-    Raises:
-        TypeError: an argument is of a wrong kind, or the optimizer has no step hooks.
-        ValueError: an argument is out of its range; the optimizer is protected already.
     """
 
     def __init__(
@@ -180,7 +176,6 @@ class CommunicationLayer(Protection):
         """Do nothing that ``step()`` does not do: the first of the two lines as published.
 
         Raises:
-            TypeError: ``model`` is no module.
             ValueError: the optimizer has none of the parameters of ``model``.
         """
         checks.model(model, self.optimizer.param_groups)

@@ -168,7 +168,6 @@ class SALOptimizer(Protection, Optimizer):
 
         Raises:
             KeyError: a part of ``state_dict`` is missing.
-            TypeError: a value in it is of a wrong kind.
             ValueError: groups, or shapes of state tensors, do not fit this optimizer.
             RuntimeError: it is called inside of :meth:`observe`.
         """

@@ -29,7 +29,7 @@ class Loaded(NamedTuple):
 def save_importance(
     optimizer: object, path: str | os.PathLike[str], model: nn.Module | None = None
 ) -> None:
-    """Write importance and anchors to a file, by name, without the base optimizer's state.
+    """Write importance and anchors to a safetensors file, by name, not the base optimizer's state.
 
     Call ``consolidate()`` before, so that the last steps count. Where parameters are sharded
     (DTensor), every process must call this; the first one writes, and holds the whole on the host.
@@ -42,8 +42,6 @@ def save_importance(
             ``model.named_parameters()``.
 
     Raises:
-        ImportError: safetensors is not installed (``pip install sal_optim[transfer]``).
-        TypeError: nothing protects ``optimizer``; an argument is of a wrong kind.
         RuntimeError: the process that writes has failed, and this is another one.
         ValueError: nothing is consolidated yet, or names are missing.
     """
@@ -80,8 +78,6 @@ def load_importance(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImportError: safetensors is not installed (``pip install sal_optim[transfer]``).
-        TypeError: nothing protects ``optimizer``; an argument is of a wrong kind.
         ValueError: names are missing, or something in the file does not fit; the message names it.
     """
     protection = required_protection(optimizer)

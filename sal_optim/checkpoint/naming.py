@@ -25,11 +25,9 @@ def names_of(groups: Groups, model: nn.Module | None = None) -> dict[Tensor, str
     """Each parameter of the groups with its name.
 
     Args:
-        groups: param groups of an optimizer.
         model: whose names are taken; without one, those that the groups hold.
 
     Raises:
-        TypeError: ``model`` is no module.
         ValueError: there are no names, or ``model`` lacks some of the parameters.
     """
     params = [param for group in groups for param in group["params"]]

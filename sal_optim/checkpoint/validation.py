@@ -45,11 +45,6 @@ def fitted(optimizer: Family, state_dict: StateDict) -> StateDict:
     """The state dict in the form of this optimizer; nothing is changed, neither of the two.
 
     Settings that it lacks are those of the optimizer's own group; unknown ones are kept.
-
-    Raises:
-        KeyError: a part is missing.
-        TypeError: a value is not of its type.
-        ValueError: a value, a shape or the number of parameters does not fit.
     """
     state_dict = regrouped(optimizer.param_groups, state_dict)
     check_frame(optimizer, state_dict)
@@ -208,13 +203,7 @@ def fitted_threshold(where: str, saved: Any) -> dict[str, Any]:
 
 
 def check_statistics(where: str, param: Tensor, group: dict[str, Any], state: StateDict) -> None:
-    """Refuse importance that does not fit a parameter.
-
-    Raises:
-        KeyError: a part is missing.
-        TypeError: a value is no number, or no tensor.
-        ValueError: a value or a shape does not fit.
-    """
+    """Refuse importance that does not fit a parameter."""
     if "evidence_weight" not in state:
         if "pending_steps" in state:
             raise KeyError(f"{where} has 'pending_steps' but no 'evidence_weight'")

@@ -36,9 +36,8 @@ def ablate(
             that the global random state stays as it is.
 
     Raises:
-        TypeError: ``module`` is no module.
-        ValueError: ``how`` is another; in the forward pass, ``"mean"`` or ``"scramble"`` of a batch
-            of fewer than 2 samples, ``"mean"`` of whole numbers, or an output without a tensor.
+        ValueError: in the forward pass, ``"mean"`` or ``"scramble"`` of a batch of fewer than 2
+            samples, ``"mean"`` of whole numbers, or an output without a tensor.
     """
     checks.kind("module", module, nn.Module, "module must be a torch.nn.Module")
     how = checks.choice("how", how, _HOW)
@@ -85,9 +84,7 @@ def necessity_gap(
         seed: of the permutations.
 
     Raises:
-        TypeError: ``module`` is no module, or ``metric`` is not to be called.
-        ValueError: as of :func:`ablate`; ``repeats`` is below 1; ``metric`` returns no finite
-            number.
+        ValueError: as of :func:`ablate`; ``metric`` returns no finite number.
     """
     checks.function("metric", metric, "a function without arguments")
     repeats = checks.whole("repeats", repeats, low=1)

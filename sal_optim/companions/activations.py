@@ -82,8 +82,6 @@ class Tap:
 
     Args:
         owner: the object that the hook is made for.
-        model: it holds the layer.
-        name: of the layer.
         detach: whether what is caught is cut from the graph.
         training_only: whether passes in ``eval()`` mode are passed over.
     """

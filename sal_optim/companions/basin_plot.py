@@ -17,12 +17,7 @@ _COLORS = dict(zip(BASINS, (SIGNAL, WARNING, GRAY), strict=True))
 
 
 def plot_basins(found: BasinMap) -> "Figure":
-    """Draw a basin map.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-        TypeError: ``found`` is no BasinMap.
-    """
+    """Draw a basin map."""
     checks.kind("found", found, BasinMap, "found must be what basin_map returned")
     figure = new_figure(5.0, 4.0, "pictures need")
     axes = figure.subplots()

@@ -85,10 +85,6 @@ def basin_map(
         generate: takes prompts of one length, batch by time, and ``length``, and returns what
             follows them. Default: a loop over tokens without a cache.
         seed: of sampling.
-
-    Raises:
-        TypeError: an argument is of a wrong kind.
-        ValueError: there is no prompt or a shorter one, no such layer, or a number is out of range.
     """
     inner = unwrapped(model)
     if layer is not None:

@@ -55,10 +55,6 @@ class Cascade:
         pulse: size of the noise, relative to the weights; at least 0.
         merge: whether mergers are tried.
         seed: of the noise.
-
-    Raises:
-        TypeError: an argument is of a wrong kind.
-        ValueError: a number is out of range, or the optimizer has other weights than the model.
     """
 
     def __init__(
@@ -99,7 +95,6 @@ class Cascade:
             train: takes the number of the branch and trains the model with the optimizer.
 
         Raises:
-            TypeError: ``train`` is not to be called.
             ValueError: the score is no finite number. The model is then as that branch was.
         """
         checks.function("train", train, "a function of the number of the branch")

@@ -39,10 +39,6 @@ class CellularMemory:
         budget: largest number of cells, at least that of the labels that will come.
         decay: what is left of a mass, in (0, 1]; 1: cells do not die.
         floor: mass below which a cell dies, at least 0. A sample has a mass of 1.
-
-    Raises:
-        TypeError: an argument is no number.
-        ValueError: it is out of range.
     """
 
     def __init__(
@@ -71,7 +67,6 @@ class CellularMemory:
             labels: of the samples, whole numbers.
 
         Raises:
-            TypeError: they are no tensors, or of a wrong dtype.
             ValueError: shapes do not fit, a feature is not finite, or there are more labels than
                 the budget. Nothing has changed then.
         """
@@ -98,7 +93,6 @@ class CellularMemory:
         """The label of the nearest cell, by Euclidean distance; samples by features -> samples.
 
         Raises:
-            TypeError: ``features`` is no floating tensor.
             ValueError: shapes do not fit, a feature is not finite, or the memory is empty.
         """
         x = self._checked(features)
@@ -118,7 +112,7 @@ class CellularMemory:
             generator: on the CPU. Default: the global one.
 
         Raises:
-            ValueError: ``count`` is below 1, or the memory is empty.
+            ValueError: the memory is empty.
         """
         count = checks.whole("count", count, low=1)
         self._not_empty("sample")

@@ -44,12 +44,6 @@ class Channels:
         lowest: the lowest value that a loss can have, which no budget may be below; None where it
             is not known.
         limit: a multiplier from which a budget that is overstepped still can't be met; above 0.
-
-    Raises:
-        ImportError: cooper is not installed.
-        TypeError: an argument is of a wrong kind.
-        ValueError: a number is out of range, a budget can't be met, there is none, or ``scaffold``
-            names no channel.
     """
 
     def __init__(
@@ -97,10 +91,8 @@ class Channels:
             :meth:`diagnostics`, after the step.
 
         Raises:
-            TypeError: a loss is no tensor.
-            ValueError: the task is missing, a channel is unknown, a loss is no finite scalar or has
-                no graph, or a budget can't be met: its multiplier is beyond ``limit``. Nothing has
-                changed then.
+            ValueError: the task is missing, a loss is no finite scalar or has no graph, or a budget
+                can't be met: its multiplier is beyond ``limit``. Nothing has changed then.
         """
         values = self._checked(losses)
         keeps, states = True, {}
@@ -130,12 +122,7 @@ class Channels:
         return found
 
     def set_budget(self, channel: str, budget: float) -> None:
-        """Another budget from the next step on; the multiplier goes on from where it is.
-
-        Raises:
-            ValueError: there is no such channel, or the budget is no finite number, or is below
-                ``lowest``.
-        """
+        """Another budget from the next step on; the multiplier goes on from where it is."""
         channel = checks.choice("channel", channel, list(self.budgets))
         self.budgets[channel] = checks.number("budget", budget, low=self._lowest)
 

@@ -44,10 +44,8 @@ class ConsistencyEdges:
         edge_lr: step of z, above 0. Above 2 / r it diverges.
 
     Raises:
-        ImportError: cooper is not installed.
-        TypeError: an argument is of a wrong kind.
-        ValueError: there are fewer than 2 blocks or samples, targets of another number, a block
-            that puts out no samples by features, or a number is out of range.
+        ValueError: there are fewer than 2 blocks or samples, targets of another number, or a block
+            that puts out no samples by features.
     """
 
     def __init__(

@@ -33,10 +33,6 @@ class Correction:
         sharpness: added to s at each alarm, above 0.
         memory: decay of the running mean of risk, in [0, 1).
         lowest: below which no learning rate is halved, at least 0.
-
-    Raises:
-        TypeError: an argument is of a wrong kind.
-        ValueError: a number is out of range.
     """
 
     def __init__(
@@ -69,10 +65,6 @@ class Correction:
         Args:
             source: from 0 to ``sources - 1``.
             risk: finite, in any unit, such as |loss - median loss|, or a rate of repetition.
-
-        Raises:
-            TypeError: an argument is no number.
-            ValueError: there is no such source, or the risk is not finite.
         """
         place = checks.whole("source", source, low=0)
         if place >= self.sources:

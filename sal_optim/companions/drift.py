@@ -33,10 +33,9 @@ class Drift:
             Default: the output.
 
     Raises:
-        TypeError: an argument is of a wrong kind, or the network puts out no tensor of floating
-            dtype, ``.logits`` or tuple that begins with one.
-        ValueError: there is no such layer, the probe is empty or of one sample, or the network has
-            no weights.
+        TypeError: the network puts out no tensor of floating dtype, ``.logits`` or tuple that
+            begins with one.
+        ValueError: the network has no weights.
     """
 
     def __init__(self, model: nn.Module, probe: Any, layer: str | None = None) -> None:

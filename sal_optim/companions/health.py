@@ -23,10 +23,6 @@ class HealthLine:
     Args:
         stream: where it is written. Default: standard error.
         width: columns that a line has at most, from 20.
-
-    Raises:
-        TypeError: an argument is of a wrong kind.
-        ValueError: ``width`` is below 20.
     """
 
     def __init__(self, stream: TextIO | None = None, width: int = 100) -> None:

@@ -28,9 +28,7 @@ def plot_lineage(lineage: Sequence[Node]) -> "Figure":
     """Draw each checkpoint at its round and score, with lines from those of its parents shown.
 
     Raises:
-        ImportError: matplotlib is not installed.
-        TypeError: ``lineage`` holds something else than nodes.
-        ValueError: it is empty.
+        ValueError: ``lineage`` is empty.
     """
     nodes = list(lineage)
     allowed = "lineage must be that of a Cascade, after a round"

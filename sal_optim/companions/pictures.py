@@ -29,9 +29,7 @@ def plot_spectra(rows: Iterable[Mapping[str, float]]) -> "Figure":
         A Figure: a notebook shows it, ``figure.savefig("spectra.png")`` keeps it.
 
     Raises:
-        ImportError: matplotlib is not installed.
-        TypeError: ``rows`` are no dicts.
-        ValueError: there is none, or one without ``step`` or numbers of a layer.
+        ValueError: there is no row, or one without ``step`` or numbers of a layer.
     """
     found = list(rows)
     layers = _layers(found)
@@ -53,12 +51,7 @@ def plot_spectra(rows: Iterable[Mapping[str, float]]) -> "Figure":
 
 
 def plot_shift(found: ShiftMap) -> "Figure":
-    """Draw a shift map: novelty against agreement beyond its null, what is flagged in red.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-        TypeError: ``found`` is no ShiftMap.
-    """
+    """Draw a shift map: novelty against agreement beyond its null, what is flagged in red."""
     checks.kind("found", found, ShiftMap, "found must be what shift_map returned")
     figure = new_figure(5.0, 4.0, "pictures need")
     axes = figure.subplots()

@@ -26,8 +26,7 @@ def rank_floor_loss(h: Tensor, floor: float) -> Tensor:
         floor: the effective rank to keep, above 1 and at most min(samples - 1, features).
 
     Raises:
-        TypeError: an argument is of a wrong kind.
-        ValueError: ``h`` has fewer than 3 samples or 2 features, or ``floor`` is out of range.
+        ValueError: ``h`` has fewer than 3 samples or 2 features.
     """
     if not isinstance(h, Tensor) or not h.is_floating_point():
         raise TypeError(

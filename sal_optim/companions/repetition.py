@@ -25,8 +25,7 @@ def repetition_rate(tokens: Sequence[Any] | Tensor, n: int = 3) -> float:
         n: length of the n-grams, at least 1.
 
     Raises:
-        TypeError: ``tokens`` is neither.
-        ValueError: no sequence has ``n`` tokens, or ``n`` is below 1.
+        ValueError: no sequence has ``n`` tokens.
     """
     n = checks.whole("n", n, low=1)
     total = unique = 0
@@ -49,10 +48,6 @@ def horizon(p: float, target: float = 0.5) -> float:
     Args:
         p: the probability that a token is right, in (0, 1).
         target: share of the sequences, in (0, 1).
-
-    Raises:
-        TypeError: an argument is no number.
-        ValueError: it is out of range.
     """
     p = checks.number("p", p, high=1.0, low_open=True)
     target = checks.number("target", target, high=1.0, low_open=True)

@@ -25,11 +25,6 @@ class TypedRoutes(nn.Module):
         hidden: width of each expert.
         outputs: of the mixture.
         names: of the routes, two or more; those of channels, the task's among them.
-
-    Raises:
-        TypeError: an argument is of a wrong kind.
-        ValueError: a size is below 1, or names are fewer than 2, not different, or none that a
-            ``torch.nn.ModuleDict`` can have.
     """
 
     def __init__(
@@ -63,12 +58,7 @@ class TypedRoutes(nn.Module):
         )
 
     def forward(self, x: Tensor, channel: str | None = None) -> Tensor:
-        """Samples by inputs -> samples by outputs.
-
-        Raises:
-            TypeError: ``x`` is no tensor.
-            ValueError: it has other features, or there is no route of that name.
-        """
+        """Samples by inputs -> samples by outputs."""
         if channel is not None:
             channel = checks.choice("channel", channel, self.names)
         shares = self._shares(x)
@@ -116,7 +106,6 @@ def route_gaps(
         seed: of the scrambles.
 
     Raises:
-        TypeError: ``routes`` or ``metrics`` is no mapping, or as of ``necessity_gap``.
         ValueError: as of ``necessity_gap``.
     """
     for name, value in (("routes", routes), ("metrics", metrics)):

@@ -40,8 +40,7 @@ class SelfModel(nn.Module):
             Default: what they tell, or the layer before them in an ``nn.Sequential``.
 
     Raises:
-        TypeError: an argument is of a wrong kind.
-        ValueError: there is no such layer, ``weight`` is negative, or ``features`` can't be told.
+        ValueError: ``features`` can't be told.
     """
 
     def __init__(

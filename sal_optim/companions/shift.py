@@ -55,10 +55,6 @@ def shift_map(
         quantile: in (0, 1).
         repeats: shuffles, at least 1.
         seed: of the shuffles.
-
-    Raises:
-        TypeError: an argument is of a wrong kind.
-        ValueError: shapes do not fit, a value is not finite, or a number is out of range.
     """
     k = checks.whole("k", k, low=1)
     quantile = checks.number("quantile", quantile, high=1.0, low_open=True)

@@ -83,10 +83,6 @@ class SpectralMonitor:
     Attributes:
         states: state by layer; ``state`` is the worst of them.
         steps: counted so far.
-
-    Raises:
-        TypeError: an argument is of a wrong kind.
-        ValueError: there is no such layer, or a number is out of range.
     """
 
     def __init__(
@@ -155,11 +151,7 @@ class SpectralMonitor:
         return found
 
     def relative(self, layer: str) -> dict[str, float]:
-        """Each number of a layer over that of the start, 1 where both are 0; empty before it.
-
-        Raises:
-            ValueError: the layer is not watched.
-        """
+        """Each number of a layer over that of the start, 1 where both are 0; empty before it."""
         layer = checks.choice("layer", layer, list(self.states))
         start, now = self._start.get(layer, {}), self._now.get(layer, {})
         return {key: _ratio(now[key], start[key]) for key in now if start}
@@ -243,10 +235,6 @@ def halve_lr(optimizer: Optimizer, lowest: float = 0.0) -> Callable[[SpectralMon
     """An alarm that halves the learning rate of all groups, down to ``lowest``.
 
     A scheduler that computes the rate anew from its own base rates undoes it.
-
-    Raises:
-        TypeError: ``optimizer`` is none.
-        ValueError: ``lowest`` is below 0.
     """
     checks.optimizer(optimizer)
     lowest = checks.number("lowest", lowest)

@@ -101,7 +101,6 @@ def observe(
         tau0: threshold at no noise, at least 1.
         alpha: standard deviations by which a surprising number exceeds the mean.
         beta: decay of the statistics; the last ``1 / (1 - beta)`` samples count.
-        signal: whose number it is.
 
     Returns:
         Whether the number is surprising, and whether it confirms a change. The caller then calls

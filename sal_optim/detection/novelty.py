@@ -23,7 +23,6 @@ def hear(state: DetectorState, damped: float, norm: float) -> bool:
     """Judge one gradient; return whether it confirms that the data is not what it was.
 
     Args:
-        state: of the change detector.
         damped: norm of the gradient whose parts are divided by 1 + their importance.
         norm: that of the gradient itself.
     """

@@ -15,9 +15,7 @@ def hear(state: DetectorState, norm: float, settings: dict[str, Any]) -> bool:
     """Pool one gradient norm; return whether a full pool confirms a change.
 
     Args:
-        state: of the change detector.
         norm: of the gradient, at most what aroused suspicion: no single step makes a pool loud.
-        settings: ``tau0``, ``alpha`` and ``stats_beta``.
     """
     state["pool"] += norm
     state["pool_steps"] += 1.0

@@ -17,10 +17,8 @@ def hear(state: DetectorState, name: str, value: float, settings: dict[str, Any]
     """Judge one number; return whether it confirms a change.
 
     Args:
-        state: of the change detector.
         name: a key of :data:`TOLD`.
         value: the number. Zero and what is not finite tell nothing.
-        settings: ``tau0``, ``alpha`` and ``stats_beta``.
     """
     signal = TOLD[name]
     if not 0.0 < value < math.inf:

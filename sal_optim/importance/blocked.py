@@ -16,13 +16,7 @@ from sal_optim.utils.rounding import Number
 
 
 class Blocked:
-    """A kind of importance, by block.
-
-    Args:
-        kind: of each block.
-        layout: of the matrix.
-        rank: how many directions of each side a factored kind keeps.
-    """
+    """A kind of importance, by block."""
 
     def __init__(self, kind: Importance, layout: Layout, rank: int) -> None:
         self.kind, self.layout, self.rank = kind, layout, rank

@@ -40,7 +40,6 @@ def reblocked(kind: Importance, pieces: Sequence[Piece], state: State) -> None:
     """Fill in the importance of a new block, which is there as zeros.
 
     Args:
-        kind: of both.
         pieces: which make up the new block.
         state: of the new block; on the device of the old ones, or on another.
 

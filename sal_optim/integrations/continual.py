@@ -45,10 +45,6 @@ class Continual:
             ``validation``; the weights as they are, strength 0, are tried with them.
         validation: new data, weighed against ``probe`` where ``restore`` is several strengths.
         consolidate: whether the end of training is declared as the end of a task.
-
-    Raises:
-        TypeError: an argument is of a wrong kind.
-        ValueError: an argument is out of its range.
     """
 
     def __init__(

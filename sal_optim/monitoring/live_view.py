@@ -40,11 +40,6 @@ class LiveView(StepListener):
         refresh: times a second that it is drawn anew at most, above 0.
         console: a ``rich.console.Console`` to draw on, such as that of a progress bar. Default:
             one for standard output.
-
-    Raises:
-        ImportError: rich is not installed.
-        TypeError: nothing protects ``optimizer``; an argument is of a wrong kind.
-        ValueError: ``refresh`` is not above 0.
     """
 
     def __init__(

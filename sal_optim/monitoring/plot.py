@@ -43,8 +43,6 @@ def history(source: str | os.PathLike[str] | Iterable[Mapping[str, float]]) -> "
         A Figure: a notebook shows it, ``figure.savefig("run.png")`` keeps it.
 
     Raises:
-        ImportError: matplotlib is not installed.
-        TypeError: ``source`` is of a wrong kind.
         ValueError: ``source`` is no such file, lacks a column, or has no rows.
     """
     series = _series(source)
@@ -105,8 +103,6 @@ def layers(optimizer: object, model: nn.Module) -> "Figure":
         A Figure, as :func:`history` does.
 
     Raises:
-        ImportError: matplotlib is not installed.
-        TypeError: nothing protects ``optimizer``, or ``model`` is no module.
         ValueError: the optimizer has none of the parameters of ``model``.
     """
     found = _by_layer(report.rows(optimizer, model))

@@ -61,8 +61,6 @@ def report(optimizer: object, model: nn.Module) -> None:
         model: whose parameters are shown, by name, where the optimizer has them.
 
     Raises:
-        ImportError: rich is not installed.
-        TypeError: nothing protects ``optimizer``, or ``model`` is no module.
         ValueError: the optimizer has none of the parameters of ``model``.
     """
     extra_package("rich", "sal_optim.report needs", "report")

@@ -43,10 +43,6 @@ class Recorder(_Writer):
 
     Attributes:
         rows: dicts of ``step`` and :meth:`diagnostics` by name, the oldest first.
-
-    Raises:
-        TypeError: nothing protects ``optimizer``; an argument is of a wrong kind.
-        ValueError: ``every`` is below 1, or ``limit`` below 2.
     """
 
     def __init__(self, optimizer: object, every: int = 1, limit: int = 10_000) -> None:
@@ -74,9 +70,7 @@ class CSVWriter(_Writer):
         every: steps from row to row.
 
     Raises:
-        TypeError: nothing protects ``optimizer``; an argument is of a wrong kind.
-        ValueError: ``path`` is no place for a file, or the file holds something else; ``every`` is
-            below 1.
+        ValueError: ``path`` is no place for a file, or the file holds something else.
     """
 
     def __init__(self, optimizer: object, path: str | os.PathLike[str], every: int = 1) -> None:
@@ -107,10 +101,6 @@ class TensorBoardWriter(_Writer):
         writer: a ``torch.utils.tensorboard.SummaryWriter``, or anything with its ``add_scalar``.
         every: steps from value to value.
         prefix: put before the names.
-
-    Raises:
-        TypeError: nothing protects ``optimizer``; an argument is of a wrong kind.
-        ValueError: ``every`` is below 1.
     """
 
     def __init__(

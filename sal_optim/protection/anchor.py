@@ -34,8 +34,6 @@ def begun(param: Tensor, group: dict[str, Any], dtype: torch.dtype) -> State:
     """The present weights as an anchor: one tensor, or two in eight bits.
 
     Args:
-        param: the parameter.
-        group: with its settings.
         dtype: of importance, in which anchors are kept where a dtype is set.
     """
     anchor = param.detach().clone(memory_format=torch.preserve_format)

@@ -39,17 +39,13 @@ class Protection:
     def tell(self, **numbers: float | Tensor) -> None:
         """Tell a change of the data by what the training loop knows; to be called before a step.
 
-        Optional: a change is noticed without it, also where gradients are clipped.
+        Optional: a change is noticed without it, also where gradients are clipped. A number that is
+        not finite tells nothing, and neither does a negative tensor.
 
         Args:
             numbers: ``loss``, the training loss, or ``norm``, the gradient's norm before it was
                 clipped; floats, or tensors of one element, for which nothing waits. In several
                 processes the number must be the same in all, such as the mean of their losses.
-
-        Raises:
-            TypeError: no number.
-            ValueError: another name, a negative number, or a tensor of more than one element. What
-                is not finite tells nothing, and neither does a negative tensor.
         """
         self.controller.tell(numbers)
 
@@ -66,9 +62,8 @@ class Protection:
                 if ``strength`` is above 0.
 
         Raises:
-            TypeError: ``model`` is no module.
-            ValueError: ``strength`` is out of its range, a group keeps no anchor (``pull=0``), or
-                nothing was kept of the running statistics of ``model``.
+            ValueError: a group keeps no anchor (``pull=0``), or nothing was kept of the running
+                statistics of ``model``.
         """
         self.controller.restore(strength, model)
 
@@ -84,7 +79,6 @@ class Protection:
             new: its successor, of shape (as many rows or more, ...), which begins with ``old``'s.
 
         Raises:
-            TypeError: one of them is no tensor.
             ValueError: ``old`` is not this optimizer's, ``new`` is already, is of another dtype,
                 device or number of columns, or is no leaf; one of them is distributed (DTensor), or
                 the optimizer is LBFGS.
@@ -100,9 +94,6 @@ class Protection:
         Returns:
             A new tensor of the shape of ``param``, or of its local part where it is sharded; 0 is
             free to move, near 1 is protected. Of a complex one it has a last dimension of 2.
-
-        Raises:
-            ValueError: ``param`` is none of this optimizer's.
         """
         return self.controller.stability(param)
 

@@ -61,7 +61,6 @@ def blocks_of(
 
     Args:
         groups: with the settings of the protection.
-        state: of the optimizer, by parameter.
         early: where state is kept that the optimizer does not have yet.
         owner: the name of what protects, for messages.
     """

@@ -44,7 +44,6 @@ def kept_for(groups: Sequence[Group], model: nn.Module) -> list[tuple[Tensor, Te
     """Each running statistic of a model, and the value that was kept of it.
 
     Raises:
-        TypeError: ``model`` is no module.
         ValueError: nothing was kept for it, or for a model of another build.
     """
     checks.model(model, groups)

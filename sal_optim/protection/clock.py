@@ -48,7 +48,6 @@ def window(state: DetectorState, every: Any) -> float:
     """Steps from one consolidation of the clock to the next; 0 where there is no clock.
 
     Args:
-        state: of the change detector, which counts steps.
         every: a number of steps, ``"auto"``, or None for never.
     """
     if every == "auto":
@@ -77,7 +76,6 @@ def hear_rate(state: DetectorState, rate: float) -> None:
     """Have protection that nothing has called for rise anew where the learning rate rises.
 
     Args:
-        state: of the change detector, changed in place.
         rate: the largest learning rate of all groups; 0 tells nothing.
     """
     least = state["least_rate"]
@@ -88,11 +86,7 @@ def hear_rate(state: DetectorState, rate: float) -> None:
 
 
 def hear_mean(state: DetectorState) -> None:
-    """Have protection that nothing has called for rise anew while gradients grow, late in a run.
-
-    Args:
-        state: of the change detector, at a consolidation of the clock; changed in place.
-    """
+    """Have protection that nothing has called for rise anew while gradients grow, late in a run."""
     mean, peak = state["mean"], state["peak"]
     if mean > GROWTH * peak:
         # A checkpoint of an earlier version has no peak.
@@ -106,11 +100,7 @@ def hear_norm(state: DetectorState, norm: float) -> None:
 
     An outlier is none. Two are a detected change; where the very next norm is again below what
     they exceeded, they were a bad batch, and the unit is found anew from this norm on. Other data
-    is learned more slowly than that.
-
-    Args:
-        state: of the change detector, which has judged this norm; changed in place.
-        norm: of the gradient.
+    is learned more slowly than that. The change detector has judged the norm before.
     """
     if state["steps"] > 1.0:
         if norm <= state["leap"]:

@@ -53,9 +53,6 @@ def consolidate_param(
     """Merge what is pending of one parameter; return what it counts for, None if nothing is.
 
     Args:
-        param: the parameter.
-        state: its state, changed in place.
-        group: settings.
         usual: gathered steps of a window of the clock.
         detector: with the count of consolidations, by which sums of low precision are rounded.
         memory: what importance so far counts for in the anchor's mean.

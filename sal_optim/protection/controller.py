@@ -46,12 +46,7 @@ PENDING_HORIZON = 65536.0
 
 
 class ProtectionController(Judge):
-    """Importance, change detector, clock and protection over the groups of one optimizer.
-
-    Args:
-        optimizer: whose ``state`` and ``param_groups`` hold everything that lasts.
-        settings: of the protection, where the groups hold none of their own but ``protection``.
-    """
+    """Importance, change detector, clock and protection over the groups of one optimizer."""
 
     def __init__(self, optimizer: Optimizer, settings: Group | None = None) -> None:
         super().__init__(optimizer, settings)
@@ -257,9 +252,6 @@ class ProtectionController(Judge):
         """Importance of each element, in the shape of the real local parameter, and its group.
 
         With a share of the protection it is importance as a step under it counts it.
-
-        Raises:
-            ValueError: ``param`` is none of the optimizer's.
         """
         for group in self.groups:
             if any(param is candidate for candidate in group["params"]):

@@ -59,7 +59,6 @@ def protected(
 
     Args:
         blocks: of one group and kind.
-        decision: of the step.
         share: of the protection that is in force.
         descends: whether a step may be as long as its gradient, see :func:`descends`.
     """

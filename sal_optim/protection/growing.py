@@ -18,17 +18,7 @@ from sal_optim.sharding.dtensor import PLAIN
 
 
 def grow(holder: Holder, old: Tensor, new: Tensor) -> None:
-    """Put ``new`` into the place of ``old``, with the state of the rows that both have.
-
-    Args:
-        holder: with the groups and the state.
-        old: a parameter of the optimizer.
-        new: not yet one.
-
-    Raises:
-        TypeError: one of them is no tensor.
-        ValueError: ``old`` is not the optimizer's, ``new`` is already, or they do not fit.
-    """
+    """Put ``new`` into the place of ``old``, with the state of the rows that both have."""
     for name, value in (("old", old), ("new", new)):
         if not isinstance(value, Tensor):
             raise TypeError(f"Invalid {name} value: a {type(value).__name__}; {name} is a tensor")
@@ -62,7 +52,6 @@ def move(holder: Holder, old: Tensor, state: State, new: Tensor) -> None:
     What was gathered is consolidated first: it is of the rows that stay.
 
     Args:
-        holder: with the groups and the state.
         old: no longer a parameter.
         state: that it had.
         new: a parameter of the optimizer.

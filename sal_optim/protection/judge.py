@@ -82,7 +82,6 @@ class Judge(Holder):
         """Judge this step's gradients; consolidate where that is due.
 
         Args:
-            blocks: from ``collect``.
             rate: the largest learning rate of all groups; at 0 a step moves nothing.
             loss_scale: factor that the gradients still carry.
         """

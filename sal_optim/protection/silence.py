@@ -18,12 +18,7 @@ class Patience:
         self._steps, self._consolidations, self._told = 0, 0.0, False
 
     def count(self, detector: DetectorState, every: Any) -> None:
-        """One more step.
-
-        Args:
-            detector: state of the change detector.
-            every: the clock's setting.
-        """
+        """One more step."""
         same = detector["consolidations"] == self._consolidations
         self._steps = self._steps + 1 if same else 0
         self._consolidations = detector["consolidations"]

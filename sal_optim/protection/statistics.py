@@ -16,10 +16,8 @@ def track(
     """Take a number of each tensor into its exponential mean and variance.
 
     Args:
-        states: one a tensor.
         values: norms of gradients, or with ``update`` of the last updates.
         beta: decay of the statistics, in [0, 1).
-        update: which of the two.
     """
     mean, variance = (
         ("delta_w_mean", "delta_w_var") if update else ("grad_norm_mean", "grad_norm_var")

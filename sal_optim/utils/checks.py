@@ -24,12 +24,7 @@ def number(
     high_open: bool = True,
     label: str | None = None,
 ) -> float:
-    """A finite float within bounds, from a number or its decimal text.
-
-    Raises:
-        TypeError: if ``value`` is neither.
-        ValueError: if it lies outside the bounds or is not finite.
-    """
+    """A finite float within bounds, from a number or its decimal text."""
     label = label or f"{name} value"
     interval = f"{'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}"
     allowed = f"{name} must be a number in {interval}"

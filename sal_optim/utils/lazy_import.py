@@ -14,7 +14,6 @@ def lazy_names(
     """A ``__getattr__`` and a ``__dir__`` for a package.
 
     Args:
-        package: its name.
         names: by module, inside the package, those that it has; its own stands for itself.
         scope: the package's ``globals()``, with its ``__all__``.
     """
