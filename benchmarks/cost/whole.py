@@ -126,9 +126,6 @@ def overhead(size: int, repeats: int, device: str) -> dict[str, float]:
     optimizer.consolidate()
     step = min(clock(optimizer.step, 4) for _ in range(repeats))
     shown = min(clock(optimizer.diagnostics, 4) for _ in range(repeats))
-    state = new_detector()
-    judged = min(
-        clock(lambda: observe(state, 1.0, tau0=1.0, alpha=4.0, beta=0.98), 100)
-        for _ in range(repeats)
-    )
+    state, settings = new_detector(), optimizer.param_groups[0]
+    judged = min(clock(lambda: observe(state, 1.0, settings), 100) for _ in range(repeats))
     return {"elements": size, "detector": judged / step, "diagnostics": shown / step}

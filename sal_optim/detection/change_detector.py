@@ -9,9 +9,11 @@ The threshold is the published one of Self-Alignment Learning, ``tau = tau0 + al
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 DetectorState = dict[str, float]
+Settings = Mapping[str, Any]  # of the protection: tau0, alpha and stats_beta
 
 
 class Signal(NamedTuple):
@@ -82,13 +84,7 @@ def new_detector() -> DetectorState:
 
 
 def observe(
-    state: DetectorState,
-    value: float,
-    *,
-    tau0: float,
-    alpha: float,
-    beta: float,
-    signal: Signal = GRAD_NORM,
+    state: DetectorState, value: float, settings: Settings, signal: Signal = GRAD_NORM
 ) -> Verdict:
     """Take in one number of a signal; say whether the data has changed.
 
@@ -98,9 +94,8 @@ def observe(
     Args:
         state: from :func:`new_detector`; changed in place.
         value: finite and positive.
-        tau0: threshold at no noise, at least 1.
-        alpha: standard deviations by which a surprising number exceeds the mean.
-        beta: decay of the statistics; the last ``1 / (1 - beta)`` samples count.
+        settings: ``tau0``, the threshold at no noise; ``alpha``, the standard deviations by which a
+            surprising number exceeds the mean; ``stats_beta``, the decay of the statistics.
 
     Returns:
         Whether the number is surprising, and whether it confirms a change. The caller then calls
@@ -108,7 +103,7 @@ def observe(
     """
     at = signal.prefix
     mean, ready = state[at + "mean"], is_ready(state, signal)
-    tau = _threshold(state, tau0, alpha, signal)
+    tau = _threshold(state, settings, signal)
     if mean > 0.0 and signal is GRAD_NORM:
         state["surprise"], state["threshold"] = value / mean, tau
     state[at + "held"] = held = _held(state, tau, signal)
@@ -121,15 +116,16 @@ def observe(
         return Verdict(True, True)
     # A surprising number enters at the threshold: an outlier can't blow up the statistics, and
     # heavy tails can't be trimmed out of them either.
-    record(state, min(value, tau * mean) if ready else value, beta=beta, signal=signal)
+    value = min(value, tau * mean) if ready else value
+    record(state, value, beta=settings["stats_beta"], signal=signal)
     return Verdict(surprising, False)
 
 
-def limit(state: DetectorState, *, tau0: float, alpha: float) -> float:
+def limit(state: DetectorState, settings: Settings) -> float:
     """The norm above which the next step is surprising; infinite before statistics may say so."""
     if not is_ready(state, GRAD_NORM):
         return math.inf
-    return _held(state, _threshold(state, tau0, alpha, GRAD_NORM), GRAD_NORM)
+    return _held(state, _threshold(state, settings, GRAD_NORM), GRAD_NORM)
 
 
 def is_ready(state: DetectorState, signal: Signal = GRAD_NORM) -> bool:
@@ -166,8 +162,8 @@ def _held(state: DetectorState, tau: float, signal: Signal) -> float:
     return state[at + "held"] if state[at + "suspicion"] > 0.0 else tau * state[at + "mean"]
 
 
-def _threshold(state: DetectorState, tau0: float, alpha: float, signal: Signal) -> float:
+def _threshold(state: DetectorState, settings: Settings, signal: Signal) -> float:
     """tau, in units of the mean."""
     mean = state[signal.prefix + "mean"]
     std = math.sqrt(state[signal.prefix + "variance"])
-    return tau0 + alpha * (std / mean if mean > 0.0 else 0.0)
+    return float(settings["tau0"] + settings["alpha"] * (std / mean if mean > 0.0 else 0.0))

@@ -9,7 +9,7 @@ where tasks blend into each other.
 from sal_optim.detection.change_detector import NOVELTY, DetectorState, begin_segment, observe
 
 # The threshold on it. The share has little noise, and no heavy tails.
-TAU0, ALPHA, BETA = 1.25, 2.0, 0.95
+SETTINGS = {"tau0": 1.25, "alpha": 2.0, "stats_beta": 0.95}
 # The first consolidation is of a network that only begins to learn, and soon says little.
 LEAST_CONSOLIDATIONS = 2.0
 
@@ -29,7 +29,7 @@ def hear(state: DetectorState, damped: float, norm: float) -> bool:
     if not (damped > 0.0 and 0.0 < norm < float("inf")):
         return False
     state["novelty"] = share = (damped / norm) ** 2
-    verdict = observe(state, share, tau0=TAU0, alpha=ALPHA, beta=BETA, signal=NOVELTY)
+    verdict = observe(state, share, SETTINGS, NOVELTY)
     if verdict.change:
         begin_segment(state, NOVELTY)
     return verdict.change

@@ -23,8 +23,7 @@ def hear(state: DetectorState, norm: float, settings: dict[str, Any]) -> bool:
         return False
     mean = state["pool"] / POOL
     state["pool"] = state["pool_steps"] = 0.0
-    tau0, alpha, beta = (settings[name] for name in ("tau0", "alpha", "stats_beta"))
-    return observe(state, mean, tau0=tau0, alpha=alpha, beta=beta, signal=POOLED).change
+    return observe(state, mean, settings, POOLED).change
 
 
 def suspects(state: DetectorState) -> bool:

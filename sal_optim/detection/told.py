@@ -25,14 +25,7 @@ def hear(state: DetectorState, name: str, value: float, settings: dict[str, Any]
         return False
     if signal.prefix + "steps" not in state:
         begin_segment(state, signal)
-    verdict = observe(
-        state,
-        value,
-        tau0=settings["tau0"],
-        alpha=settings["alpha"],
-        beta=settings["stats_beta"],
-        signal=signal,
-    )
+    verdict = observe(state, value, settings, signal)
     if verdict.change:
         begin_segment(state, signal)
     return verdict.change

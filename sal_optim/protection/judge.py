@@ -139,7 +139,7 @@ class Judge(Holder):
         self.send(torch.where(known, vector / decision.loss_scale, 0.0), hear)
         # The step that is judged later is the detector's next.
         self._schedule(decision, detector["total"] + 1.0, not pooled.suspects(detector))
-        most = limit(detector, tau0=settings["tau0"], alpha=settings["alpha"])
+        most = limit(detector, settings)
         ordinary = known & (total <= most * decision.loss_scale)
         decision.scale = torch.where(ordinary, math.sqrt(size) / total, 0.0)
 
@@ -151,22 +151,20 @@ class Judge(Holder):
 
     def _hear(self, norm: float, rate: float, settings: Group, detector: DetectorState) -> bool:
         """Pass the norm to the detector, consolidate at a change; is the step ordinary?"""
-        beta = settings["stats_beta"]
         if self.observing:
-            record(detector, norm, beta=beta)
+            record(detector, norm, beta=settings["stats_beta"])
             return True
         hear_rate(detector, rate)
         detector["total"] += 1.0
         detector["since"] += 1.0
-        threshold = {"tau0": settings["tau0"], "alpha": settings["alpha"], "beta": beta}
-        most = limit(detector, tau0=settings["tau0"], alpha=settings["alpha"])
-        verdict = observe(detector, norm, **threshold)
+        most = limit(detector, settings)
+        verdict = observe(detector, norm, settings)
         if verdict.change:
             held = detector["held"]
             self._changed(detector, firm=not is_ready(detector, NOVELTY))
             detector["leap"] = held
             # The first norm of the new segment opens its statistics.
-            verdict = observe(detector, norm, **threshold)
+            verdict = observe(detector, norm, settings)
         elif pooled.hear(detector, min(norm, most), settings):
             self._changed(detector, firm=not is_ready(detector, NOVELTY))
         hear_norm(detector, norm)

@@ -36,17 +36,17 @@ from tests.testing.rows import Row
 
 Mode = dict[str, Any]
 SHAPES = [(8, 6), (8,)]
+SETTINGS = {"tau0": 1.0, "alpha": 4.0, "stats_beta": 0.98}
 
 
-def found_in(norms: list[float], **settings: float) -> list[int]:
+def found_in(norms: list[float]) -> list[int]:
     """The steps at which the bare detector hears a change in a series of norms."""
     state, found = new_detector(), []
-    settings = {"tau0": 1.0, "alpha": 4.0, "beta": 0.98, **settings}
     for index, norm in enumerate(norms):
-        if observe(state, norm, **settings).change:
+        if observe(state, norm, SETTINGS).change:
             found.append(index)
             begin_segment(state)
-            observe(state, norm, **settings)
+            observe(state, norm, SETTINGS)
     return found
 
 
@@ -94,10 +94,8 @@ def test_no_single_step_confirms(height: float) -> None:
     """However high it is; a lasting rise is confirmed by its second or third step."""
     state = new_detector()
     for norm in noise(100, 0, 0.05):
-        observe(state, norm, tau0=1.0, alpha=4.0, beta=0.98)
-    verdicts = [
-        observe(state, fall(step, 0, height), tau0=1.0, alpha=4.0, beta=0.98) for step in range(5)
-    ]
+        observe(state, norm, SETTINGS)
+    verdicts = [observe(state, fall(step, 0, height), SETTINGS) for step in range(5)]
     assert verdicts[0].surprising
     assert not verdicts[0].change
     assert any(verdict.change for verdict in verdicts[1:3])
@@ -105,12 +103,12 @@ def test_no_single_step_confirms(height: float) -> None:
 
 def test_the_limit_is_what_the_next_norm_is_held_to() -> None:
     """So that an accelerator may compare without waiting for the norm."""
-    state, settings = new_detector(), {"tau0": 1.0, "alpha": 1.5}
+    state, settings = new_detector(), {"tau0": 1.0, "alpha": 1.5, "stats_beta": 0.9}
     surprising = 0
     for norm in noise(300, 0, 0.3):
-        most = limit(state, **settings)
+        most = limit(state, settings)
         assert (most == math.inf) == (not is_ready(state))
-        verdict = observe(state, norm, beta=0.9, **settings)
+        verdict = observe(state, norm, settings)
         assert verdict.surprising == (norm > most)
         surprising += verdict.surprising
         if verdict.change:

@@ -8,11 +8,10 @@ import pytest
 
 from sal_optim.detection import pooled
 from sal_optim.detection.change_detector import begin_segment, limit, new_detector, observe
-from tests.detection.test_change_detector import found_in, noise
+from tests.detection.test_change_detector import SETTINGS, found_in, noise
 from tests.testing.drive import consolidations, drive, make_params, stream
 from tests.testing.rows import Row
 
-SETTINGS = {"tau0": 1.0, "alpha": 4.0, "stats_beta": 0.98}
 STEPS, CHANGE = 600, 400
 
 
@@ -20,8 +19,8 @@ def pooled_in(norms: list[float]) -> list[int]:
     """The steps at which pools confirm a change, beside a detector of single norms."""
     state, found = new_detector(), []
     for index, norm in enumerate(norms):
-        most = limit(state, tau0=1.0, alpha=4.0)
-        if observe(state, norm, tau0=1.0, alpha=4.0, beta=0.98).change:
+        most = limit(state, SETTINGS)
+        if observe(state, norm, SETTINGS).change:
             begin_segment(state)
         elif pooled.hear(state, min(norm, most), SETTINGS):
             found.append(index)

@@ -261,7 +261,7 @@ class Reference:
         self.norms = Signal(first["tau0"], first["alpha"], first["stats_beta"], 10, 30)
         self.pooled = Signal(first["tau0"], first["alpha"], first["stats_beta"], 0, 30)
         self.pool: list[float] = []
-        self.novelty = Signal(novelty.TAU0, novelty.ALPHA, novelty.BETA, 0, 8)
+        self.novelty = Signal(*novelty.SETTINGS.values(), 0, 8)
 
     # ------------------------------------------------------------------ the change detector
 
