@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sal_optim.checkpoint import moments
 from sal_optim.checkpoint.loading import Checkpoint
 from sal_optim.checkpoint.validation import fitted, is_own
 from sal_optim.config import SHARED_BY_ALL, check_alike, check_protection
@@ -227,15 +226,30 @@ class SALOptimizer(Protection, Optimizer):
                 for name in SHARED_BY_ALL:
                     check_alike(name, group[name], self.param_groups[0][name])
             self.controller.checked = self._settings()
-        stepped = [
-            (param, self.state[param], self._moments_of(param, group))
+        deleted = [
+            param
             for group in self.param_groups
             for param in group["params"]
-            if self.state.get(param)
+            if self.state.get(param) and self._lacks_moments(param, group)
         ]
-        for param in moments.deleted(stepped, self._moments):
+        for param in deleted:
             kept = {n: value for n, value in self.state.pop(param).items() if is_own(n)}
             self.controller.early.update({param: kept} if kept else {})
+
+    def _lacks_moments(self, param: Tensor, group: dict[str, Any]) -> bool:
+        """Whether they were deleted; a ValueError where a parameter was cast and they were not."""
+        state, needed = self.state[param], self._moments_of(param, group)
+        name = (*needed, "momentum_buffer")[0]
+        moment = state.get(name)
+        grad = param if param.grad is None else param.grad
+        if moment is not None and moment.dtype not in (param.dtype, grad.dtype):
+            raise ValueError(
+                f"Invalid params value: the state {name!r} is of {moment.dtype}, its parameter of "
+                f"{param.dtype}; when a parameter is cast, delete its entry of optimizer.state"
+            )
+        # One with others than it needs had another update so far, as in Muon.
+        others = set(self._moments) - set(needed)
+        return not (state.keys() >= set(needed) or state.keys() & others)
 
     def _settings(self) -> list[Any]:
         return [group[name] for group in self.param_groups for name in PROTECTION_SETTINGS]
