@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sal_optim import config
+from sal_optim.checkpoint.frame import StateDict
 from sal_optim.checkpoint.loading import Checkpoint, without_early
-from sal_optim.checkpoint.validation import StateDict, fitted_around
+from sal_optim.checkpoint.validation import fitted_around
 from sal_optim.importance import State
 from sal_optim.optimizer import SALOptimizer
 from sal_optim.protection.base import Protection

@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sal_optim.checkpoint.validation import STATISTICS, StateDict, is_own, paired
+from sal_optim.checkpoint.frame import StateDict
+from sal_optim.checkpoint.validation import STATISTICS, is_own, paired
 
 # Returns the state dict in the form of an optimizer, or raises; changes neither of the two.
 Fit = Callable[[StateDict], StateDict]

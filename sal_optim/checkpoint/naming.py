@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sal_optim.checkpoint.frame import StateDict
 from sal_optim.protection import buffers
 from sal_optim.utils import checks
 from sal_optim.utils.naming import unwrapped
 
 Groups = list[dict[str, Any]]
-StateDict = dict[str, Any]
 
 # What is of all groups, and kept in the first.
 SHARED = ("threshold", buffers.KEY)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sal_optim.checkpoint.frame import check_frame
+from sal_optim.checkpoint.frame import StateDict, check_frame
 from sal_optim.checkpoint.naming import regrouped
 from sal_optim.checkpoint.resharding import IMPORTANCE_STATE, of_own_layout
 from sal_optim.checkpoint.upgrading import upgraded_group, upgraded_state
@@ -27,7 +27,6 @@ from sal_optim.sharding.dtensor import is_distributed
 from sal_optim.sharding.stacked import layout_of, stacked_placements
 from sal_optim.utils import checks
 
-StateDict = dict[str, Any]
 Family = Any  # an instance of SALOptimizer, which imports this file
 
 # State that is real and keeps its own precision.

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sal_optim.utils import checks
 
-def unwrapped(model: object) -> nn.Module:
+
+def unwrapped(model: Any) -> nn.Module:
     """The module itself, of one that ``torch.compile`` returned too."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"Invalid model value: a {type(model).__name__}; model must be a torch.nn.Module"
-        )
+    checks.kind("model", model, nn.Module, "model must be a torch.nn.Module")
     inner = getattr(model, "_orig_mod", model)
     return inner if isinstance(inner, nn.Module) else model
 

@@ -88,11 +88,7 @@ class SelfModel(nn.Module):
         """The share of the activations' variance that the head predicts, of the last forward pass.
 
         1 is all of it; 0 is as good as their mean; less than 0 is worse. Of activations that do not
-        vary it is 0.
-
-        Raises:
-            RuntimeError: there was no forward pass, or the object was removed.
-            ValueError: the activations do not have the features that the head has.
+        vary it is 0. It raises as :meth:`loss` does.
         """
         prediction, target = self._both()
         total = (target - target.mean(0)).square().sum()

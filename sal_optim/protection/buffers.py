@@ -62,12 +62,6 @@ def kept_for(groups: Sequence[Group], model: nn.Module) -> list[tuple[Tensor, Te
     return pairs
 
 
-def put_back(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Give buffers the values that were kept of them."""
-    for buffer, value in pairs:
-        buffer.copy_(value)
-
-
 def checked(where: str, group: dict[str, Any]) -> None:
     """Refuse a saved group whose running statistics are none; raises TypeError."""
     saved = group.get(KEY, {})

@@ -222,7 +222,8 @@ class ProtectionController(Judge):
         for param, state, group in found:
             draw_back(param, state, group, strength)
         if strength > 0.0:
-            buffers.put_back(kept)
+            for buffer, value in kept:
+                buffer.copy_(value)
 
     @exact
     @torch.no_grad()

@@ -134,12 +134,7 @@ def function(name: str, value: Any, what: str) -> None:
 
 
 def model(value: Any, groups: Iterable[dict[str, Any]]) -> nn.Module:
-    """A module that has parameters of an optimizer's groups.
-
-    Raises:
-        TypeError: it is no module.
-        ValueError: it has none of the parameters.
-    """
+    """A module that has parameters of an optimizer's groups."""
     allowed = "model must hold parameters of the optimizer"
     kind("model", value, nn.Module, f"{allowed} as a torch.nn.Module")
     own = {id(param) for group in groups for param in group["params"]}
