@@ -15,9 +15,9 @@ from torch import Tensor
 from benchmarks.companions.page import Options, Outcome, interval, spread, table
 from benchmarks.data.characters import CONTEXT, next_loss
 from benchmarks.reports.drawing import panels_of
+from benchmarks.reports.palette import CYCLE
 from benchmarks.runs.gpt import GPT
 from sal_optim.companions import horizon
-from sal_optim.utils.palette import CYCLE
 
 PREDICTION = (
     "p^L assumes that errors are independent and equally likely at each place. They are neither: "

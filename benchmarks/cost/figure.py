@@ -9,7 +9,8 @@ from typing import Any
 import matplotlib
 from matplotlib import pyplot
 
-from sal_optim.utils.palette import BLACK, BLUE, GRAY, ORANGE, SAL
+from benchmarks.reports.palette import SAL
+from sal_optim.utils.palette import BLACK, BLUE, GRAY, ORANGE
 
 SHOWN = {
     "torch AdamW loop": (GRAY, "-"),

@@ -14,7 +14,8 @@ from benchmarks.finetune.analysis import CHOSEN, LEVELS, Points, front, lost, ra
 from benchmarks.finetune.choices import AVERAGE, REFERENCE
 from benchmarks.finetune.methods import METHODS, Row, Trial
 from benchmarks.reports.drawing import panels_of, save
-from sal_optim.utils.palette import BLACK, line
+from benchmarks.reports.palette import line
+from sal_optim.utils.palette import BLACK
 
 Grouped = Mapping[str, Sequence[dict[str, Any]]]
 CAPTION = (

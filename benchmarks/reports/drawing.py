@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.methods import row_of
-from sal_optim.utils.palette import CONTROL, CYCLE, GIVEN, SAL, SEQUENTIAL, TASK_FREE
+from benchmarks.reports.palette import CONTROL, CYCLE, GIVEN, SAL, SEQUENTIAL, TASK_FREE
 
 Results = Sequence[dict[str, Any]]
 COLORS = matplotlib.colormaps[SEQUENTIAL]

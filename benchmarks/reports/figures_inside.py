@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.reports.drawing import Results, panels_of, save
-from sal_optim.utils.palette import SEQUENTIAL, SPECTRUM, line
+from benchmarks.reports.palette import SEQUENTIAL, line
+from sal_optim.utils.palette import SPECTRUM
 
 # Steps before and after a switch that the zoom shows.
 BEFORE, AFTER = 20, 60

@@ -25,8 +25,8 @@ from benchmarks.reports.drawing import (
     panels_of,
     save,
 )
+from benchmarks.reports.palette import SAL, line
 from benchmarks.runs.settings import Settings
-from sal_optim.utils.palette import SAL, line
 
 MARKERS = "osD^vPX*<>hp"
 FEW = 20  # points that can all be named

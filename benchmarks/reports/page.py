@@ -17,8 +17,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from benchmarks.methods import row_of
 from benchmarks.metrics.scores import METRICS, Summary, learners
 from benchmarks.metrics.spread import LEVEL, RESAMPLES, Difference, paired
+from benchmarks.reports.palette import CONTROL, GIVEN, SAL, TASK_FREE
 from benchmarks.reports.tables import CAPTION, COLUMNS, SCORES, cells, percent
-from sal_optim.utils.palette import BLUE, CONTROL, GIVEN, SAL, TASK_FREE, VERMILLION
+from sal_optim.utils.palette import BLUE, VERMILLION
 
 COMPARED = ("average", "worst", "learned", "online")
 FRONT = ("average", "worst", "learned")

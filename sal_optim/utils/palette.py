@@ -1,32 +1,14 @@
 """The colors of all pictures, here and in benchmarks/: told apart by colour-blind readers too.
 
 The colors are those of Okabe and Ito 2008 (Color Universal Design), but for yellow, which is too
-light for a line on white. Shades of one thing are taken from viridis. Kinds of a line differ in
-its dashes, too.
+light for a line on white.
 """
-
-from typing import Any
 
 BLACK, GRAY = "#000000", "#7f7f7f"
 ORANGE, SKY, GREEN = "#e69f00", "#56b4e9", "#009e73"
 BLUE, VERMILLION, PURPLE = "#0072b2", "#d55e00", "#cc79a7"
 
-# For lines that are many, and what sets an eighth apart.
-CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE, GRAY)
-DASHES = ("-", "--", ":", "-.")
-SEQUENTIAL = "viridis"
-
-# Kinds of methods.
-SAL, GIVEN, TASK_FREE, CONTROL = VERMILLION, BLUE, GRAY, PURPLE
 # From what is held to what is free; they differ in lightness.
 SPECTRUM = {"protected": BLUE, "neutral": SKY, "volatile": "#f6e7c1"}
 # A run over time.
 SIGNAL, LIMIT, MARK, WARNING = BLUE, VERMILLION, GRAY, VERMILLION
-
-
-def line(place: int) -> dict[str, Any]:
-    """Color and dashes of the line with this number, from 0: 28 that differ."""
-    return {
-        "color": CYCLE[place % len(CYCLE)],
-        "linestyle": DASHES[place // len(CYCLE) % len(DASHES)],
-    }
