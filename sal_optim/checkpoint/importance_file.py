@@ -55,7 +55,7 @@ def write(controller: ProtectionController, names: dict[Tensor, str], path: str)
     _safetensors()
     from safetensors.torch import save_file
 
-    found = list(_with_importance(controller))
+    found = list(controller.held())
     if not found:
         raise ValueError(
             "Invalid optimizer value: nothing is consolidated, so there is no importance to save; "
@@ -196,14 +196,6 @@ def _state(
             found.pop(key, None)  # what was gathered before stays
     check_statistics(f"the importance of {name!r}", param, group, {**before, **found})
     return found
-
-
-def _with_importance(controller: ProtectionController) -> Iterator[tuple[Tensor, Group, State]]:
-    for group in controller.groups:
-        for param in group["params"]:
-            state = controller.state_of(param)
-            if state.get("evidence_weight", 0.0) > 0.0:
-                yield param, group, state
 
 
 def check_place(path: str) -> None:

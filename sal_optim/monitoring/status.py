@@ -8,18 +8,12 @@ def protection_line(optimizer: object) -> str:
     protection = required_protection(optimizer)
     controller = protection.controller
     groups = controller.groups
-    params = [param for group in groups for param in group["params"]]
-    held = [
-        param
-        for group in groups
-        for param in group["params"]
-        if group["protection"] > 0.0
-        and controller.state_of(param).get("evidence_weight", 0.0) > 0.0
-    ]
+    count = sum(len(group["params"]) for group in groups)
+    held = [param for param, group, _ in controller.held() if group["protection"] > 0.0]
     found = protection.diagnostics()
     if held:
         return (
-            f"sal_optim: {len(held)} of {len(params)} parameter tensors are protected, by "
+            f"sal_optim: {len(held)} of {count} parameter tensors are protected, by "
             f"{found['consolidations']:.0f} consolidations; {found['mean_gate']:.0%} of an update "
             f"is let through; the weights are {found['drift']:.1%} from the anchor"
         )

@@ -113,8 +113,8 @@ def _draw_on(
 
 @exact
 def draw_back(param: Tensor, state: State, group: Group, strength: float) -> None:
-    """Move one parameter toward its anchor by ``k / (1 + k)``, k = ``strength`` * importance."""
-    if state.get("evidence_weight", 0.0) > 0.0 and "anchor" in state:
+    """Move a held parameter toward its anchor by ``k / (1 + k)``, k = ``strength`` * importance."""
+    if "anchor" in state:
         kind = kind_of_param(param, group)
         values, local = plain(param.detach()), local_state(state)
         # A run that has diverged comes back: what is not finite goes to the anchor.

@@ -203,23 +203,21 @@ class ProtectionController(Judge):
     def restore(self, strength: float, model: nn.Module | None = None) -> None:
         """Draw all weights back to their anchors; see ``SALOptimizer.restore``."""
         strength = min(checks.number("strength", strength), MOST)
-        groups = self.groups
-        if any(group["pull"] == 0.0 for group in groups):
+        if any(group["pull"] == 0.0 for group in self.groups):
             raise ValueError(
                 "Invalid pull value: 0.0; restore() draws weights to anchors, which are kept with "
                 "a pull above 0"
             )
         kept = [] if model is None else buffers.kept_for(self.optimizer.param_groups, model)
-        found = [(p, self.state_of(p), group) for group in groups for p in group["params"]]
-        held = [state for _, state, _ in found if state.get("evidence_weight", 0.0) > 0.0]
-        if not any("anchor" in state for state in held):
+        held = list(self.held())
+        if not any("anchor" in state for _, _, state in held):
             why = "an anchor is first kept by a consolidation with a pull above 0"
             why = why if held else "there was no consolidation yet"
             warn(
                 f"restore() changed nothing: {why}; call consolidate() after steps of what should "
                 "be kept"
             )
-        for param, state, group in found:
+        for param, group, state in held:
             draw_back(param, state, group, strength)
         if strength > 0.0:
             for buffer, value in kept:

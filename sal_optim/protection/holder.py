@@ -1,6 +1,7 @@
 """Holder: what an optimizer holds for its protection, and where: groups, state, change detector."""
 
 import weakref
+from collections.abc import Iterator
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -69,6 +70,14 @@ class Holder:
         """The state of a parameter; empty where there is none. Looking creates nothing."""
         state: State | None = self.optimizer.state.get(param)
         return state if state else self.early.get(param, {})
+
+    def held(self) -> Iterator[tuple[Tensor, Group, State]]:
+        """Each parameter that has importance, with its group and its state."""
+        for group in self.groups:
+            for param in group["params"]:
+                state = self.state_of(param)
+                if state.get("evidence_weight", 0.0) > 0.0:
+                    yield param, group, state
 
     def settle_early(self) -> None:
         """Put state that was gathered before a parameter's first step where it belongs.

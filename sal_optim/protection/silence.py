@@ -39,10 +39,7 @@ def begin_anew_if_emptied(holder: Holder) -> bool:
     Returns whether that was so.
     """
     detector = holder.detector
-    params = (param for group in holder.groups for param in group["params"])
-    if not detector["consolidations"] or any(
-        holder.state_of(param).get("evidence_weight", 0.0) > 0.0 for param in params
-    ):
+    if not detector["consolidations"] or next(holder.held(), None) is not None:
         return False
     warn(
         f"the importance of {int(detector['consolidations'])} consolidations is gone, as "
