@@ -19,6 +19,9 @@ class Protection:
     def consolidate(self, model: nn.Module | None = None) -> None:
         """Declare that a task ends here: what was learned is protected from now on.
 
+        The anchors go to the weights, by the share of importance that is of this task. A change
+        that is detected moves them less far.
+
         Harmless before any step, and when there is nothing new to consolidate. Where parameters
         are sharded (DTensor), every process must call it.
 
