@@ -3,6 +3,7 @@
 torch.optim has no Lion, so that its few lines are here.
 """
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -36,8 +37,12 @@ class Lion(Optimizer):
         )
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        """Perform one step; a closure is evaluated by :class:`SALOptimizer`."""
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Perform one step."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             lists: dict[Any, list[Tensor]] = {}
             for param in group["params"]:
@@ -46,6 +51,7 @@ class Lion(Optimizer):
                     lists.setdefault((param.device, param.dtype, alone), []).append(param)
             for params in lists.values():
                 self._advance(group, params)
+        return loss
 
     def _advance(self, group: dict[str, Any], params: list[Tensor]) -> None:
         grads = [aligned(cast(Tensor, param.grad), param) for param in params]
@@ -73,7 +79,7 @@ class Lion(Optimizer):
         torch._foreach_add_(exp_avgs, grads, alpha=sign * (1 - beta2))
 
 
-class SALLion(SALOptimizer, Lion):
+class SALLion(SALOptimizer, Lion):  # type: ignore[misc]
     __doc__ = f"""Lion that forgets less.
 
     Until the first consolidation, and with ``protection=0`` always, it is Lion as published.

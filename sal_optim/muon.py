@@ -5,6 +5,7 @@ Muon takes matrices alone. Its users give all other parameters, embeddings and h
 """
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,12 +49,17 @@ class MuonAdamW(Muon):
         Optimizer.__init__(self, params, settings)
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        """Perform one step; a closure is evaluated by :class:`SALOptimizer`."""
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Perform one step."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
             self._muon(group, [param for param in params if takes_muon(param, group)])
             self._adamw(group, [param for param in params if not takes_muon(param, group)])
+        return loss
 
     def _muon(self, group: dict[str, Any], params: list[Tensor]) -> None:
         settings = {name: group[name] for name in OF_MUON}
@@ -99,7 +105,7 @@ class MuonAdamW(Muon):
         return found
 
 
-class SALMuon(SALOptimizer, MuonAdamW):
+class SALMuon(SALOptimizer, MuonAdamW):  # type: ignore[misc]
     __doc__ = f"""Muon that forgets less, for a whole model; needs torch 2.9.
 
     Real matrices have the update of ``torch.optim.Muon``. All other parameters, and those of groups
