@@ -162,3 +162,14 @@ def test_options_of_the_controls() -> None:
     assert {"importance", "protection", "rank"} <= set(METHODS["sal-adam-shuffled"].allowed())
     assert "protection" in METHODS["sal-adam-matched"].allowed()
     assert METHODS["control-uniform"] is METHODS["sal-adam-uniform"]
+
+
+def test_told_consolidates_where_a_task_ends() -> None:
+    method = build("sal-adam-told")
+    train(method, range(5))
+    assert method.told
+    assert method.optimizer.diagnostics()["consolidations"] == 0
+    method.boundary(batch(0))
+    assert method.optimizer.diagnostics()["consolidations"] == 1
+    for param in method.params:
+        assert torch.equal(method.optimizer.state[param]["anchor"], param)

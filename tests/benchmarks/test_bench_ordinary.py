@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import sal_optim
+from benchmarks.commands.ordinary import BASES
 from benchmarks.runs import values
-from benchmarks.runs.situations import run
+from benchmarks.runs.situations import SITUATIONS, run
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -31,3 +32,10 @@ def test_value_learning_without_protection_is_the_base() -> None:
     base = run("target", 0, torch.optim.Adam, {"lr": 1e-3}, 90)
     assert run("target", 0, sal_optim.SALAdam, {"lr": 1e-3, "protection": 0.0}, 90) == base
     assert run("target", 0, sal_optim.SALAdam, {"lr": 1e-3}, 90) != base
+
+
+def test_rates_of_a_situation_are_of_a_base_and_of_sal() -> None:
+    assert SITUATIONS["target"].rates == {}
+    assert set(SITUATIONS["target-tuned"].rates) == set(BASES)
+    plain, protected = SITUATIONS["target-tuned"].rates["SGD"]
+    assert plain < protected
