@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from sal_optim.companions.lineage import Node
 from sal_optim.utils import checks
+from sal_optim.utils.rounding import wide
 
 _EPS = 1e-3  # of the mean importance, so that weights without any are averaged plainly
 
@@ -184,4 +185,4 @@ def _real(tensor: Tensor) -> Tensor:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return tensor.to(wide(tensor.dtype))

@@ -67,9 +67,7 @@ def consolidate_param(
     local, values = local_state(state), plain(param.detach())
     merged = dict(local)
     if "anchor" in local:
-        # Weights that are not finite never become an anchor; nothing is read from the device.
-        known = anchor.read(local, values.dtype).nan_to_num_(0.0, 0.0, 0.0)
-        values = torch.where(values.isfinite(), values, known)
+        known, values = _known_and_new(local, values)
         merged["anchor"] = values.clone() if state["evidence_weight"] == 0.0 else known
     new, old, weight = shares(
         gathered,
@@ -86,6 +84,15 @@ def consolidate_param(
         anchor.write(local, found, at, param)
     state["evidence_weight"], state["pending_steps"] = weight, 0.0
     return new
+
+
+def _known_and_new(local: State, values: Tensor) -> tuple[Tensor, Tensor]:
+    """The anchor so far, and the weights that it may go to.
+
+    Weights that are not finite never become an anchor; nothing is read from the device.
+    """
+    known = anchor.read(local, values.dtype).nan_to_num_(0.0, 0.0, 0.0)
+    return known, torch.where(values.isfinite(), values, known)
 
 
 def _lerped(anchor: Tensor, values: Tensor, memory: float, own: float) -> Tensor:
@@ -105,9 +112,9 @@ def _draw_on(
     """Move the anchor of a segment that ends where the clock has just consolidated."""
     if own == 0.0 or "anchor" not in state:
         return
-    local, values = local_state(state), plain(param.detach())
-    known = anchor.read(local, values.dtype).nan_to_num_(0.0, 0.0, 0.0)
-    found = _lerped(known, torch.where(values.isfinite(), values, known), memory, own)
+    local = local_state(state)
+    known, values = _known_and_new(local, plain(param.detach()))
+    found = _lerped(known, values, memory, own)
     anchor.write(local, found, dither(detector["consolidations"]), param)
 
 

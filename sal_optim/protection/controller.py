@@ -146,7 +146,7 @@ class ProtectionController(Judge):
         if model is not None:
             buffers.keep(self.optimizer.param_groups, model)
         self.settle()
-        self.merge(ended=True, declared=True)
+        self.merge(ended=True, own=self.detector["own"])
         if self.detector["consolidations"] > 0.0:
             self.detector["firm"] = 1.0
         begin_segment(self.detector)

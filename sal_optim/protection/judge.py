@@ -213,19 +213,18 @@ class Judge(Holder):
         track(states, values, beta, update=update)
 
     @exact
-    def merge(self, *, ended: bool = False, declared: bool = False) -> bool:
+    def merge(self, *, ended: bool = False, own: float = 0.0) -> bool:
         """Merge what was gathered by all parameters; return whether there was anything.
 
         Args:
             ended: what was gathered is the end of a segment, which counts whole however short.
-            declared: by the user, so that the weights are surely those that the segment ends with.
+            own: the share of importance so far that is surely of the data that ends here.
         """
         detector, groups = self.detector, self.groups
         every = groups[0]["consolidate_every"]
         usual = window(detector, every)
         usual = (min(usual, LEAST) if ended else usual) / INTERVAL
         memory = anchor_memory(detector["steps"], window(detector, every or "auto") if ended else 0)
-        own = detector["own"] if declared else 0.0
         counted = []
         for group in groups:
             for param in group["params"]:

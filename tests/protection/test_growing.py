@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -129,9 +130,10 @@ def test_before_any_step_and_of_what_is_pending() -> None:
     assert state["evidence_weight"] > 0
 
 
-def test_a_layer_around_an_optimizer() -> None:
+def grown_in_a_layer(build: Any, steps: int) -> tuple[torch.optim.Optimizer, nn.Linear]:
+    """An optimizer in a layer whose parameters have grown, and the head, after some more steps."""
     model = network()
-    base = torch.optim.RMSprop(model.parameters(), momentum=0.9)
+    base = build(model.parameters())
     layer = CommunicationLayer(base)
     train(model, base, 30, 0)
     layer.consolidate()
@@ -139,23 +141,19 @@ def test_a_layer_around_an_optimizer() -> None:
     head = larger(model, 5)
     layer.grow(model.weight, head.weight)
     torch.testing.assert_close(layer.controller.importance(head.weight)[0][:3], before)
-    assert base.state[head.weight]["square_avg"].shape == head.weight.shape
     layer.grow(model.bias, head.bias)
-    train(head, base, 5, 0)
+    train(head, base, steps, 0)
+    torch.testing.assert_close(layer.controller.importance(head.weight)[0][:3], before)
+    return base, head
+
+
+def test_a_layer_around_an_optimizer() -> None:
+    base, head = grown_in_a_layer(partial(torch.optim.RMSprop, momentum=0.9), 5)
+    assert base.state[head.weight]["square_avg"].shape == head.weight.shape
 
 
 def test_moments_that_are_not_by_element_begin_anew() -> None:
-    model = network()
-    base = torch.optim.Adafactor(model.parameters(), lr=0.01)
-    layer = CommunicationLayer(base)
-    train(model, base, 30, 0)
-    layer.consolidate()
-    before = layer.controller.importance(model.weight)[0].clone()
-    head = larger(model, 5)
-    layer.grow(model.weight, head.weight)
-    layer.grow(model.bias, head.bias)
-    train(head, base, 1, 0)
-    torch.testing.assert_close(layer.controller.importance(head.weight)[0][:3], before)
+    base, head = grown_in_a_layer(partial(torch.optim.Adafactor, lr=0.01), 1)
     assert base.state[head.weight]["row_var"].shape == (5, 1)
     assert base.state[head.weight]["step"] == 1
     assert base.state[head.bias]["step"] == 31

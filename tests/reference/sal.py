@@ -305,7 +305,7 @@ class Reference:
     # ------------------------------------------------------------------ consolidation
 
     def consolidate(self) -> None:
-        self.merge(ended=True, declared=True)
+        self.merge(ended=True, own=self.own)
         self.firm = self.firm or self.consolidations > 0
         self.begin_segment()
 
@@ -324,7 +324,7 @@ class Reference:
             return max(clock.LEAST, clock.SHARE * self.total)
         return 0.0 if every is None else every
 
-    def merge(self, *, ended: bool = False, declared: bool = False) -> bool:
+    def merge(self, *, ended: bool = False, own: float = 0.0) -> bool:
         usual = self.interval()
         usual = (min(usual, clock.LEAST) if ended else usual) / clock.INTERVAL
         memory = consolidation.ANCHOR_MEMORY / max(1.0, self.norms.steps / consolidation.REST) ** 2
@@ -332,7 +332,7 @@ class Reference:
             window = self.interval() or max(clock.LEAST, clock.SHARE * self.total)
             memory /= max(1.0, consolidation.WINDOWS * window / max(1, self.norms.steps))
         done = [
-            param.consolidate(usual, self.observed, memory, self.own if declared else 0.0)
+            param.consolidate(usual, self.observed, memory, own)
             for param in self.params
             if param.settings["protection"] > 0
         ]
