@@ -2,8 +2,9 @@
 
 This is how people fine-tune: each run begins with the weights of the one before, at the Trainer's
 own defaults (AdamW's settings, clipping, a learning rate that falls to 0). SALAdamW observes text
-that the pretrained model knows before the first run, and hands importance on by a file. The result
-of each text is kept; a command that was stopped goes on after the last that is done.
+that the pretrained model knows before the first run, and hands importance on by a file. EWC
+observes the same text, and as many sequences of each text that it has learned. The result of each
+text is kept; a command that was stopped goes on after the last that is done.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.data.errors import require_choice
-from benchmarks.finetune.smollm2 import Measure, held_out, loaded, sequences
+from benchmarks.finetune.methods import METHODS, Method
+from benchmarks.finetune.methods.base import copies
+from benchmarks.finetune.methods.peers import EWC
+from benchmarks.finetune.smollm2 import Measure, held_out, loaded, sequences, token_loss
 from benchmarks.finetune.trainer import code_of, precision, recorded
 from benchmarks.runs.records import write_atomically
 from sal_optim import SALAdamW
@@ -33,25 +37,37 @@ LENGTH = 64  # tokens of a row; the Trainer has 8 rows in a batch
 
 @dataclass(frozen=True)
 class Way:
-    """A learning rate, with SALAdamW or AdamW; `averaged` halves each text's change afterwards."""
+    """A method of the small network's, or SALAdamW as it comes, and a learning rate."""
 
     name: str
     lr: float
-    sal: bool = False
-    averaged: bool = False
+    strength: float | None = None  # of a penalty
+    share: float = 1.0  # of each text's change that is kept
 
     @property
     def label(self) -> str:
         """Of its row, and of its record."""
-        return f"{self.name} {self.lr:g}"
+        said = f", strength {self.strength:g}" if self.strength is not None else ""
+        return f"{self.name} {self.lr:g}{said}"
+
+    @property
+    def sal(self) -> bool:
+        return self.name == "sal-adamw"
+
+    def method(self, model: Any) -> Method:
+        options = {} if self.strength is None else {"strength": self.strength}
+        return METHODS["adamw" if self.sal else self.name].kind(model, lr=self.lr, **options)
 
 
 WAYS = (
     Way("adamw", 3e-4),
-    Way("sal-adamw", 3e-4, sal=True),
+    Way("sal-adamw", 3e-4),
     Way("adamw", 5e-5),
-    Way("wise-ft", 3e-4, averaged=True),
-    Way("sal-adamw", 5e-5, sal=True),
+    Way("wise-ft", 3e-4, share=0.5),
+    Way("fapm", 3e-4, share=0.1),
+    Way("ewc", 3e-4, strength=1e5),
+    Way("l2-sp", 3e-4, strength=0.3),
+    Way("sal-adamw", 5e-5),
 )
 
 
@@ -92,12 +108,11 @@ def _run(
         model = copy.deepcopy(pristine)
         if place:
             model.load_state_dict(torch.load(folder / f"{place - 1}.pt", weights_only=True))
-        start = [param.detach().clone() for param in model.parameters()]
-        _trained(way, model, folder, place, seed, args)
-        if way.averaged:
-            with torch.no_grad():
-                for param, value in zip(model.parameters(), start, strict=True):
-                    param.lerp_(value, 0.5)
+        start = copies(list(model.parameters()))
+        method = way.method(model)
+        _trained(way, method, folder, place, seed, args)
+        if way.share < 1.0:
+            method.give_back(start, way.share)
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(model.state_dict(), folder / f"{place}.pt")
         found.append(_measured(model, measure, args))
@@ -107,9 +122,11 @@ def _run(
     return list(found)
 
 
-def _trained(way: Way, model: Any, folder: Path, place: int, seed: int, args: Namespace) -> None:
+def _trained(
+    way: Way, method: Method, folder: Path, place: int, seed: int, args: Namespace
+) -> None:
     """One text through a Trainer: everything that is not named here is as it comes."""
-    from transformers import Trainer, TrainingArguments
+    from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from sal_optim.integrations.transformers import SALCallback
 
@@ -127,18 +144,35 @@ def _trained(way: Way, model: Any, folder: Path, place: int, seed: int, args: Na
         use_cpu=not torch.cuda.is_available(),
     )
     options: dict[str, Any] = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    count = 16 * args.batch  # rows of 128, of which two of 64 are made
     if way.sal:
         handed: dict[str, Any] = {"importance_to": folder / f"{place}.safetensors"}
         if place:
             handed["importance_from"] = folder / f"{place - 1}.safetensors"
         else:
-            count = 16 * args.batch  # rows of 128, of which two of 64 are made
             handed["observe"] = _rows(sequences(tokenizer, args.old, args.data_dir, 0, count))
-        folder.mkdir(parents=True, exist_ok=True)
         options["callbacks"] = [SALCallback(**handed)]
         options["optimizer_cls_and_kwargs"] = (SALAdamW, {"lr": way.lr})
+    elif way.strength is not None:
+
+        class Penalty(TrainerCallback):  # type: ignore[misc]
+            def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+                method.before_step()
+
+        options["callbacks"] = [Penalty()]
+        options["optimizers"] = (method.optimizer, None)
+    if isinstance(method, EWC):
+        known = args.domains[place - 1] if place else args.old
+        seen = sequences(tokenizer, known, args.data_dir, 0, count).view(-1, LENGTH)
+        method.observe([seen], token_loss)
+        if place:
+            past = torch.load(folder / f"fisher-{place - 1}.pt", weights_only=True)
+            for fisher, before in zip(method.fisher, past, strict=True):
+                fisher.add_(before)
+        torch.save(method.fisher, folder / f"fisher-{place}.pt")
     rows = _rows(sequences(tokenizer, text, args.data_dir, 0, args.batch * args.steps // 2))
-    Trainer(model, settings, train_dataset=rows, **options).train()
+    Trainer(method.model, settings, train_dataset=rows, **options).train()
 
 
 def _rows(tokens: Tensor) -> list[dict[str, Tensor]]:

@@ -249,11 +249,28 @@ def test_directions_by_chance_are_directions(setting: Any) -> None:
             assert torch.allclose(basis.T @ basis, torch.eye(basis.shape[1]), atol=1e-5)
 
 
-def test_averages_go_from_the_first_to_the_last_weights(setting: Any, tmp_path: Path) -> None:
-    plain = run(setting("adamw", lr=METHODS["wise-ft"].trials[0][0]), tmp_path)
-    between = run(setting("wise-ft"), tmp_path)
+@pytest.mark.parametrize("method", ["wise-ft", "fapm"])
+def test_averages_go_from_the_first_to_the_last_weights(
+    setting: Any, tmp_path: Path, method: str
+) -> None:
+    plain = run(setting("adamw", lr=METHODS[method].trials[0][0]), tmp_path)
+    between = run(setting(method), tmp_path)
     assert between["points"][0] == pytest.approx(plain["points"][0])
     assert between["points"][-1] == pytest.approx(plain["points"][-1], rel=1e-4)
+
+
+def test_what_is_pruned_last_has_changed_much_and_little_of_its_size() -> None:
+    model = torch.nn.Linear(4, 1, bias=False)
+    start = [torch.tensor([[1.0, 1.0, 0.01, 0.0]])]
+    changed = torch.tensor([[1.5, 1.1, 0.51, 0.5]])
+    method = METHODS["fapm"].kind(model, lr=0.1)
+    for share, kept in ((0.25, [0]), (0.5, [0, 1]), (0.75, [0, 1, 2])):
+        with torch.no_grad():
+            model.weight.copy_(changed)
+        method.give_back(start, share)
+        expected = start[0].clone()
+        expected[0, kept] = changed[0, kept]
+        assert torch.equal(model.weight, expected)
 
 
 def test_forgetting_is_read_where_the_new_loss_is_equal() -> None:

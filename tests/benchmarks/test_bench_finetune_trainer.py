@@ -150,7 +150,7 @@ def test_texts_in_turn(
 ) -> None:
     """Each way through a Trainer for each text; one that was stopped goes on after the last."""
     command = ["finetune", "--domains", "code", "prose", "--steps", "3", "--batch", "4"]
-    command += ["--methods", "adamw", "sal-adamw", "wise-ft"]
+    command += ["--methods", *{way.name: None for way in sequence.WAYS}]
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
     found = {path.name: json.loads(path.read_text()) for path in _of(tmp_path / "whole")}
     assert len(found) == 1 + len(sequence.WAYS)
@@ -159,9 +159,13 @@ def test_texts_in_turn(
         assert all(math.isfinite(value) for after in run for value in after.values())
     (plain,) = (run for name, run in found.items() if name.startswith("adamw_0.0003"))
     (held,) = (run for name, run in found.items() if name.startswith("sal-adamw_0.0003"))
-    (averaged,) = (run for name, run in found.items() if name.startswith("wise-ft"))
-    assert plain[0] == held[0] == averaged[0]
-    assert len({run[1]["code"] for run in (plain, held, averaged)}) == 3
+    peers = [
+        next(run for name, run in found.items() if name.startswith(method))
+        for method in ("wise-ft", "fapm", "ewc", "l2-sp")
+    ]
+    for after in (1, 2):
+        assert len({run[after]["code"] for run in (plain, held, *peers)}) == 6
+    assert all(run[0] == plain[0] for run in (held, *peers))
     assert not [path for path in (tmp_path / "whole" / "sequence").iterdir() if path.is_dir()]
 
     train, begun = sequence._trained, []

@@ -22,6 +22,7 @@ from benchmarks.finetune.methods.directions import (
 )
 from benchmarks.finetune.methods.peers import (
     EWC,
+    FAPM,
     L2SP,
     SPD,
     Half,
@@ -118,6 +119,7 @@ ROWS = (
     Row("half", Half, PLAIN),
     Row("lora", LoRA, ADAPTERS, needs="peft"),
     Row("wise-ft", WiSE, GIVEN_BACK),
+    Row("fapm", FAPM, GIVEN_BACK),
     Row("sal-adamw", SALW, PROTECTED),
     Row("sal-kronecker", Directions, ALONG),
     Row("sal-kronecker-new", DirectionsNew, ALONG_NEW),

@@ -186,6 +186,25 @@ class WiSE(Method):
     averages: ClassVar[bool] = True
 
 
+class FAPM(Method):
+    """AdamW's change, of which a share of the elements is kept (Huang et al. 2025, 2509.08255).
+
+    Those of each tensor that have changed much and, next to their pretrained size, little.
+    """
+
+    averages: ClassVar[bool] = True
+
+    @torch.no_grad()
+    def give_back(self, start: Sequence[Tensor], share: float) -> None:
+        for param, first in zip(self.model.parameters(), start, strict=True):
+            changed, size = (param - first).abs(), first.abs()
+            score = changed - size.mean() * changed / size.clamp_min(torch.finfo(size.dtype).tiny)
+            kept = score.flatten().topk(round(share * score.numel()), sorted=False).indices
+            pruned = first.flatten().clone()
+            pruned[kept] = param.flatten()[kept]
+            param.copy_(pruned.view_as(param))
+
+
 class PlainMuon(Method):
     """torch.optim.Muon for matrices, Adam for the rest."""
 
@@ -193,4 +212,6 @@ class PlainMuon(Method):
         return Muon(self.params, lr)
 
 
-__all__ = ["EWC", "L2SP", "SPD", "WEIGHT_DECAY", "Half", "LoRA", "MoFO", "PlainMuon", "WiSE"]
+__all__ = [
+    "EWC", "FAPM", "L2SP", "SPD", "WEIGHT_DECAY", "Half", "LoRA", "MoFO", "PlainMuon", "WiSE",
+]  # fmt: skip
