@@ -137,7 +137,7 @@ class CommunicationLayer(Protection):
         blocks = controller.collect()
         if known is None:
             rates = [group.get("lr") for group in self.optimizer.param_groups]
-            rate = max(1.0 if lr is None else float(lr) for lr in rates)
+            rate = max((1.0 if lr is None else float(lr) for lr in rates), default=0.0)
             known = controller.decide(blocks, rate=rate, loss_scale=loss_scale_of(self.optimizer))
             controller.gather(known)
             if not controller.observing:

@@ -203,7 +203,7 @@ class SALOptimizer(Protection, Optimizer):
         controller = self.controller  # made now if it is missing, which sets state aside
         self._check_groups()
         blocks = controller.collect()
-        rate = max(float(group["lr"]) for group in self.param_groups)
+        rate = max((float(group["lr"]) for group in self.param_groups), default=0.0)
         decision = controller.decide(blocks, rate=rate, loss_scale=loss_scale_of(self))
         controller.gather(decision)
         if controller.observing:

@@ -17,6 +17,8 @@ def protection_line(optimizer: object) -> str:
             f"{found['consolidations']:.0f} consolidations; {found['mean_gate']:.0%} of an update "
             f"is let through; the weights are {found['drift']:.1%} from the anchor"
         )
+    if not count:
+        return "sal_optim: nothing is protected, as the optimizer has no parameters"
     if all(group["protection"] == 0.0 for group in groups):
         return "sal_optim: nothing is protected, as protection is 0"
     every = groups[0]["consolidate_every"]

@@ -83,8 +83,8 @@ class Protection:
 
         Raises:
             ValueError: ``old`` is not this optimizer's, ``new`` is already, is of another dtype,
-                device or number of columns, or is no leaf; one of them is distributed (DTensor), or
-                the optimizer is LBFGS.
+                device or number of columns, begins with other values, or is no leaf; one of them is
+                distributed (DTensor), or the optimizer is LBFGS.
         """
         self.controller.grow(old, new)
 

@@ -28,6 +28,11 @@ def grow(holder: Holder, old: Tensor, new: Tensor) -> None:
         for index, param in enumerate(group["params"]):
             if param is old:
                 _check(old, new)
+                if not torch.allclose(new[: len(old)], old, rtol=0.0, atol=0.0, equal_nan=True):
+                    raise ValueError(
+                        f"Invalid new value: its first {len(old)} rows are not those of old, whose "
+                        "importance they get; copy old's rows into new before"
+                    )
                 if isinstance(holder.optimizer, LBFGS):
                     raise ValueError(
                         "Invalid old value: a parameter of LBFGS, whose state is of all parameters "

@@ -85,9 +85,10 @@ class Judge(Holder):
             rate: the largest learning rate of all groups; at 0 a step moves nothing.
             loss_scale: factor that the gradients still carry.
         """
-        settings, detector = self.groups[0], self.detector
-        decision = Decision(blocks, settings, detector, loss_scale=loss_scale)
         self.settle()
+        settings: Group = self.groups[0] if blocks else {}
+        detector = self.detector
+        decision = Decision(blocks, settings, detector, loss_scale=loss_scale)
         if not blocks:
             return decision
         decision.norms = norms([b.grad for b in blocks], [b.sharding for b in blocks])
@@ -191,8 +192,8 @@ class Judge(Holder):
         """Pass on a number that the training loop tells, 0-dim."""
 
         def hear(judge: Judge, values: list[float]) -> None:
-            detector = judge.detector
-            if told.hear(detector, name, values[0], judge.groups[0]):
+            detector, groups = judge.detector, judge.groups
+            if groups and told.hear(detector, name, values[0], groups[0]):
                 judge._changed(detector, firm=True)
 
         self.send(number.reshape(1), hear)
@@ -221,6 +222,8 @@ class Judge(Holder):
             own: the share of importance so far that is surely of the data that ends here.
         """
         detector, groups = self.detector, self.groups
+        if not groups:  # all were deleted
+            return False
         every = groups[0]["consolidate_every"]
         usual = window(detector, every)
         usual = (min(usual, LEAST) if ended else usual) / INTERVAL

@@ -17,6 +17,7 @@ from torch import Tensor
 from sal_optim.checkpoint.validation import IMPORTANCE_STATE, STATISTICS
 from sal_optim.config import RETENTION
 from sal_optim.detection.change_detector import new_detector
+from sal_optim.monitoring.status import protection_line
 from tests.testing.drive import (
     assert_equal,
     assert_same_state,
@@ -224,6 +225,27 @@ def test_a_removed_group_takes_nothing_with_it(class_row: Row) -> None:
     assert _importance(optimizer, b) == pytest.approx(1.0, abs=0.1)
     assert consolidations(optimizer) == 2
     assert optimizer.state[b]["evidence_weight"] == pytest.approx(1.0 + RETENTION)
+
+
+def test_without_groups_nothing_happens(class_row: Row) -> None:
+    """As in torch.optim, where a step of an optimizer that has none moves nothing."""
+    (param,) = make_params([(100,)])
+    optimizer = class_row([param])
+    _noise(optimizer, 70, param)
+    groups, moments = list(optimizer.param_groups), dict(optimizer.state)
+    optimizer.param_groups.clear()
+    optimizer.state.clear()
+    before = param.detach().clone()
+    optimizer.tell(loss=1.0)
+    _noise(optimizer, 1, param)
+    optimizer.consolidate()
+    assert optimizer.diagnostics()["mean_gate"] == 1.0
+    assert "no parameters" in protection_line(optimizer)
+    assert torch.equal(param, before)
+    optimizer.param_groups += groups
+    optimizer.state.update(moments)
+    _noise(optimizer, 8, param)
+    assert not torch.equal(param, before)
 
 
 def test_a_state_dict_kept_in_memory_does_not_go_on_counting(class_row: Row) -> None:

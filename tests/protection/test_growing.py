@@ -191,6 +191,7 @@ def test_refused() -> None:
         (weight, torch.zeros(5, 7), r"Invalid new value: \(5, 7\)"),
         (weight, torch.zeros(5, 6, dtype=torch.float64), "Invalid new value: .*float64"),
         (weight, torch.cat([weight, weight]), "Invalid new value: .*computed from"),
+        (weight, torch.zeros(5, 6), "Invalid new value: .*first 3 rows"),
     ):
         with pytest.raises(ValueError, match=said):
             optimizer.grow(old, new)
