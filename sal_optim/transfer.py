@@ -74,7 +74,8 @@ def load_importance(
             those of a new head, begin without importance in any case.
 
     Returns:
-        Names of the parameters that have importance now, and of the others.
+        Names, as a tuple of three lists: ``loaded`` have importance now, ``new`` are not in the
+        file, and ``unused`` are in the file alone.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -46,7 +46,7 @@ examples:
   python -m benchmarks continual --list                data, streams and methods
   python -m benchmarks continual --data mnist --data-dir ~/Downloads --seeds 3
   python -m benchmarks continual --stream rotated --stream fuzzy --methods adam ewc si sal-adam
-  python -m benchmarks continual --methods sal-adam --protection 1.0 --out results/strong
+  python -m benchmarks continual --methods sal-adam --protection 30.0 --out results/strong
   python -m benchmarks continual --protect adam torch_optimizer.Yogi --stream permuted
   python -m benchmarks continual --data fashion-mnist --stream permuted --steps 600 --jobs 2
   python -m benchmarks continual --preset vandeven-split --data-dir ~/Downloads
