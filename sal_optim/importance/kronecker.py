@@ -202,6 +202,9 @@ class Kronecker:
     def _tables_of(self, state: State, damping: float, dtype: torch.dtype) -> Tables:
         """The tables of a protected gradient, made once a consolidation."""
         left, right = (state[f"{side}_values"] for side in SIDES)
+        if left.is_inference() or right.is_inference():
+            # Begun under torch.inference_mode: no version says when they have changed.
+            return self._made(state, damping, dtype)
         # Views of one tensor, as blocks of sharded state are, have their places in it.
         whole = left if left._base is None else left._base
         version = (left._version, right._version, right.data_ptr(), dtype)
@@ -213,11 +216,14 @@ class Kronecker:
         if damping not in tables:
             if len(tables) >= MOST_TABLES:  # a schedule of the protection's strength
                 tables.clear()
-            omega = self._omega(state, dtype)
-            omega = omega / self._divisor(omega[-1, -1], damping)
-            factors = 1.0 / (omega * damping + 1.0)
-            tables[damping] = Tables(table_of(factors), table_of(omega * factors))
+            tables[damping] = self._made(state, damping, dtype)
         return tables[damping]
+
+    def _made(self, state: State, damping: float, dtype: torch.dtype) -> Tables:
+        omega = self._omega(state, dtype)
+        omega = omega / self._divisor(omega[-1, -1], damping)
+        factors = 1.0 / (omega * damping + 1.0)
+        return Tables(table_of(factors), table_of(omega * factors))
 
     def _divisor(self, outside: Tensor, damping: float) -> Tensor:
         """What importance is divided by, at least 1, so that damping leaves room to learn."""
