@@ -20,7 +20,7 @@ from sal_optim.checkpoint.validation import fitted, is_own
 from sal_optim.config import SHARED_BY_ALL, check_alike, check_protection
 from sal_optim.protection.base import Protection
 from sal_optim.protection.controller import ProtectionController
-from sal_optim.protection.fused import fused, loss_scale_of, refuse_capture
+from sal_optim.protection.fused import MOMENTS, fused, loss_scale_of, refuse_capture
 from sal_optim.protection.holder import own_detector
 from sal_optim.utils import checks
 
@@ -118,6 +118,11 @@ class SALOptimizer(Protection, Optimizer):
     def _is_early(self, state: dict[str, Any]) -> bool:
         return bool(state and self._moments) and all(is_own(name) for name in state)
 
+    def _of_others(self, state: dict[str, Any]) -> dict[str, Any]:
+        """What is not the base's: the protection's, and what a subclass or a wrapper keeps."""
+        base = {*self._moments, *MOMENTS, "step"}
+        return {name: value for name, value in state.items() if name not in base}
+
     def __getstate__(self) -> dict[str, Any]:
         controller = self.controller
         controller.diagnostics()  # what is underway arrives
@@ -128,7 +133,11 @@ class SALOptimizer(Protection, Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # torch.optim expects its own state wherever there is any.
-        early = {param: own for param, own in state["state"].items() if self._is_early(own)}
+        early = {
+            param: own
+            for param, own in state["state"].items()
+            if self._moments and len(self._of_others(own)) == len(own)
+        }
         others = {param: own for param, own in state["state"].items() if param not in early}
         super().__setstate__({**state, "state": others})
         self.state = defaultdict(dict, {**self.state, **early})
@@ -231,9 +240,10 @@ class SALOptimizer(Protection, Optimizer):
             for group in self.param_groups
             for param in group["params"]
             if self.state.get(param) and self._lacks_moments(param, group)
+            if param.grad is not None  # or the base passes over it
         ]
         for param in deleted:
-            kept = {n: value for n, value in self.state.pop(param).items() if is_own(n)}
+            kept = self._of_others(self.state.pop(param))
             self.controller.early.update({param: kept} if kept else {})
 
     def _lacks_moments(self, param: Tensor, group: dict[str, Any]) -> bool:

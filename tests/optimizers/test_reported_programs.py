@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -57,3 +58,39 @@ def test_a_run_whose_steps_are_under_inference_mode(cls: Any) -> None:
             assert protection.diagnostics()["drift"] < 1.0
         models.append(model)
     assert_alike(*models)
+
+
+class Averaging:
+    """A mixin that keeps a mean of the weights in the state, from before the first step on."""
+
+    param_groups: Any
+    state: Any
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        params = [param for group in self.param_groups for param in group["params"]]
+        for param in params:
+            self.state[param].setdefault("mean", param.clone())
+        loss = super().step(closure)  # type: ignore[misc]
+        for param in params:
+            self.state[param]["mean"].lerp_(param, 0.1)
+        return loss
+
+
+@pytest.mark.parametrize("cls", FAMILY)
+def test_state_that_a_subclass_begins_before_the_first_step(cls: Any) -> None:
+    """As Schedule-Free's wrapper does; Adam takes a state that is there for its own."""
+    models = []
+    for own in (cls, type("Mine", (Averaging, cls), {})):
+        torch.manual_seed(0)
+        model = network()
+        model[0].requires_grad_(False)
+        optimizer = own(model.parameters(), lr=1e-3)
+        train(optimizer, model, 5)
+        models.append(model)
+    assert_alike(*models)
+    for param in model.parameters():
+        assert torch.equal(optimizer.state[param]["mean"], param) is not param.requires_grad
+    copied = copy.deepcopy(optimizer)
+    frozen = copied.param_groups[0]["params"][0]
+    assert torch.equal(copied.state[frozen]["mean"], frozen)
