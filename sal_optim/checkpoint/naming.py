@@ -32,10 +32,14 @@ def names_of(groups: Groups, model: nn.Module | None = None) -> dict[Tensor, str
     """
     params = [param for group in groups for param in group["params"]]
     if model is None:
-        if not all("param_names" in group for group in groups):
+        # A parameter may have been added to a group's list by hand.
+        counts = [len(group.get("param_names", ())) for group in groups]
+        if counts != [len(group["params"]) for group in groups]:
+            lacks = f"has {sum(counts)} names of {len(params)} parameters"
+            lacks = lacks if sum(counts) else "was made without names"
             raise ValueError(
-                "Invalid model value: None; the optimizer was made without names, so model must be "
-                "the module that holds its parameters (or make it of model.named_parameters())"
+                f"Invalid model value: None; the optimizer {lacks}, so model must be the module "
+                "that holds its parameters (or make it of model.named_parameters())"
             )
         names = unwrapped(chain.from_iterable(group["param_names"] for group in groups))
         twice = next((name for name, count in Counter(names).items() if count > 1), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from sal_optim import (
     SALAdamW,
     SALLion,
     SALMuon,
+    load_importance,
+    save_importance,
 )
 
 FAMILY = [SALAdam, SALAdamW, SALSGD, SALLion, SALMuon]
@@ -94,3 +97,19 @@ def test_state_that_a_subclass_begins_before_the_first_step(cls: Any) -> None:
     copied = copy.deepcopy(optimizer)
     frozen = copied.param_groups[0]["params"][0]
     assert torch.equal(copied.state[frozen]["mean"], frozen)
+
+
+def test_a_parameter_that_is_added_beside_the_names(tmp_path: Path) -> None:
+    model = network()
+    optimizer = SALAdamW(model.named_parameters(), lr=1e-3)
+    train(optimizer, model, 5)
+    model.append(nn.Linear(4, 4))
+    optimizer.param_groups[0]["params"] += model[3].parameters()
+    train(optimizer, model, 5)
+    optimizer.consolidate()
+    optimizer.load_state_dict(optimizer.state_dict())
+    with pytest.raises(ValueError, match="has 4 names of 6 parameters, so model must be"):
+        save_importance(optimizer, tmp_path / "importance.safetensors")
+    save_importance(optimizer, tmp_path / "importance.safetensors", model)
+    other = SALAdamW(model.parameters())
+    assert len(load_importance(other, tmp_path / "importance.safetensors", model).loaded) == 6
