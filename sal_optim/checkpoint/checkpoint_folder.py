@@ -59,7 +59,8 @@ def read(path: str, shapes: dict[str, Shape]) -> Content:
             parts.setdefault(name, {})[part] = (key, ())
         elif part in ("anchor", "anchor_scale") or part.startswith(("evidence", "left_", "right_")):
             if part != "anchor_scale" and "pending" not in part:
-                wanted[key] = torch.empty(about.size, dtype=about.properties.dtype)
+                dtype = about.properties.dtype
+                wanted[key] = torch.empty(about.size, dtype=dtype, device="cpu")
             parts.setdefault(name, {})[part] = (key, lead)
     counted = {
         found[1]: key

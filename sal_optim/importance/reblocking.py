@@ -61,11 +61,11 @@ def _kronecker(pieces: Sequence[Piece], state: State) -> None:
     parts = [_restricted(piece.state, piece.there) for piece in pieces]
     for side, name in enumerate(SIDES):
         size, rank = state[f"{name}_basis"].shape
-        factor = torch.zeros(size, 0, dtype=torch.float64)
-        rest = torch.zeros(size, dtype=torch.float64)
+        factor = torch.zeros(size, 0, dtype=torch.float64, device="cpu")
+        rest = torch.zeros(size, dtype=torch.float64, device="cpu")
         for piece, part in zip(pieces, parts, strict=True):
             own, beside = part[side]
-            wider = torch.zeros(size, own.shape[1], dtype=torch.float64)
+            wider = torch.zeros(size, own.shape[1], dtype=torch.float64, device="cpu")
             wider[piece.here[side]] = own
             rest[piece.here[side]] += beside
             factor = torch.cat([factor, wider], 1)
@@ -114,7 +114,7 @@ def _narrowed(factor: Tensor, width: int) -> tuple[Tensor, Tensor]:
 def _factored(pieces: Sequence[Piece], state: State) -> None:
     """Means of rows and columns of the importance that the pieces have."""
     row, column = state["evidence_row"], state["evidence_column"]
-    dense = torch.zeros(len(row), column.shape[1], dtype=torch.float64)
+    dense = torch.zeros(len(row), column.shape[1], dtype=torch.float64, device="cpu")
     for state_there, there, here in pieces:
         rows = state_there["evidence_row"].double()
         columns = state_there["evidence_column"].double()

@@ -198,3 +198,19 @@ def test_factored_is_exact(way: str) -> None:
 def test_other_kinds_are_refused() -> None:
     with pytest.raises(ValueError, match=r"importance value: 'diagonal'; only 'kronecker'"):
         reblocked(IMPORTANCE["diagonal"], [], {})
+
+
+@pytest.mark.parametrize("kind", ["kronecker", "factored"])
+def test_another_default_device_changes_nothing(kind: str) -> None:
+    """As under torch.set_default_device("cuda"): files are read on the host."""
+    olds = [(p, gathered(kind, [g[p.slices] for g in gradients()], 4)) for p in cut("both")]
+    new = Place((5, 3), (30, 20))
+    expected, found = given(kind, olds, new, 4), zeros(kind, new.size, 4)
+    pieces = []
+    for place, state in olds:
+        box = place.shared(new)
+        assert box is not None
+        pieces.append(Piece(state, place.rows_and_columns(box), new.rows_and_columns(box)))
+    with torch.device("meta"):
+        reblocked(IMPORTANCE[kind], pieces, found)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
