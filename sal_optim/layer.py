@@ -197,16 +197,21 @@ class CommunicationLayer(Protection):
         self.controller.settle()
 
     def _saved(self, _: Any, state_dict: StateDict) -> None:
-        """Add what was gathered of parameters before their first step."""
+        """Add what was gathered of parameters before their first step; copy numbers.
+
+        A snapshot that is kept in memory must not go on counting.
+        """
+        states = state_dict["state"]
+        states.update({k: dict(own) for k, own in states.items() if isinstance(own, dict)})
         early = self.controller.early
-        if not early:
-            return
         for group, saved in zip(
             self.optimizer.param_groups, state_dict["param_groups"], strict=True
         ):
+            if isinstance(saved.get("threshold"), dict):
+                saved["threshold"] = dict(saved["threshold"])
             for param, key in zip(group["params"], saved["params"], strict=True):
                 if early.get(param):
-                    state_dict["state"][key] = dict(early[param])
+                    states[key] = dict(early[param])
 
     def _loaded(self, _: Any) -> None:
         self.controller.early.clear()

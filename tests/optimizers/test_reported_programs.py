@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,22 @@ def test_a_parameter_that_is_added_beside_the_names(tmp_path: Path) -> None:
     save_importance(optimizer, tmp_path / "importance.safetensors", model)
     other = SALAdamW(model.parameters())
     assert len(load_importance(other, tmp_path / "importance.safetensors", model).loaded) == 6
+
+
+def test_a_state_of_a_layer_that_is_kept_in_memory() -> None:
+    """As a search for a learning rate keeps one: what was watched later is not in it."""
+    model = network()
+    layer = CommunicationLayer(torch.optim.AdamW(model.parameters(), lr=1e-3))
+    layer.diagnostics()  # as a writer does when it is made
+    fresh = layer.optimizer.state_dict()
+    train(layer.optimizer, model, 70)
+    kept = layer.optimizer.state_dict()
+    counts = [dict(kept["param_groups"][0]["threshold"]), kept["state"][0]["pending_steps"]]
+    train(layer.optimizer, model, 10)
+    assert counts == [kept["param_groups"][0]["threshold"], kept["state"][0]["pending_steps"]]
+    layer.optimizer.load_state_dict(fresh)
+    assert layer.diagnostics()["consolidations"] == 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(layer.optimizer, model, 70)
+    assert layer.diagnostics()["consolidations"] == 1.0
