@@ -150,7 +150,8 @@ class Continual:
         """Hand on what the trainer knows of a step; what is no number is passed over."""
         for name, number in numbers.items():
             if isinstance(number, float) or (isinstance(number, Tensor) and number.numel() == 1):
-                told = torch.as_tensor(number)
+                dtype = None if isinstance(number, Tensor) else torch.float32
+                told = torch.as_tensor(number, dtype=dtype)
                 if name == "loss":  # a process has that of its own batch, and all decide alike
                     told = _averaged(told.detach(), self._model)
                 # A tensor may be negative, as a likelihood is: it then tells nothing.

@@ -160,7 +160,9 @@ class ProtectionController(Judge):
             if isinstance(number, Real) and not math.isfinite(number):
                 continue  # a run that diverges is not ended here
             if not isinstance(number, Tensor):
-                number = torch.tensor(checks.number(name, number), device="cpu")
+                # Not in the default dtype, which may have two bytes.
+                value = checks.number(name, number)
+                number = torch.tensor(value, dtype=torch.float32, device="cpu")
             elif number.numel() != 1 or number.is_complex():
                 raise ValueError(
                     f"Invalid {name} value: a tensor of shape {tuple(number.shape)}, "

@@ -94,3 +94,14 @@ def test_bad_numbers(numbers: dict[str, float], words: str) -> None:
 
 def _params(optimizer: SALAdam) -> list[torch.Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def test_a_float_is_heard_whole_whatever_the_default_dtype() -> None:
+    """As while a model is built in bfloat16, which has three digits."""
+    optimizer = SALAdam([torch.nn.Parameter(torch.ones(2))])
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        optimizer.tell(loss=2.123)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert optimizer.param_groups[0]["threshold"]["loss_mean"] == pytest.approx(2.123, abs=1e-6)
