@@ -128,19 +128,21 @@ class Judge(Holder):
         if rate == 0.0:
             return
 
+        # The step that is judged later is the detector's next.
+        self._schedule(decision, detector["total"] + 1.0, not pooled.suspects(detector))
+        most = limit(detector, settings)
         # No more than these: gradients are not kept until the next step.
-        params = [block.param for block in decision.blocks]
+        params, gathers = [block.param for block in decision.blocks], decision.gathers
 
         def hear(judge: Judge, values: list[float]) -> None:
             total = math.sqrt(sum(value * value for value in values))
+            if gathers and not 0.0 < total <= most:
+                judge._take_back(params)
             if total > 0.0:
                 judge._hear(total, rate, settings, detector)
                 judge._track(params, values, settings["stats_beta"])
 
         self.send(torch.where(known, vector / decision.loss_scale, 0.0), hear)
-        # The step that is judged later is the detector's next.
-        self._schedule(decision, detector["total"] + 1.0, not pooled.suspects(detector))
-        most = limit(detector, settings)
         ordinary = known & (total <= most * decision.loss_scale)
         decision.scale = torch.where(ordinary, math.sqrt(size) / total, 0.0)
 
@@ -209,9 +211,20 @@ class Judge(Holder):
     def _track(
         self, params: Sequence[Tensor], values: list[float], beta: float, *, update: bool = False
     ) -> None:
-        # What was early in the step before is the optimizer's state by now.
-        states = [self.state_of(param) for param in params]
-        track(states, values, beta, update=update)
+        # What was early in the step before is the optimizer's state by now; some may be deleted.
+        known = [
+            (state, value)
+            for param, value in zip(params, values, strict=True)
+            if "grad_norm_mean" in (state := self.state_of(param))
+        ]
+        track([state for state, _ in known], [value for _, value in known], beta, update=update)
+
+    def _take_back(self, params: Sequence[Tensor]) -> None:
+        """Count a step no longer that has gathered zeros, as its norm was one to pass over."""
+        for param in params:
+            state = self.state_of(param)
+            if state.get("pending_steps", 0.0) >= 1.0:
+                state["pending_steps"] -= 1.0
 
     @exact
     def merge(self, *, ended: bool = False, own: float = 0.0) -> bool:

@@ -138,14 +138,40 @@ def test_an_outlier_gathers_nothing_on_an_accelerator(class_row: Row, accelerato
     """Nor does a gradient that is not finite: the device compares, and multiplies by 0."""
     params = make_params([(3, 4), (4,)])
     optimizer = class_row(params, lr=1e-30, importance="diagonal", consolidate_every=None)
-    outliers = {9 * INTERVAL: 1e4, 10 * INTERVAL: float("nan"), 11 * INTERVAL: float("inf")}
     grads = stream(params, profile(12 * INTERVAL))
+    turns = [step for step in range(len(grads)) if is_turn(step, INTERVAL)]
+    outliers = dict(zip(turns[-3:], (1e4, float("nan"), float("inf")), strict=True))
+    gathered = 0
     for step, now in enumerate(grads):
         pending = [optimizer.state[p]["pending"].clone() for p in params if step]
         step_with(optimizer, params, [grad * outliers.get(step, 1.0) for grad in now])
-        if step in outliers:
-            assert all(
-                torch.equal(optimizer.state[p]["pending"], kept)
-                for p, kept in zip(params, pending, strict=True)
-            )
+        same = step > 0 and all(
+            torch.equal(optimizer.state[p]["pending"], kept)
+            for p, kept in zip(params, pending, strict=True)
+        )
+        assert same or step not in outliers
+        gathered += not same
     assert consolidations(optimizer) == 0
+    # Nor is such a step counted, which would dilute what the others have gathered.
+    assert [optimizer.state[p]["pending_steps"] for p in params] == [gathered] * 2
+
+
+def test_a_change_has_one_consolidation_on_an_accelerator(
+    class_row: Row, accelerator: None
+) -> None:
+    """The clock's, just before: the steps that confirm it gather nothing to consolidate."""
+    params = make_params()
+    optimizer = class_row(params)
+    for now in stream(params, profile(80, (60,))):
+        step_with(optimizer, params, now)
+    assert consolidations(optimizer) == 1
+
+
+def test_state_that_is_deleted_while_norms_are_underway(class_row: Row, accelerator: None) -> None:
+    """As messages advise where a parameter was resized or cast."""
+    params = make_params()
+    optimizer = class_row(params)
+    for now in stream(params, profile(4)):
+        step_with(optimizer, params, now)
+        optimizer.state.pop(params[0], None)
+    assert optimizer.diagnostics()["consolidations"] == 0
