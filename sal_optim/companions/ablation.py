@@ -135,7 +135,7 @@ def _ablated(output: Tensor, how: str, generator: torch.Generator) -> Tensor:
             )
         return output.mean(0, keepdim=True).expand_as(output).clone()
     # One cycle through all samples, so that none keeps its own.
-    order = torch.randperm(samples, generator=generator)
+    order = torch.randperm(samples, generator=generator, device="cpu")
     source = torch.empty_like(order)
     source[order] = order.roll(1)
     return output[source.to(output.device)]

@@ -147,7 +147,9 @@ class Cascade:
         for group in self._optimizer.param_groups:
             for param in group["params"]:
                 own = _real(param)
-                noise = torch.randn(own.shape, generator=self._draw, dtype=torch.float32)
+                noise = torch.randn(
+                    own.shape, generator=self._draw, dtype=torch.float32, device="cpu"
+                )
                 size = self.pulse * _wide(own).square().mean().sqrt()
                 importance = self._importance(param)
                 free = 1.0 / (1.0 + importance / importance.mean().clamp_min(1e-30))

@@ -14,6 +14,8 @@ from sal_optim.utils import checks
 
 _COUNTS = ("births", "growths", "merges", "deaths")
 _TENSORS = ("centres", "masses", "scatters", "labels")
+# Whatever torch's defaults are.
+_HOST: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 
 
 class CellularMemory:
@@ -48,10 +50,10 @@ class CellularMemory:
         self.budget = checks.whole("budget", budget, low=1)
         self.decay = checks.number("decay", decay, high=1.0, low_open=True, high_open=False)
         self.floor = checks.number("floor", floor)
-        self.centres = torch.empty(0, self.features)
-        self.masses = torch.empty(0)
-        self.scatters = torch.empty(0)  # sums of squared distances to the centre
-        self.labels = torch.empty(0, dtype=torch.long)
+        self.centres = torch.empty(0, self.features, **_HOST)
+        self.masses = torch.empty(0, **_HOST)
+        self.scatters = torch.empty(0, **_HOST)  # sums of squared distances to the centre
+        self.labels = torch.empty(0, dtype=torch.long, device="cpu")
         self._prices: dict[int, float] = {}  # of the last merging, by label
         self._counts = dict.fromkeys(_COUNTS, 0)
 
@@ -116,13 +118,14 @@ class CellularMemory:
         """
         count = checks.whole("count", count, low=1)
         self._not_empty("sample")
-        shares = torch.zeros(len(self))
+        shares = torch.zeros(len(self), **_HOST)
         labels, masses = self.labels.cpu(), self.masses.cpu()
         for label in _unique(labels):
             own = labels == label
             shares[own] = masses[own] / masses[own].sum()
         rows = torch.multinomial(shares, count, replacement=True, generator=generator)
-        noise = torch.randn(count, self.features, generator=generator).to(self.centres.device)
+        noise = torch.randn(count, self.features, generator=generator, **_HOST)
+        noise = noise.to(self.centres.device)
         rows = rows.to(self.centres.device)
         return self.centres[rows] + self.spreads()[rows, None] * noise, self.labels[rows]
 
@@ -212,7 +215,7 @@ class CellularMemory:
         distances = distances.masked_fill(y[:, None] != self.labels, torch.inf)
         found = distances.min(1)
         cost = _ward(found.values, self.masses[found.indices], torch.ones_like(found.values))
-        prices = torch.tensor([self._prices.get(label, 0.0) for label in y.tolist()])
+        prices = torch.tensor([self._prices.get(label, 0.0) for label in y.tolist()], **_HOST)
         return cost <= prices.to(cost), found.indices
 
     def _grow(self, x: Tensor, cells: Tensor) -> None:

@@ -112,7 +112,8 @@ def _agreement(
     found = _cosines(around, k)[:, 0]
     noise = []
     for _ in range(repeats):
-        order = torch.rand(around.shape, generator=generator).argsort(2).to(around.device)
+        order = torch.rand(around.shape, generator=generator, device="cpu").argsort(2)
+        order = order.to(around.device)
         noise.append(_cosines(around.gather(2, order), k))
     return found, torch.cat(noise, 1)
 

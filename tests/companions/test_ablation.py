@@ -38,6 +38,8 @@ def test_what_is_put_out_instead() -> None:
     with ablate(module, "scramble"):
         scrambled = module(x)
     assert torch.equal(torch.get_rng_state(), state)
+    with torch.device("meta"), ablate(module, "scramble"):  # another default device
+        assert torch.equal(module(x), scrambled)
     assert not (scrambled == x).all(1).any()  # none keeps its own
     assert torch.equal(scrambled.sort(0).values, x.sort(0).values)
     assert torch.equal(module(x), x)

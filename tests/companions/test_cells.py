@@ -98,6 +98,23 @@ def test_predict_and_sample() -> None:
     assert torch.equal(memory.sample(3000, generator=seeded)[0], again)
 
 
+def test_the_default_dtype_and_device_do_not_matter() -> None:
+    x, y = torch.randn(60, 5, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
+    drawn = []
+    for dtype, device in ((torch.float32, "cpu"), (torch.float64, "meta")):
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.device(device):
+                memory = CellularMemory(5, 9)
+                for _ in range(2):
+                    memory.observe(x, y)
+                drawn.append(memory.sample(20, generator=torch.Generator().manual_seed(1)))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert torch.equal(drawn[0][0], drawn[1][0])
+    assert drawn[1][0].dtype is torch.float32
+
+
 def test_going_on_from_a_state() -> None:
     draw = torch.Generator().manual_seed(0)
     x, y = torch.randn(200, 3, generator=draw), torch.arange(200) % 2
