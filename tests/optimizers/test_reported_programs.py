@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -133,3 +134,62 @@ def test_a_state_of_a_layer_that_is_kept_in_memory() -> None:
         warnings.simplefilter("error")
         train(layer.optimizer, model, 70)
     assert layer.diagnostics()["consolidations"] == 1.0
+
+
+@pytest.mark.parametrize("cls", FAMILY)
+def test_models_that_are_trained_in_threads(cls: Any) -> None:
+    """Kinds of importance are shared by all optimizers, and keep tables by tensor."""
+    models = [network() for _ in range(4)]
+    for model in models[1:]:
+        model.load_state_dict(models[0].state_dict())
+    batches = torch.randn(90, 16, 8)
+
+    def run(model: nn.Module) -> None:
+        optimizer = cls(model.parameters(), lr=1e-3, consolidate_every=20)
+        for batch in batches:
+            optimizer.zero_grad()
+            model(batch).square().mean().backward()
+            optimizer.step()
+
+    run(models[0])
+    threads = [threading.Thread(target=run, args=(model,)) for model in models[1:]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for model in models[1:]:
+        assert_alike(model, models[0])
+
+
+@pytest.mark.parametrize("cls", [*FAMILY, torch.optim.AdamW, torch.optim.SGD])
+def test_what_is_called_in_a_hook_of_the_step(cls: Any) -> None:
+    model = network()
+    optimizer: Any = cls(model.parameters(), lr=1e-3)
+    protection = optimizer if cls in FAMILY else CommunicationLayer(optimizer)
+    kept: list[dict[str, Any]] = []
+
+    def grow() -> None:
+        old, new = model[2], nn.Linear(6, 5)
+        for name, param in old.named_parameters():
+            with torch.no_grad():
+                getattr(new, name)[: len(param)] = param
+            protection.grow(param, getattr(new, name))
+        model[2] = new
+
+    acts = iter(
+        [
+            protection.consolidate,
+            lambda: kept.append(copy.deepcopy(optimizer.state_dict())),
+            lambda: protection.restore(1.0),
+            lambda: optimizer.load_state_dict(kept[0]),
+            grow,
+        ]
+    )
+    train(optimizer, model, 20)
+    handle = optimizer.register_step_post_hook(lambda *_: next(acts)())
+    train(optimizer, model, 5)
+    handle.remove()
+    assert protection.diagnostics()["consolidations"] == 1.0
+    assert protection.stability(model[2].weight)[:4].max() > 0.0
+    train(optimizer, model, 5)
+    assert all(param.isfinite().all() for param in model.parameters())
