@@ -90,6 +90,9 @@ class Judge(Holder):
         detector = self.detector
         decision = Decision(blocks, settings, detector, loss_scale=loss_scale)
         if not blocks:
+            groups = [] if self.observing else self.groups
+            if any(group["protection"] > 0.0 and group["params"] for group in groups):
+                self._patience.count_idle(detector, groups[0]["consolidate_every"])
             return decision
         decision.norms = norms([b.grad for b in blocks], [b.sharding for b in blocks])
         size = sum(block.size for block in blocks)

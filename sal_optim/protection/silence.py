@@ -16,14 +16,27 @@ class Patience:
 
     def __init__(self) -> None:
         self._steps, self._consolidations, self._told = 0, 0.0, False
+        self._idle = 0
+
+    def count_idle(self, detector: DetectorState, every: Any) -> None:
+        """One more step that saw no gradient at all, after others."""
+        self._idle += 1
+        if self._told or every is None or self._idle < _wait(detector, every):
+            return
+        self._told = True
+        warn(
+            f"in {self._idle} steps no parameter had a gradient, so nothing is trained or "
+            "protected: where the model's parameters were replaced, as by to_empty() or "
+            "load_state_dict(assign=True), make the optimizer of the new ones"
+        )
 
     def count(self, detector: DetectorState, every: Any) -> None:
         """One more step."""
         same = detector["consolidations"] == self._consolidations
         self._steps = self._steps + 1 if same else 0
         self._consolidations = detector["consolidations"]
-        wait = PATIENCE * max(window(detector, every), INTERVAL)
-        if self._told or every is None or self._steps < wait:
+        self._idle = 0
+        if self._told or every is None or self._steps < _wait(detector, every):
             return
         self._told = True
         warn(
@@ -31,6 +44,10 @@ class Patience:
             "protected: steps at lr=0, and with gradients that are zero or not finite, tell "
             "nothing; look at the gradients and the learning rate"
         )
+
+
+def _wait(detector: DetectorState, every: Any) -> float:
+    return PATIENCE * max(window(detector, every), INTERVAL)
 
 
 def begin_anew_if_emptied(holder: Holder) -> bool:

@@ -87,3 +87,28 @@ def test_a_framework_that_empties_what_was_loaded(layered: bool) -> None:
     assert protection.diagnostics()["consolidations"] == 0
     step_with(optimizer, twin, grads[0])
     assert protection.diagnostics()["consolidations"] == 1
+
+
+@pytest.mark.parametrize("layered", [False, True])
+@pytest.mark.filterwarnings("error")
+def test_parameters_that_were_replaced_are_told_once(layered: bool) -> None:
+    """An optimizer that was made before the weights were loaded trains nothing, as torch's does."""
+    model = torch.nn.Linear(4, 2)
+    inner: Any = (torch.optim.Adam if layered else SALAdam)(model.parameters())
+    protection = CommunicationLayer(inner) if layered else inner
+    model.load_state_dict(model.state_dict(), assign=True)
+
+    def train(steps: int) -> None:
+        for _ in range(steps):
+            inner.zero_grad()
+            model(torch.randn(8, 4)).square().mean().backward()
+            inner.step()
+
+    train(239)
+    with pytest.warns(UserWarning, match="in 240 steps no parameter had a gradient"):
+        train(1)
+    train(300)
+    for group in inner.param_groups:
+        group["params"] = list(model.parameters())
+    train(61)
+    assert protection.diagnostics()["consolidations"] == 1.0
