@@ -9,6 +9,16 @@ from sal_optim.utils.warning import warn
 
 # Windows of the clock without a consolidation after which it is told.
 PATIENCE = 4
+IDLE = (
+    "no parameter had a gradient, so nothing is trained or protected: where the model's parameters "
+    "were replaced, as by to_empty() or load_state_dict(assign=True), make the optimizer of the "
+    "new ones"
+)
+NOTHING_NEW = (
+    "there was nothing to consolidate, so nothing new is protected: steps at lr=0, and with "
+    "gradients that are zero or not finite, tell nothing; look at the gradients and the learning "
+    "rate"
+)
 
 
 class Patience:
@@ -21,14 +31,7 @@ class Patience:
     def count_idle(self, detector: DetectorState, every: Any) -> None:
         """One more step that saw no gradient at all, after others."""
         self._idle += 1
-        if self._told or every is None or self._idle < _wait(detector, every):
-            return
-        self._told = True
-        warn(
-            f"in {self._idle} steps no parameter had a gradient, so nothing is trained or "
-            "protected: where the model's parameters were replaced, as by to_empty() or "
-            "load_state_dict(assign=True), make the optimizer of the new ones"
-        )
+        self._tell(self._idle, detector, every, IDLE)
 
     def count(self, detector: DetectorState, every: Any) -> None:
         """One more step."""
@@ -36,18 +39,14 @@ class Patience:
         self._steps = self._steps + 1 if same else 0
         self._consolidations = detector["consolidations"]
         self._idle = 0
-        if self._told or every is None or self._steps < _wait(detector, every):
+        self._tell(self._steps, detector, every, NOTHING_NEW)
+
+    def _tell(self, steps: int, detector: DetectorState, every: Any, why: str) -> None:
+        if self._told or every is None:
             return
-        self._told = True
-        warn(
-            f"in {self._steps} steps there was nothing to consolidate, so nothing new is "
-            "protected: steps at lr=0, and with gradients that are zero or not finite, tell "
-            "nothing; look at the gradients and the learning rate"
-        )
-
-
-def _wait(detector: DetectorState, every: Any) -> float:
-    return PATIENCE * max(window(detector, every), INTERVAL)
+        if steps >= PATIENCE * max(window(detector, every), INTERVAL):
+            self._told = True
+            warn(f"in {steps} steps {why}")
 
 
 def begin_anew_if_emptied(holder: Holder) -> bool:
