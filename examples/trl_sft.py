@@ -2,6 +2,8 @@
 
 python -m sal_optim.run examples/trl_sft.py --output_dir out \
     --optim saladamw --optim_args protection=10.0 --max_steps 60
+
+Without a GPU add --use_cpu.
 """
 
 import inspect

@@ -172,7 +172,13 @@ def _of_columns(data: Any, trained: Any) -> Any:
     own, kept = getattr(data, "column_names", None), getattr(trained, "column_names", None)
     if not (own and kept and hasattr(data, "select_columns")):
         return data
-    return data.select_columns([name for name in own if name in kept])
+    shared = [name for name in own if name in kept]
+    if not shared:
+        raise ValueError(
+            f"Invalid data value: its columns are {list(own)}; data must have those that the "
+            f"Trainer trains on, {list(kept)}, and is not tokenized as the Trainer's own"
+        )
+    return data.select_columns(shared)
 
 
 def _own_loss(model: Any, batch: Any) -> Tensor:

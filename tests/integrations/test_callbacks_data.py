@@ -33,6 +33,15 @@ def test_columns_that_the_trainer_has_removed() -> None:
     assert _of_columns(given, [1]) is given
 
 
+def test_text_that_the_trainer_has_tokenized_for_itself_alone() -> None:
+    """All its columns were left out, and the error said that it had no batch."""
+    pytest.importorskip("transformers")
+    from sal_optim.integrations.transformers import _of_columns
+
+    with pytest.raises(ValueError, match=r"columns are \['text'\].*'input_ids'.*tokenized"):
+        _of_columns(Columns("text"), Columns("input_ids", "labels"))
+
+
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
 @pytest.mark.parametrize("automatic", [True, False])
 def test_lightning_in_other_precisions(
