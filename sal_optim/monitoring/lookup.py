@@ -14,7 +14,8 @@ def protection_of(optimizer: object) -> Protection | None:
 
     Args:
         optimizer: one of the family, one inside a ``CommunicationLayer``, or a wrapper that holds
-            it as ``optimizer`` (Accelerate), ``opt`` (fastai) or ``_optimizer`` (Lightning).
+            it as ``optimizer`` (Accelerate), ``opt`` (fastai), ``_optimizer`` (Lightning),
+            ``base_optimizer`` (pytorch_optimizer's SAM) or ``_base_optimizer`` (timm's Lookahead).
     """
     for _ in range(8):
         if isinstance(optimizer, Protection):
@@ -23,7 +24,7 @@ def protection_of(optimizer: object) -> Protection | None:
         if layer is not None:
             return layer
         fields = getattr(optimizer, "__dict__", {})
-        names = ("optimizer", "opt", "_optimizer")
+        names = ("optimizer", "opt", "_optimizer", "base_optimizer", "_base_optimizer")
         optimizer = next((fields[name] for name in names if name in fields), None)
     return None
 

@@ -64,6 +64,31 @@ def test_protection_is_found_through_wrappers() -> None:
     assert isinstance(protection_of(wrapped), sal_optim.SALOptimizer)
 
 
+def test_protection_is_found_inside_of_timms_lookahead() -> None:
+    """Its diagnostics were in no trainer's log, though it protected."""
+    importlib.import_module("tests.integrations.shim.sitecustomize")
+    timm = pytest.importorskip("timm.optim", exc_type=ImportError)
+    register()
+    model, inputs, targets = problem()
+    optimizer = timm.create_optimizer_v2(model, "lookahead_saladamw", lr=1e-2)
+    train(model, optimizer, inputs, targets, 20)
+    found = protection_of(optimizer)
+    assert isinstance(found, SALAdamW)
+    found.consolidate()
+    assert found.diagnostics()["consolidations"] == 1.0
+
+
+def test_protection_is_found_inside_of_sam() -> None:
+    package = pytest.importorskip("pytorch_optimizer")
+    model, inputs, targets = problem()
+    optimizer = package.SAM(model.parameters(), base_optimizer=SALAdamW, lr=1e-2)
+    for _ in range(4):
+        for step in (optimizer.first_step, optimizer.second_step):
+            nn.functional.cross_entropy(model(inputs), targets).backward()
+            step(zero_grad=True)
+    assert protection_of(optimizer) is optimizer.base_optimizer
+
+
 @pytest.mark.parametrize("registry", ["timm", "pytorch_optimizer", "torch_optimizer"])
 def test_the_example(registry: str, tmp_path: Path) -> None:
     needs(registry)
