@@ -8,7 +8,7 @@ import ast
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from weakref import WeakSet
 
@@ -89,6 +89,8 @@ class SALCallback(Diagnostics):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Load, observe, and measure the probe."""
         super().on_train_begin(args, state, control, **kwargs)
+        from accelerate.utils import send_to_device  # the Trainer has it, the registries need not
+
         model, loader = kwargs["model"], kwargs["train_dataloader"]
         self._ended = False
 
@@ -101,10 +103,7 @@ class SALCallback(Diagnostics):
                     collate_fn=loader.collate_fn,
                 )
             for batch in made:
-                yield {
-                    name: value.to(args.device) if isinstance(value, Tensor) else value
-                    for name, value in batch.items()
-                }
+                yield send_to_device(batch, args.device)
 
         self._continual.begin(
             required_protection(kwargs["optimizer"]),
@@ -182,6 +181,11 @@ def _of_columns(data: Any, trained: Any) -> Any:
 
 
 def _own_loss(model: Any, batch: Any) -> Tensor:
+    if not isinstance(batch, Mapping):
+        raise ValueError(
+            f"Invalid loss value: None; batches are of type {type(batch).__name__} and no "
+            "arguments of the model by name, so that loss must be a function loss(model, batch)"
+        )
     output = model(**batch)
     if isinstance(output, dict) and "loss" not in output:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from sal_optim import SALAdamW
 from sal_optim.integrations.continual import Continual
-from tests.integrations.tasks import LR, loader, loss_of, network
+from tests.integrations.tasks import LR, WithLoss, fine_tune, loader, loss_of, network
 
 
 class Columns:
@@ -40,6 +41,18 @@ def test_text_that_the_trainer_has_tokenized_for_itself_alone() -> None:
 
     with pytest.raises(ValueError, match=r"columns are \['text'\].*'input_ids'.*tokenized"):
         _of_columns(Columns("text"), Columns("input_ids", "labels"))
+
+
+def test_batches_of_transformers_that_are_no_dictionaries(tmp_path: Path) -> None:
+    """They have no names to be moved by: DataLoaders of pairs failed, and GRPO's lists of rows."""
+    pytest.importorskip("transformers")
+    from sal_optim.integrations.transformers import SALCallback, _own_loss
+
+    callback = SALCallback(probe=loader(1), loss=lambda model, batch: loss_of(model.layers, batch))
+    trainer = fine_tune(WithLoss(), 2, tmp_path, callbacks=[callback], max_steps=10)
+    assert trainer.state.log_history[0]["sal/old_loss"] > 0.0
+    with pytest.raises(ValueError, match=r"batches are of type list.*loss\(model, batch\)"):
+        _own_loss(WithLoss(), [{}])
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
