@@ -113,7 +113,6 @@ def _run(
         _trained(way, method, folder, place, seed, args)
         if way.share < 1.0:
             method.give_back(start, way.share)
-        folder.mkdir(parents=True, exist_ok=True)
         torch.save(model.state_dict(), folder / f"{place}.pt")
         found.append(_measured(model, measure, args))
         write_atomically(path, json.dumps(found))
@@ -164,12 +163,10 @@ def _trained(
         options["optimizers"] = (method.optimizer, None)
     if isinstance(method, EWC):
         known = args.domains[place - 1] if place else args.old
+        if place:  # what is observed is added
+            method.fisher = torch.load(folder / f"fisher-{place - 1}.pt", weights_only=True)
         seen = sequences(tokenizer, known, args.data_dir, 0, count).view(-1, LENGTH)
         method.observe([seen], token_loss)
-        if place:
-            past = torch.load(folder / f"fisher-{place - 1}.pt", weights_only=True)
-            for fisher, before in zip(method.fisher, past, strict=True):
-                fisher.add_(before)
         torch.save(method.fisher, folder / f"fisher-{place}.pt")
     rows = _rows(sequences(tokenizer, text, args.data_dir, 0, args.batch * args.steps // 2))
     Trainer(method.model, settings, train_dataset=rows, **options).train()

@@ -62,8 +62,8 @@ def _may_be(group: dict[str, Any], states: Any) -> bool:
 
 def refuse_capture(optimizer: Optimizer) -> None:
     """Raise RuntimeError where a step would be recorded into a CUDA graph."""
-    params = [param for group in optimizer.param_groups for param in group["params"][:1]]
-    if params and params[0].is_cuda and torch.cuda.is_current_stream_capturing():
+    first = next((param for group in optimizer.param_groups for param in group["params"]), None)
+    if first is not None and first.is_cuda and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             f"{type(optimizer).__name__}.step() can't be captured into a CUDA graph: it decides on "
             "the host when to consolidate; capture forward and backward, and step outside"
