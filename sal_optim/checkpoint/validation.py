@@ -17,9 +17,9 @@ from sal_optim.checkpoint.frame import StateDict, check_frame
 from sal_optim.checkpoint.naming import regrouped
 from sal_optim.checkpoint.resharding import IMPORTANCE_STATE, of_own_layout
 from sal_optim.checkpoint.upgrading import upgraded_group, upgraded_state
-from sal_optim.config import check_protection
+from sal_optim.config import SHARED_BY_ALL, check_alike, check_protection
+from sal_optim.detection.change_detector import SIGNED, new_detector
 from sal_optim.detection.change_detector import STATISTICS as STATISTICS_OF_SIGNALS
-from sal_optim.detection.change_detector import new_detector
 from sal_optim.detection.told import TOLD
 from sal_optim.protection import anchor, buffers
 from sal_optim.protection.block import NUMBERS, Group, shapes
@@ -53,6 +53,12 @@ def fitted(optimizer: Family, state_dict: StateDict) -> StateDict:
             zip(optimizer.param_groups, state_dict["param_groups"], strict=True)
         )
     ]
+    for index, group in enumerate(groups):
+        for name in SHARED_BY_ALL:
+            try:
+                check_alike(name, group[name], groups[0][name])
+            except ValueError as error:
+                raise ValueError(f"state_dict['param_groups'][{index}]: {error}") from error
     frame = {**state_dict, "param_groups": groups}
     detector = groups[0]["threshold"]
     owners = [group for group in groups for _ in group["params"]]
@@ -189,7 +195,11 @@ def fitted_threshold(where: str, saved: Any) -> dict[str, Any]:
     if not isinstance(saved, dict):
         raise TypeError(f"{where} is a {type(saved).__name__}; it must be a dict")
     known = {
-        name: checks.number(f"{where}[{name!r}]", saved[name]) for name in fresh if name in saved
+        name: checks.number(
+            f"{where}[{name!r}]", saved[name], low=-math.inf if name in SIGNED else 0.0
+        )
+        for name in fresh
+        if name in saved
     }
     for signal in TOLD.values():
         # Signals have statistics once they are told.

@@ -46,6 +46,10 @@ class Verdict(NamedTuple):
 CONFIRMATIONS, LARGEST_COUNT = 4.5, 3.0
 
 
+# Sums over a window of random projections of the gradients (``coherence.py``).
+PROJECTIONS = tuple(f"projection_{index}" for index in range(8))
+SIGNED = (*PROJECTIONS, "coherence")  # all other numbers are 0 or more
+
 # What is kept of each signal.
 STATISTICS = (
     "steps",  # samples in this segment, the stretch since the last detected change
@@ -74,9 +78,11 @@ def new_detector() -> DetectorState:
         "threshold": 1.0,
         "consolidations": 0.0,
         "own": 0.0,  # the share of importance that is of this segment
-        "least_rate": 0.0,  # the lowest learning rate since it last rose; 0: none yet
-        "peak": 0.0,  # the highest mean norm at a consolidation of the clock
-        "begun": 0.0,  # consolidations from which protection rises anew
+        **dict.fromkeys(PROJECTIONS, 0.0),
+        "energy": 0.0,  # the sum of their squares, and of how many gradients it is
+        "projected": 0.0,
+        "coherence": 0.0,  # of the last window
+        "begun": 0.0,  # consolidations with which protection does not rise
         "firm": 0.0,  # 1 once gradients left what is known, or a task's end was declared
         "changes": 0.0,  # consolidations at a detected change
         "observed": 0.0,  # 1 where what is pending was observed, not trained on

@@ -20,12 +20,9 @@ UNIT_RETENTION = 0.8
 # that the data changes: a network that only begins to learn is not to be held.
 RAMP = 32
 
-# A learning rate that rises to this multiple of its lowest begins that anew: it is to learn on.
-RISE = 2.0
-
-# So does a mean gradient norm that grows to this multiple of its highest: a network whose gradients
-# still grow has only begun to learn. Before so many consolidations every network's may grow.
-GROWTH, LATE = 1.05, 14.0
+# Coherence of a window's gradients at which protection no longer rises with it: a network that
+# still learns is not to be held. Beyond it protection falls, down to that of one consolidation.
+LEARNING = 0.1
 
 # Importance is gathered, and the penalty applied, on one step in four: a segment is many steps
 # long, and what these read and write in memory costs a quarter.
@@ -65,34 +62,21 @@ def strength(state: DetectorState) -> float:
 
     It is whole once gradients were seen to leave what is known or a task's end was declared, and
     while a change is suspected, since the first steps on other data do the harm. Until then it
-    rises with the clock, from the last rise of the learning rate or, late, of the gradients on.
+    rises with the clock, by the windows in which the network had learned.
     """
     if state["consolidations"] > 0.0 and (state["firm"] > 0.0 or is_suspicious(state)):
         return 1.0
     return min(1.0, ((state["consolidations"] - state["begun"]) / RAMP) ** 2)
 
 
-def hear_rate(state: DetectorState, rate: float) -> None:
-    """Have protection that nothing has called for rise anew where the learning rate rises.
+def hear_coherence(state: DetectorState, coherence: float) -> None:
+    """Have protection that nothing has called for wait while a window's gradients agree.
 
     Args:
-        rate: the largest learning rate of all groups; 0 tells nothing.
+        coherence: at most 1, of the window that a consolidation of the clock has just ended.
     """
-    least = state["least_rate"]
-    if rate > RISE * least > 0.0:
-        state["begun"], least = state["consolidations"], 0.0
-    if rate > 0.0:
-        state["least_rate"] = min(rate, least) if least > 0.0 else rate
-
-
-def hear_mean(state: DetectorState) -> None:
-    """Have protection that nothing has called for rise anew while gradients grow, late in a run."""
-    mean, peak = state["mean"], state["peak"]
-    if mean > GROWTH * peak:
-        # A checkpoint of an earlier version has no peak.
-        if peak > 0.0 and state["consolidations"] >= LATE and state["changes"] == 0.0:
-            state["begun"] = state["consolidations"]
-        state["peak"] = mean
+    begun = state["begun"] + coherence / LEARNING
+    state["begun"] = min(max(begun, 0.0), state["consolidations"] - 1.0)
 
 
 def hear_norm(state: DetectorState, norm: float) -> None:

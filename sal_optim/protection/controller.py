@@ -72,6 +72,8 @@ class ProtectionController(Judge):
         """Add this step's gradients to what is pending."""
         if not decision.gathers:
             return
+        if decision.projects:
+            self.hear_projections(decision)
         kinds: dict[Any, list[Block]] = {}
         for block in decision.blocks:
             place = (id(block.kind), block.grad.dtype, block.grad.device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sal_optim.detection import novelty, pooled, told
+from sal_optim.detection import coherence, novelty, pooled, told
 from sal_optim.detection.change_detector import (
     NOVELTY,
     DetectorState,
@@ -29,9 +29,8 @@ from sal_optim.protection.clock import (
     LEAST,
     MEASURED,
     UNIT_RETENTION,
-    hear_mean,
+    hear_coherence,
     hear_norm,
-    hear_rate,
     is_due,
     is_turn,
     window,
@@ -54,6 +53,7 @@ class Decision:
     gathers: bool = False
     penalizes: bool = False
     listens: bool = False  # to the novelty of its gradients
+    projects: bool = False  # them, to tell whether they agree
     measures: bool = False  # how far the step moves each tensor
     scale: Number = 0.0  # 1 / root mean square of all gradients; 0 if they are not to be gathered
     unit: float = 0.0  # the size of one scalar's gradient, in which the penalty is measured
@@ -114,7 +114,7 @@ class Judge(Holder):
         # A zero gradient, a non-finite one or a zero learning rate tells nothing about the data.
         if not (0.0 < total < math.inf and (rate != 0.0 or self.observing)):
             return
-        ordinary = self._hear(total, rate, decision.settings, decision.detector)
+        ordinary = self._hear(total, decision.settings, decision.detector)
         if self.observing:
             decision.detector["observed"] = 1.0
         track([b.state for b in decision.blocks], values, decision.settings["stats_beta"])
@@ -142,7 +142,7 @@ class Judge(Holder):
             if gathers and not 0.0 < total <= most:
                 judge._take_back(params)
             if total > 0.0:
-                judge._hear(total, rate, settings, detector)
+                judge._hear(total, settings, detector)
                 judge._track(params, values, settings["stats_beta"])
 
         self.send(torch.where(known, vector / decision.loss_scale, 0.0), hear)
@@ -154,13 +154,15 @@ class Judge(Holder):
         decision.penalizes, decision.gathers = is_turn(step, INTERVAL), ordinary and after
         decision.measures = is_turn(step - 2.0, MEASURED)
         decision.listens = after and novelty.listens(decision.detector)
+        every = decision.settings["consolidate_every"]
+        calm = decision.gathers and not self.observing
+        decision.projects = calm and coherence.listens(decision.detector, every)
 
-    def _hear(self, norm: float, rate: float, settings: Group, detector: DetectorState) -> bool:
+    def _hear(self, norm: float, settings: Group, detector: DetectorState) -> bool:
         """Pass the norm to the detector, consolidate at a change; is the step ordinary?"""
         if self.observing:
             record(detector, norm, beta=settings["stats_beta"])
             return True
-        hear_rate(detector, rate)
         detector["total"] += 1.0
         detector["since"] += 1.0
         most = limit(detector, settings)
@@ -192,6 +194,14 @@ class Judge(Holder):
                 judge.detector["firm"] = 1.0
 
         self.send(torch.stack([joined(damped).norm(), joined(whole).norm()]), hear)
+
+    def hear_projections(self, decision: Decision) -> None:
+        """Hear whether this step's gradients agree with those before."""
+        blocks = decision.blocks
+        params, shardings = [b.param for b in blocks], [b.sharding for b in blocks]
+        found = coherence.projected(params, [b.grad for b in blocks], shardings)
+        numbers = found / decision.loss_scale
+        self.send(numbers, lambda judge, values: coherence.hear(judge.detector, values))
 
     def hear_told(self, name: str, number: Tensor) -> None:
         """Pass on a number that the training loop tells, 0-dim."""
@@ -244,14 +254,18 @@ class Judge(Holder):
         usual = window(detector, every)
         usual = (min(usual, LEAST) if ended else usual) / INTERVAL
         memory = anchor_memory(detector["steps"], window(detector, every or "auto") if ended else 0)
-        counted = []
+        counted, wider = [], False
         for group in groups:
             for param in group["params"]:
                 state = self.state_of(param)
                 if group["protection"] > 0.0 and state:
+                    known = state.get("evidence_weight", 0.0) > 0.0
                     merged = consolidate_param(param, state, group, usual, detector, memory, own)
                     counted += [] if merged is None else [merged]
+                    wider = wider or not (known or merged is None)
         detector["since"] = 0.0
+        if wider:  # and so is what novelty is measured on
+            begin_segment(detector, NOVELTY)
         if counted:
             least = min(counted)
             detector["own"] = detector["own"] * (1.0 - least) + least
@@ -259,8 +273,9 @@ class Judge(Holder):
             unit = detector["unit"] * UNIT_RETENTION if detector["consolidations"] > 0.0 else 0.0
             detector["unit"] = max(unit, detector["mean"])
             detector["consolidations"] += 1.0
+            agree = coherence.close_window(detector)
             if not ended:
-                hear_mean(detector)
+                hear_coherence(detector, agree)
         return bool(counted)
 
     def send(self, numbers: Tensor, take: Take) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sal_optim.detection import change_detector as detection
 from sal_optim.detection import novelty, pooled
+from sal_optim.importance.low_rank import projection
 from sal_optim.protection import clock, consolidation, controller, gradients
 
 _TINY = torch.finfo(torch.float64).tiny
@@ -254,7 +255,8 @@ class Reference:
         self.consolidations, self.changes = 0, 0
         self.total, self.since = 0, 0
         self.unit, self.last, self.leap = 0.0, 0.0, 0.0
-        self.least_rate, self.begun, self.peak = 0.0, 0, 0.0
+        self.begun = 0.0
+        self.window: list[list[float]] = []  # projections of its gradients
         self.firm = self.observed = False
         self.own = 0.0
         first = self.first
@@ -331,11 +333,14 @@ class Reference:
         if ended:
             window = self.interval() or max(clock.LEAST, clock.SHARE * self.total)
             memory /= max(1.0, consolidation.WINDOWS * window / max(1, self.norms.steps))
+        known = sum(param.weight > 0 for param in self.params)
         done = [
             param.consolidate(usual, self.observed, memory, own)
             for param in self.params
             if param.settings["protection"] > 0
         ]
+        if sum(param.weight > 0 for param in self.params) > known:
+            self.novelty.begin_segment()
         self.since = 0
         counted = [share for share in done if share is not None]
         if counted:
@@ -344,11 +349,38 @@ class Reference:
             kept = self.unit * clock.UNIT_RETENTION if self.consolidations else 0.0
             self.unit = max(kept, self.norms.mean)
             self.consolidations += 1
-            if not ended and self.norms.mean > clock.GROWTH * self.peak:
-                self.peak = self.norms.mean
-                if self.consolidations >= clock.LATE and self.changes == 0:
-                    self.begun = self.consolidations
+            if not ended:
+                self.begun += self.coherence() / clock.LEARNING
+                self.begun = min(max(self.begun, 0.0), self.consolidations - 1)
+            self.window = []
         return bool(counted)
+
+    def coherence(self) -> float:
+        """How alike the gradients of a window are: of all pairs, for their size."""
+        if len(self.window) < 2:
+            return 0.0
+        steps = range(len(self.window))
+        window = torch.tensor(self.window, dtype=torch.float64)
+        product = (window @ window.T).tolist()
+        pairs = [product[i][j] for i in steps for j in steps if i != j]
+        size = sum(product[i][i] for i in steps)
+        return sum(pairs) / len(pairs) / (size / len(steps))
+
+    def project(self, pairs: list[tuple[Parameter, Tensor]]) -> list[float]:
+        """Random bilinear forms of all gradients."""
+
+        def drawn(size: int, width: int) -> Tensor:
+            return projection(size, width, torch.float64, torch.device("cpu"))
+
+        width = len(detection.PROJECTIONS)
+        signs, found = drawn(len(pairs), width).sign(), [0.0] * width
+        for i, (param, grad) in enumerate(pairs):
+            rows, columns = (drawn(size, 2 * width) for size in param.shape)
+            for k in range(width):
+                right = columns[:, width + k] if param.shape[1] != 1 else torch.ones(1).double()
+                value = rows[:, k] @ grad.reshape(param.shape) @ right
+                found[k] += float(signs[i, k] * value)
+        return found
 
     # ------------------------------------------------------------------ the step
 
@@ -359,10 +391,6 @@ class Reference:
         norm = math.sqrt(sum(float((g * g).sum()) for _, g in watched))
         rate = max(param.settings["lr"] for param in self.params)
         moves = rate > 0.0
-        if moves and watched and not observing:
-            if rate > clock.RISE * self.least_rate > 0.0:
-                self.begun, self.least_rate = self.consolidations, rate
-            self.least_rate = min(rate, self.least_rate or rate)
         told = 0.0 < norm < math.inf and (observing or moves)
         ordinary = told
         if told and observing:
@@ -383,6 +411,8 @@ class Reference:
         every = self.first["consolidate_every"]
         if watched and every is not None and not observing and self.since >= self.interval():
             self.merge()
+        if ordinary and gathers and not self.firm and every is not None:
+            self.window.append(self.project(watched))
         if ordinary and (observing or gathers):
             for param, g in watched:
                 param.gather(g * math.sqrt(size) / norm)
