@@ -57,6 +57,8 @@ def _restarts(step: int, steps: int, periods: int = 4) -> float:
 
 SITUATIONS = {
     "plain": Situation("batches of 64"),
+    "third": Situation("a third of the learning rate", rate=lambda step, steps: 1.0 / 3.0),
+    "tenth": Situation("a tenth of the learning rate", rate=lambda step, steps: 0.1),
     "last-1": Situation(
         "every 20th batch has one example", batch=lambda step, _: 1 if step % 20 == 19 else BATCH
     ),
