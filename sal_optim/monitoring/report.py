@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from sal_optim.detection.change_detector import GRAD_NORM
+from sal_optim.detection.change_detector import GRAD_NORM, DetectorState
 from sal_optim.monitoring.lookup import required_protection
 from sal_optim.protection.buffers import KEY, running_statistics
+from sal_optim.protection.clock import LEARNING
 from sal_optim.protection.diagnostics import count, drift, total_drift
 from sal_optim.protection.statistics import published_stability
 from sal_optim.utils import checks
@@ -168,4 +169,15 @@ def summary(optimizer: object, found: list[Row]) -> str:
     return (
         f"{counted}. The state is {state}: {_MEANINGS[state]}. {kept}; on average, {gate:.1%} of "
         f"an update is let through. The weights are {total_drift(controller):.1%} from the anchor."
+        f"{_waiting(controller.detector)}"
+    )
+
+
+def _waiting(detector: DetectorState) -> str:
+    """Why protection does not rise, where it does not."""
+    if not (detector["firm"] == 0.0 and detector["coherence"] > LEARNING):
+        return ""
+    return (
+        f" The network still learns: {detector['coherence']:.0%} of the gradients' energy lasts. "
+        "Protection rises once it has learned, or where a change is noticed or declared."
     )

@@ -31,7 +31,8 @@ class Patience:
     def count_idle(self, detector: DetectorState, every: Any) -> None:
         """One more step that saw no gradient at all, after others."""
         self._idle += 1
-        self._tell(self._idle, detector, every, IDLE)
+        # It is told without a clock too, by the automatic one.
+        self._tell(self._idle, detector, "auto" if every is None else every, IDLE)
 
     def count(self, detector: DetectorState, every: Any) -> None:
         """One more step."""

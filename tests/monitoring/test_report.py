@@ -114,6 +114,19 @@ def test_the_summary() -> None:
     assert summary(optimizer, rows(optimizer, model)).startswith("2 consolidations.")
 
 
+def test_the_summary_says_why_protection_waits() -> None:
+    model = network()
+    params = list(model.parameters())
+    optimizer = SALAdam(params)
+    grads = [torch.ones_like(param) for param in params]
+    drive(optimizer, params, [grads] * 70)
+    told = summary(optimizer, rows(optimizer, model))
+    assert "The network still learns: 100% of the gradients' energy lasts." in told
+    assert optimizer.diagnostics()["coherence"] == pytest.approx(1.0)
+    optimizer.consolidate()
+    assert "still learns" not in summary(optimizer, rows(optimizer, model))
+
+
 @pytest.mark.parametrize("layered", [False, True])
 def test_it_is_printed(
     layered: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -152,6 +152,7 @@ DIAGNOSTICS = {
     "innovation_cost",
     "threshold",
     "surprise",
+    "coherence",
     "consolidations",
     "changes",
     "drift",

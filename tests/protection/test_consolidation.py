@@ -254,6 +254,7 @@ KEYS = {
     "innovation_cost",
     "drift",
     "changes",
+    "coherence",
     "published_stability",
 }
 
