@@ -320,6 +320,10 @@ def test_settings_of_all_groups(row: Row, mode: Mode) -> None:
             row(make_params(), **mode).add_param_group(group)
         alike = row([group, {"params": make_params(), name: str(value)}], **mode)
         assert [group[name] for group in alike.param_groups] == [value, value]
+        saved = alike.state_dict()
+        saved["param_groups"][1][name] = row(make_params()).param_groups[0][name]
+        with pytest.raises(ValueError, match=rf"param_groups'\]\[1\]: Invalid {name} value"):
+            alike.load_state_dict(saved)
 
 
 def test_protection_zero_mid_run_moves_as_the_base(row: Row, mode: Mode) -> None:
