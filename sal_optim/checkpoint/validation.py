@@ -194,10 +194,9 @@ def fitted_threshold(where: str, saved: Any) -> dict[str, Any]:
         return fresh
     if not isinstance(saved, dict):
         raise TypeError(f"{where} is a {type(saved).__name__}; it must be a dict")
+    lows = dict.fromkeys(SIGNED, -math.inf)
     known = {
-        name: checks.number(
-            f"{where}[{name!r}]", saved[name], low=-math.inf if name in SIGNED else 0.0
-        )
+        name: checks.number(f"{where}[{name!r}]", saved[name], low=lows.get(name, 0.0))
         for name in fresh
         if name in saved
     }

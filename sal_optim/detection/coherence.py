@@ -21,6 +21,10 @@ from sal_optim.sharding.places import where_of
 from sal_optim.utils.rounding import wide
 
 WIDTH = len(PROJECTIONS)
+# Gradients that a window has at least: fewer say little.
+FEWEST = 8.0
+# Of a longer side a sample is projected: random directions take 64 bytes a row.
+LONGEST = 1 << 16
 
 
 def listens(state: DetectorState, every: Any) -> bool:
@@ -33,7 +37,11 @@ def listens(state: DetectorState, every: Any) -> bool:
 
 
 def projected(
-    params: Sequence[Tensor], grads: Sequence[Tensor], shardings: Sequence[Sharding | None]
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    shardings: Sequence[Sharding | None],
+    places: Sequence[int],
+    count: int,
 ) -> Tensor:
     """Projections of all gradients together, the same in every process.
 
@@ -41,6 +49,8 @@ def projected(
         params: whose gradients they are.
         grads: real local parts.
         shardings: where the rest of each is; None if all of it is here.
+        places: of these parameters among all, whether these have a gradient or not.
+        count: of all parameters.
 
     Returns:
         A vector; the mean square of its numbers is an estimate of the gradients' squared norm.
@@ -54,10 +64,13 @@ def projected(
         rows = where.total(torch.stack([found[index] for index in indices]))
         for index, row in zip(indices, rows.unbind(), strict=True):
             found[index] = row
-    device = found[-1].device
-    rows = torch.stack([row.to(device, torch.float32, non_blocking=True) for row in found])
+    device, exact = found[-1].device, torch.float32
+    if any(row.dtype == torch.float64 for row in found):
+        exact = torch.float64
+    rows = torch.stack([row.to(device, exact, non_blocking=True) for row in found])
     # Tensors of one shape have the same projections, and signs of their own.
-    return (rows * projection(len(rows), WIDTH, rows.dtype, device).sign()).sum(0)
+    signs = projection(count, WIDTH, exact, device).sign()
+    return (rows * (signs if len(places) == count else signs[list(places)])).sum(0)
 
 
 def _projected(param: Tensor, grad: Tensor) -> Tensor:
@@ -65,16 +78,25 @@ def _projected(param: Tensor, grad: Tensor) -> Tensor:
     if not grad.numel():
         return grad.new_zeros(WIDTH)
     shape = real_shape(param)
-    rows, columns = shape[0] if shape else 1, math.prod(shape[1:])
+    whole = shape[0] if shape else 1, math.prod(shape[1:])
     matrix = grad.reshape(len(grad) if shape else 1, -1)
-    left = projection(rows, 2 * WIDTH, grad.dtype, grad.device)[:, :WIDTH]
-    right = projection(columns, 2 * WIDTH, grad.dtype, grad.device)[:, WIDTH:]
-    if matrix.shape != (rows, columns):  # a part of it
-        down, across = where_of(param, grad.device)
-        left, right = left[down], right[across]
-    if columns == 1:
-        return matrix.T[0] @ left
-    return ((matrix @ right) * left).sum(0)
+    part = matrix.shape != whole
+    sides, factor = [], 1.0
+    for dim, place in enumerate(where_of(param, grad.device) if part else (None, None)):
+        # Of a long side one row in so many stands for all.
+        stride = -(-whole[dim] // LONGEST)
+        if stride > 1:
+            factor *= stride
+            seen = torch.arange(0, whole[dim], stride, device=grad.device)
+            if place is not None:
+                seen = (place % stride == 0).nonzero().flatten()
+                place = place[seen] // stride
+            matrix = matrix.index_select(dim, seen)
+        drawn = projection(-(-whole[dim] // stride), 2 * WIDTH, grad.dtype, grad.device)
+        sides.append(drawn if place is None else drawn[place])
+    left, right = sides[0][:, :WIDTH], sides[1][:, WIDTH:]
+    found = matrix.T[0] @ left if whole[1] == 1 else ((matrix @ right) * left).sum(0)
+    return found if factor == 1.0 else found * math.sqrt(factor)
 
 
 def hear(state: DetectorState, values: Sequence[float]) -> None:
@@ -87,15 +109,23 @@ def hear(state: DetectorState, values: Sequence[float]) -> None:
         state["projected"] += 1.0
 
 
-def close_window(state: DetectorState) -> float:
-    """The coherence of the window that ends, at most 1; the next begins.
+def begin_window(state: DetectorState) -> None:
+    """Forget what was heard of a window."""
+    state.update(dict.fromkeys((*PROJECTIONS, "energy", "projected"), 0.0))
+
+
+def close_window(state: DetectorState) -> float | None:
+    """The coherence of the window that ends, at most 1, and begin the next.
 
     It is without bias: gradients that have nothing in common have a coherence of 0 in the mean, and
-    so below 0 now and then. Of one gradient it is 0.
+    so below 0 now and then. Of a few gradients nothing is told: None, and the window goes on.
     """
     count, energy = state["projected"], state["energy"]
-    lasting = sum(state[name] ** 2 for name in PROJECTIONS)
-    state.update(dict.fromkeys((*PROJECTIONS, "energy", "projected"), 0.0))
-    if count > 1.0:
-        state["coherence"] = (lasting / energy - 1.0) / (count - 1.0)
-    return state["coherence"] if count > 1.0 else 0.0
+    if count < FEWEST:
+        return None
+    lasting = sum(state[name] * state[name] for name in PROJECTIONS)
+    begin_window(state)
+    if not (0.0 < energy < math.inf and lasting < math.inf):
+        return None  # of no run, but of a file
+    state["coherence"] = (lasting / energy - 1.0) / (count - 1.0)
+    return state["coherence"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from sal_optim.utils.rounding import Number
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def projection(size: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Random directions, the same in every process."""
     draw = torch.Generator().manual_seed(size)

@@ -11,7 +11,7 @@ from torch import nn
 from sal_optim.detection.change_detector import GRAD_NORM, DetectorState
 from sal_optim.monitoring.lookup import required_protection
 from sal_optim.protection.buffers import KEY, running_statistics
-from sal_optim.protection.clock import LEARNING
+from sal_optim.protection.clock import LEARNING, strength
 from sal_optim.protection.diagnostics import count, drift, total_drift
 from sal_optim.protection.statistics import published_stability
 from sal_optim.utils import checks
@@ -175,9 +175,9 @@ def summary(optimizer: object, found: list[Row]) -> str:
 
 def _waiting(detector: DetectorState) -> str:
     """Why protection does not rise, where it does not."""
-    if not (detector["firm"] == 0.0 and detector["coherence"] > LEARNING):
+    if not (strength(detector) < 1.0 and detector["coherence"] > LEARNING):
         return ""
     return (
         f" The network still learns: {detector['coherence']:.0%} of the gradients' energy lasts. "
-        "Protection rises once it has learned, or where a change is noticed or declared."
+        "Until it has learned, or a change is noticed or declared, protection does not rise."
     )

@@ -69,14 +69,16 @@ def strength(state: DetectorState) -> float:
     return min(1.0, ((state["consolidations"] - state["begun"]) / RAMP) ** 2)
 
 
-def hear_coherence(state: DetectorState, coherence: float) -> None:
+def hear_coherence(state: DetectorState, coherence: float | None) -> None:
     """Have protection that nothing has called for wait while a window's gradients agree.
 
     Args:
-        coherence: at most 1, of the window that a consolidation of the clock has just ended.
+        coherence: at most 1, of the window that a consolidation of the clock has just ended; None
+            where that is not known yet, and protection waits.
     """
-    begun = state["begun"] + coherence / LEARNING
-    state["begun"] = min(max(begun, 0.0), state["consolidations"] - 1.0)
+    begun = state["begun"] + (1.0 if coherence is None else coherence / LEARNING)
+    count = state["consolidations"]
+    state["begun"] = min(max(begun, count - RAMP, 0.0), count - 1.0)
 
 
 def hear_norm(state: DetectorState, norm: float) -> None:

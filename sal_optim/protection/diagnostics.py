@@ -60,9 +60,9 @@ def diagnose(controller: "ProtectionController", spectrum: dict[str, float]) -> 
     - ``innovation_cost``: the root of the mean of ``s**2``, which is norm(s·g) / norm(g) of a
       gradient g whose elements are of one size.
     - ``surprise``, ``threshold``: the last gradient norm over its mean, and what that was held to.
-    - ``coherence``: the share of the gradients' energy that lasted over the clock's last window, an
-      estimate that may be a little below 0; where it is above 0.1 the network still learns, and
-      protection that nothing has called for waits.
+    - ``coherence``: the share of the gradients' energy that lasted over the last window in which it
+      was measured, an estimate that may be a little below 0; where it is above 0.1 the network
+      still learns, and protection that nothing has called for waits.
     - ``consolidations``: their number, by the clock, at changes and by ``consolidate()``;
       ``changes``: those at a detected change.
     - ``drift``: ``norm(w - anchor) / norm(anchor)``; 0 before the first consolidation and where no

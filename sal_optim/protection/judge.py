@@ -199,8 +199,15 @@ class Judge(Holder):
         """Hear whether this step's gradients agree with those before."""
         blocks = decision.blocks
         params, shardings = [b.param for b in blocks], [b.sharding for b in blocks]
-        found = coherence.projected(params, [b.grad for b in blocks], shardings)
-        numbers = found / decision.loss_scale
+        every = [param for group in self.groups for param in group["params"]]
+        place = {param: index for index, param in enumerate(every)}
+        places = [place[param] for param in params]
+        grads = [b.grad for b in blocks]
+        numbers = coherence.projected(params, grads, shardings, places, len(every))
+        if isinstance(decision.scale, Tensor):
+            # Of an outlier, which is known on the accelerator alone, nothing is heard.
+            numbers = numbers * (decision.scale > 0.0).to(numbers.device)
+        numbers = numbers / decision.loss_scale
         self.send(numbers, lambda judge, values: coherence.hear(judge.detector, values))
 
     def hear_told(self, name: str, number: Tensor) -> None:
@@ -273,9 +280,10 @@ class Judge(Holder):
             unit = detector["unit"] * UNIT_RETENTION if detector["consolidations"] > 0.0 else 0.0
             detector["unit"] = max(unit, detector["mean"])
             detector["consolidations"] += 1.0
-            agree = coherence.close_window(detector)
-            if not ended:
-                hear_coherence(detector, agree)
+            if ended:
+                coherence.begin_window(detector)
+            else:
+                hear_coherence(detector, coherence.close_window(detector))
         return bool(counted)
 
     def send(self, numbers: Tensor, take: Take) -> None:

@@ -1,9 +1,9 @@
 """Parameters spread over processes: what of them is here, and sums over all processes.
 
 Elementwise work needs no communication: it runs on local parts. What needs all parts are vectors of
-sums, reduced for each device mesh. Distributed tensors are known by their
-attributes alone, so that this file does not import ``torch.distributed.tensor``, which takes long.
-It knows nothing of optimizers.
+sums, reduced for each device mesh. Distributed tensors are known by their attributes alone, so that
+this file does not import ``torch.distributed.tensor``, which takes long. It knows nothing of
+optimizers.
 """
 
 from typing import Any, NamedTuple

@@ -82,7 +82,7 @@ def projections_of(wholes: Callable[[], list[Tensor]]) -> Iterator[None]:
 
     def projected(*_: Any) -> Tensor:
         grads = wholes()
-        return usual(grads, grads, [None] * len(grads))
+        return usual(grads, grads, [None] * len(grads), range(len(grads)), len(grads))
 
     coherence.projected = projected
     try:

@@ -200,6 +200,23 @@ def test_protection_falls_while_gradients_agree_late_in_a_run(class_row: Row) ->
     assert share(optimizer) == 1.0, "what is declared is held whole"
 
 
+@pytest.mark.parametrize("every", [1, 4, 8])
+def test_a_short_clock_waits_too(class_row: Row, every: int) -> None:
+    """A window goes on until it has gradients enough to tell."""
+    params = make_params([(40, 30)])
+    optimizer = class_row(params, consolidate_every=every)
+    drive(optimizer, params, alike(160, 1.0))
+    assert share(optimizer) == pytest.approx(clock.RAMP**-2)
+
+
+def test_protection_that_is_whole_falls_at_once() -> None:
+    state = {**new_detector(), "consolidations": 200.0}
+    clock.hear_coherence(state, 0.0)
+    assert clock.strength(state) == 1.0
+    clock.hear_coherence(state, 8 * clock.LEARNING)
+    assert clock.strength(state) == pytest.approx((24 / clock.RAMP) ** 2)
+
+
 def test_coherence_is_not_measured_where_nothing_hears_it(class_row: Row) -> None:
     for settings in ({"consolidate_every": None}, {"consolidate_every": 1000}):
         params = make_params([(40, 30)])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sal_optim.detection import change_detector as detection
-from sal_optim.detection import novelty, pooled
+from sal_optim.detection import coherence, novelty, pooled
 from sal_optim.importance.low_rank import projection
 from sal_optim.protection import clock, consolidation, controller, gradients
 
@@ -350,15 +350,15 @@ class Reference:
             self.unit = max(kept, self.norms.mean)
             self.consolidations += 1
             if not ended:
-                self.begun += self.coherence() / clock.LEARNING
-                self.begun = min(max(self.begun, 0.0), self.consolidations - 1)
-            self.window = []
+                short = len(self.window) < coherence.FEWEST
+                self.begun += 1.0 if short else self.coherence() / clock.LEARNING
+                least = max(0.0, self.consolidations - clock.RAMP)
+                self.begun = min(max(self.begun, least), self.consolidations - 1)
+            self.window = self.window if not ended and short else []
         return bool(counted)
 
     def coherence(self) -> float:
         """How alike the gradients of a window are: of all pairs, for their size."""
-        if len(self.window) < 2:
-            return 0.0
         steps = range(len(self.window))
         window = torch.tensor(self.window, dtype=torch.float64)
         product = (window @ window.T).tolist()
@@ -373,8 +373,9 @@ class Reference:
             return projection(size, width, torch.float64, torch.device("cpu"))
 
         width = len(detection.PROJECTIONS)
-        signs, found = drawn(len(pairs), width).sign(), [0.0] * width
-        for i, (param, grad) in enumerate(pairs):
+        signs, found = drawn(len(self.params), width).sign(), [0.0] * width
+        for param, grad in pairs:
+            i = self.params.index(param)
             rows, columns = (drawn(size, 2 * width) for size in param.shape)
             for k in range(width):
                 right = columns[:, width + k] if param.shape[1] != 1 else torch.ones(1).double()
