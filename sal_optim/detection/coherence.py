@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from sal_optim.detection.change_detector import PROJECTIONS, DetectorState
+from sal_optim.detection.grad_norm import joined
 from sal_optim.importance.low_rank import projection
-from sal_optim.sharding.dtensor import Sharding, real_shape
+from sal_optim.sharding.dtensor import Sharding, real_shape, totals
 from sal_optim.sharding.places import where_of
 from sal_optim.utils.rounding import wide
 
@@ -56,20 +57,9 @@ def projected(
         A vector; the mean square of its numbers is an estimate of the gradients' squared norm.
     """
     found = [_projected(param, grad) for param, grad in zip(params, grads, strict=True)]
-    meshes: dict[Sharding, list[int]] = {}
-    for index, where in enumerate(shardings):
-        if where is not None:
-            meshes.setdefault(where, []).append(index)
-    for where, indices in meshes.items():
-        rows = where.total(torch.stack([found[index] for index in indices]))
-        for index, row in zip(indices, rows.unbind(), strict=True):
-            found[index] = row
-    device, exact = found[-1].device, torch.float32
-    if any(row.dtype == torch.float64 for row in found):
-        exact = torch.float64
-    rows = torch.stack([row.to(device, exact, non_blocking=True) for row in found])
+    rows = joined(totals(found, shardings))
     # Tensors of one shape have the same projections, and signs of their own.
-    signs = projection(count, WIDTH, exact, device).sign()
+    signs = projection(count, WIDTH, rows.dtype, rows.device).sign()
     return (rows * (signs if len(places) == count else signs[list(places)])).sum(0)
 
 

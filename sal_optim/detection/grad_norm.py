@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sal_optim.sharding.dtensor import Sharding
+from sal_optim.sharding.dtensor import Sharding, totals
 
 
 def norms(tensors: Sequence[Tensor], shardings: Sequence[Sharding | None]) -> list[Tensor]:
@@ -25,19 +25,15 @@ def norms(tensors: Sequence[Tensor], shardings: Sequence[Sharding | None]) -> li
     wide = any(tensor.dtype == torch.float64 for tensor in tensors)
     dtype = torch.float64 if wide else torch.float32
     found = list(torch._foreach_norm(list(tensors), 2, dtype=dtype))
-    meshes: dict[Sharding, list[int]] = {}
-    for index, where in enumerate(shardings):
-        if where is not None:
-            meshes.setdefault(where, []).append(index)
-    for where, indices in meshes.items():
-        squares = torch.stack([found[index] for index in indices]).square()
-        for index, norm in zip(indices, where.total(squares).sqrt().unbind(), strict=True):
-            found[index] = norm
+    cut = [index for index, where in enumerate(shardings) if where is not None]
+    squares = totals([found[i].square() for i in cut], [shardings[i] for i in cut])
+    for index, square in zip(cut, squares, strict=True):
+        found[index] = square.sqrt()
     return found
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """0-dim tensors of any devices as one vector, on the device of the last."""
+    """Tensors of one shape and of any devices, stacked on the device of the last."""
     device = parts[-1].device
     return torch.stack(
         [p if p.device == device else p.to(device, non_blocking=True) for p in parts]

@@ -6,6 +6,7 @@ this file does not import ``torch.distributed.tensor``, which takes long. It kno
 optimizers.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,25 @@ class Sharding(NamedTuple):
         for dim in self.dims:
             all_reduce(value, group=self.mesh.get_group(dim))
         return value
+
+
+def totals(values: Sequence[Tensor], shardings: Sequence[Sharding | None]) -> list[Tensor]:
+    """Each tensor summed over the processes of its sharding; one reduction for those of a mesh.
+
+    Args:
+        values: of one shape and dtype where they share a sharding.
+        shardings: one a tensor; None if it is whole.
+    """
+    found = list(values)
+    meshes: dict[Sharding, list[int]] = {}
+    for index, where in enumerate(shardings):
+        if where is not None:
+            meshes.setdefault(where, []).append(index)
+    for where, indices in meshes.items():
+        summed = where.total(torch.stack([found[index] for index in indices]))
+        for index, total in zip(indices, summed.unbind(), strict=True):
+            found[index] = total
+    return found
 
 
 # Asking these for an attribute that they lack takes longer than many a small tensor's update.
