@@ -136,26 +136,15 @@ class Continual:
 
         Args:
             step: how many there were.
-            told: numbers for :meth:`SALOptimizer.tell`; None where the trainer has none.
+            told: numbers for :func:`tell`; None where the trainer has none.
         """
-        self.told(**told)
+        tell(self._protection, self._model, **told)
         # A trainer that accumulates gradients says the same step several times.
         due = self.probed is not None and step % self.probe_every == 0 and step != self._measured
         if due:
             self._measured = step
             self.measure()
         return due
-
-    def told(self, **numbers: Any) -> None:
-        """Hand on what the trainer knows of a step; what is no number is passed over."""
-        for name, number in numbers.items():
-            if isinstance(number, float) or (isinstance(number, Tensor) and number.numel() == 1):
-                dtype = None if isinstance(number, Tensor) else torch.float32
-                told = torch.as_tensor(number, dtype=dtype)
-                if name == "loss":  # a process has that of its own batch, and all decide alike
-                    told = _averaged(told.detach(), self._model)
-                # A tensor may be negative, as a likelihood is: it then tells nothing.
-                self._protection.tell(**{name: told})
 
     def end(self) -> None:
         """Restore, consolidate, save, and measure the old data once more."""
@@ -223,6 +212,21 @@ class Continual:
                 f"Invalid observe value: {self.observed!r:.80}; observe must have a batch"
             )
         protection.consolidate()
+
+
+def tell(protection: Protection, model: nn.Module, **numbers: Any) -> None:
+    """Tell numbers of a step; what is no number is passed over.
+
+    Every process must call it alike: a process has the loss of its own batch, and the mean counts.
+    """
+    for name, number in numbers.items():
+        if isinstance(number, float) or (isinstance(number, Tensor) and number.numel() == 1):
+            dtype = None if isinstance(number, Tensor) else torch.float32
+            told = torch.as_tensor(number, dtype=dtype)
+            if name == "loss":
+                told = _averaged(told.detach(), model)
+            # A tensor may be negative, as a likelihood is: it then tells nothing.
+            protection.tell(**{name: told})
 
 
 @contextlib.contextmanager

@@ -1,18 +1,20 @@
 """transformers' Trainer, and TRL's: a callback, and ``--optim saladamw`` for scripts as they are.
 
 The names of optimizers are a closed enumeration there, and what builds them a private table: both
-get new entries by :func:`register`. Everything else is done by callbacks.
+get new entries by :func:`register`. Everything else is done by callbacks. They are not given the
+loss of a step, which a forward hook of the model takes from what it puts out.
 """
 
 import ast
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
@@ -24,7 +26,7 @@ from sal_optim.integrations import (
     protection_of,
     required_protection,
 )
-from sal_optim.integrations.continual import Continual, announce
+from sal_optim.integrations.continual import Continual, announce, tell
 from sal_optim.protection.base import Protection
 from sal_optim.transfer import load_importance
 
@@ -34,10 +36,54 @@ IMPORTANCE_FROM = "importance_from"
 _loaded: WeakSet[Protection] = WeakSet()
 
 
-class Diagnostics(TrainerCallback):
-    """Adds diagnostics to what the Trainer logs beside a loss; does nothing without SAL.
+class Losses:
+    """A forward hook: the mean of the losses that a model puts out while it is trained.
 
-    It belongs among the Trainer's default callbacks, before those of TensorBoard and others.
+    A model that puts out none, as where the Trainer computes the loss itself, has none here.
+    """
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._count = 0
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, model: nn.Module, args: Any, output: Any) -> None:
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        loss = loss[0] if isinstance(loss, tuple) and loss else loss
+        if model.training and isinstance(loss, Tensor) and not loss.dim() and loss.requires_grad:
+            found = loss.detach()
+            self._sum = found if self._sum is None else self._sum + found.to(self._sum.device)
+            self._count += 1
+
+    def take(self) -> Tensor | None:
+        """The mean since it was last taken; None if there was no loss."""
+        found = None if self._sum is None else self._sum / self._count
+        self._sum, self._count = None, 0
+        return found
+
+
+# Of models in training, and what removes the hook; shared by all callbacks of a Trainer.
+_heard: MutableMapping[nn.Module, tuple[Losses, Any]] = WeakKeyDictionary()
+
+
+def _hear(model: nn.Module) -> None:
+    """Hear the losses of a model from now on; those of a training that failed are forgotten."""
+    _hear_no_more(model)
+    losses = Losses()
+    _heard[model] = losses, model.register_forward_hook(losses)
+
+
+def _hear_no_more(model: nn.Module) -> None:
+    _, hook = _heard.pop(model, (None, None))
+    if hook is not None:
+        hook.remove()
+
+
+class Diagnostics(TrainerCallback):
+    """Tells the loss of each step, and adds diagnostics to what the Trainer logs beside a loss.
+
+    It does nothing without SAL. It belongs among the Trainer's default callbacks, before those of
+    TensorBoard and others.
     """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -50,12 +96,23 @@ class Diagnostics(TrainerCallback):
             load_importance(protection, path, kwargs["model"])
             _loaded.add(protection)
         _keep_names(protection, kwargs["model"])
+        _hear(kwargs["model"])
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Say once what is protected, after all callbacks have begun."""
         protection = protection_of(kwargs.get("optimizer"))
         if protection is not None and state.is_world_process_zero:
             announce(protection)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell the loss of this step, the mean of its batches."""
+        protection, model = protection_of(kwargs["optimizer"]), kwargs["model"]
+        if protection is not None and model in _heard:
+            tell(protection, model, loss=_heard[model][0].take())
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Hear the model's losses no longer."""
+        _hear_no_more(kwargs["model"])
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Add to what is logged, and to ``log_history``, which has it already."""
@@ -122,12 +179,14 @@ class SALCallback(Diagnostics):
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell the norm that the Trainer clipped, as often as it logs one, and log."""
-        self._continual.told(norm=kwargs["logs"].get("grad_norm"))
+        protection = required_protection(kwargs["optimizer"])
+        tell(protection, kwargs["model"], norm=kwargs["logs"].get("grad_norm"))
         super().on_log(args, state, control, **kwargs)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End, where the last step has not."""
         self._end()
+        super().on_train_end(args, state, control, **kwargs)
 
     def _end(self) -> None:
         if not self._ended:

@@ -169,7 +169,7 @@ def told() -> dict[str, Any]:
         give(params, now)
         optimizer.step()
         level = 5.0 if step >= 60 and rank == 0 else 1.0
-        callback.told(loss=level + 0.05 * float(torch.rand((), generator=draw)))
+        callback.stepped(step, loss=level + 0.05 * float(torch.rand((), generator=draw)))
     return outcome(optimizer, [])
 
 

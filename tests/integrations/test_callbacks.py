@@ -70,9 +70,10 @@ def test_transformers(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
     assert "restored with strength" in said.text
     saved = torch.load(tmp_path / "checkpoint-120" / "optimizer.pt", weights_only=True)
     assert saved["param_groups"][0]["threshold"]["consolidations"] > 1.0
-    assert saved["param_groups"][0]["threshold"]["norm_steps"] > 1.0, (
-        "told the norm before clipping"
-    )
+    heard = saved["param_groups"][0]["threshold"]
+    assert heard["norm_steps"] > 1.0, "told the norm before clipping"
+    assert heard["loss_steps"] == 120.0, "told the loss once a step, though two callbacks are there"
+    assert not model._forward_hooks, "which the model no longer tells"
     assert saved["param_groups"][0]["param_names"] == ["layers.0.weight", "layers.2.weight"]
     alone = SALAdamW(model.named_parameters())
     alone.load_state_dict(saved)

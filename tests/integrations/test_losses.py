@@ -1,0 +1,97 @@
+"""The loss of each step, which transformers' Trainer does not hand to callbacks."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sal_optim import SALAdamW
+from sal_optim.integrations import protection_of
+from tests.integrations.tasks import WithLoss, fine_tune
+
+transformers = pytest.importorskip("transformers")
+from sal_optim.integrations.transformers import SALCallback  # noqa: E402
+
+
+class Recorded(SALAdamW):
+    """Keeps what it is told."""
+
+    told: list[float]
+
+    def tell(self, **numbers: Any) -> None:
+        vars(self).setdefault("told", []).extend([float(n) for n in numbers.values()])
+        super().tell(**numbers)
+
+
+class Steady(WithLoss):
+    """Its losses are 1, 2, 3 and so on, in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, inputs: torch.Tensor, labels: torch.Tensor) -> Any:
+        found = super().forward(inputs, labels)
+        self.calls += self.training
+        found["loss"] = found["loss"] * 0.0 + float(self.calls)
+        return found
+
+
+def trained(model: WithLoss, out: Path, **args: Any) -> Any:
+    args = {"callbacks": [SALCallback()], "max_steps": 4, **args}
+    trainer = fine_tune(model, 1, out, Recorded, **args)
+    return protection_of(trainer.optimizer)
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_it_is_told_before_each_step(batches: int, tmp_path: Path) -> None:
+    found = trained(Steady(), tmp_path, gradient_accumulation_steps=batches, logging_steps=500)
+    means = [sum(range(batches * k + 1, batches * (k + 1) + 1)) / batches for k in range(4)]
+    assert found.told == means, "the mean of a step's batches"
+
+
+def test_the_losses_of_evaluation_are_not_told(tmp_path: Path) -> None:
+    from tests.integrations.tasks import rows
+
+    callback = SALCallback(observe=rows(2), probe=rows(2), probe_every=1)
+    found = trained(Steady(), tmp_path, callbacks=[callback], logging_steps=500)
+    assert found.told == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_a_loss_that_is_not_the_models_is_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Silent(WithLoss):
+        def forward(self, inputs: torch.Tensor, labels: torch.Tensor) -> Any:
+            return {"logits": self.layers(inputs)}
+
+    def own(trainer: Any, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
+        return nn.functional.cross_entropy(model(**inputs)["logits"], inputs["labels"])
+
+    monkeypatch.setattr(transformers.Trainer, "compute_loss", own)
+    found = trained(Silent(), tmp_path, logging_steps=500)
+    assert not hasattr(found, "told")
+    assert found.diagnostics()["surprise"] > 0.0, "it has trained"
+
+
+def test_a_compiled_model(tmp_path: Path) -> None:
+    found = trained(Steady(), tmp_path, torch_compile=True, torch_compile_backend="eager",
+                    logging_steps=500)  # fmt: skip
+    assert found.told == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_a_copy_of_a_model_in_training_is_heard_by_nobody(tmp_path: Path) -> None:
+    class Copying(SALCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            super().on_step_begin(args, state, control, **kwargs)
+            other = copy.deepcopy(kwargs["model"])
+            batch = {"inputs": torch.zeros(2, 64), "labels": torch.zeros(2, dtype=torch.long)}
+            other(**batch)
+
+    found = trained(Steady(), tmp_path, callbacks=[Copying()], logging_steps=500)
+    assert found.told == [1.0, 2.0, 3.0, 4.0]
