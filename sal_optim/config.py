@@ -1,10 +1,10 @@
 """Every setting of the protection, once: its default, its range and what it means."""
 
-import warnings
 from typing import Any, Literal
 
 from sal_optim.importance import IMPORTANCE
 from sal_optim.utils import checks
+from sal_optim.utils.warning import warn
 
 Kind = Literal["kronecker", "diagonal", "factored"]
 Clock = int | Literal["auto"] | None
@@ -31,8 +31,9 @@ PROTECTION_ARGUMENTS = """
             that is sharded over processes has the importance of each of its parts.
         rank: directions that ``"kronecker"`` keeps of each side of a matrix, at least 1; the others
             count by their mean. Fixed once there is importance.
-        consolidate_every: ``"auto"``: whenever a tenth of the run has passed, 60 steps at least; a
-            number of steps; None: no clock, but detected changes and ``consolidate()`` alone.
+        consolidate_every: ``"auto"``: after as many steps as a tenth of the run so far, 60 at
+            least; a number of steps; None: no clock, but detected changes and ``consolidate()``
+            alone.
         retention: what a full consolidation keeps of the importance before it, in [0, 1].
         tau0: threshold on the surprise where the gradient norm has no noise, at least 1.
         alpha: standard deviations of the gradient norm that the threshold adds.
@@ -80,9 +81,7 @@ def kind_of_granularity(granularity: Any) -> str:
 
 
 def _deprecated(name: str, instead: str) -> None:
-    warnings.warn(
-        f"{name} is deprecated and will be removed in 0.3.0; {instead}", FutureWarning, stacklevel=5
-    )
+    warn(f"{name} is deprecated and will be removed in 0.3.0; {instead}", FutureWarning)
 
 
 def check_protection(group: dict[str, Any]) -> dict[str, Any]:

@@ -90,6 +90,10 @@ class CommunicationLayer(Protection):
         self.controller.settle()
         return _rebuilt, (self.optimizer, self._settings, self.controller.early)
 
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self._settings.items())
+        return f"CommunicationLayer({type(self.optimizer).__name__}, {settings})"
+
     def remove(self) -> None:
         """Take the layer off; the optimizer then steps as if it had never been there."""
         if self._handles:

@@ -240,7 +240,9 @@ def _finish(args: argparse.Namespace, streams: Sequence[str], output: Console) -
     plain = {stream: json.loads(_part(args, stream, ".json").read_text()) for stream in streams}
     write_atomically(args.out / f"{stem}.json", json.dumps(plain, indent=1))
     output.print(
-        f"written: {args.out}/{stem}.md, .json, figures/, records/", highlight=False, markup=False
+        f"written: {args.out}/{stem}.md, .json, {'' if args.no_figures else 'figures/, '}records/",
+        highlight=False,
+        markup=False,
     )
 
 

@@ -16,12 +16,20 @@ DetectorState = dict[str, float]
 Settings = Mapping[str, Any]  # of the protection: tau0, alpha and stats_beta
 
 
+# A change lasts, an outlying batch does not: surprising steps that count to this much make a
+# change. A step counts 1 at the threshold and 1 more for each doubling beyond it, up to a bound
+# that no single step can confirm with; an ordinary step takes 1 back. Until it is decided, steps
+# are held to the norm that aroused suspicion, not to statistics that rise with them.
+CONFIRMATIONS, LARGEST_COUNT = 4.5, 3.0
+
+
 class Signal(NamedTuple):
     """A number by which a change of the data is told, and how its statistics are kept."""
 
     prefix: str  # of its keys in the detector's state
     settle: float  # samples of a segment that statistics pass over
     warmup: float  # samples of a segment before statistics can raise an alarm
+    largest: float = LARGEST_COUNT  # the most that one sample counts
 
 
 # Of a gradient norm: a run, or what follows a change, begins loud; then a refractory period.
@@ -37,13 +45,6 @@ class Verdict(NamedTuple):
 
     surprising: bool  # above the threshold: no importance should be gathered from this step
     change: bool  # this number confirms a change of the data
-
-
-# A change lasts, an outlying batch does not: surprising steps that count to this much make a
-# change. A step counts 1 at the threshold and 1 more for each doubling beyond it, up to a bound
-# that no single step can confirm with; an ordinary step takes 1 back. Until it is decided, steps
-# are held to the norm that aroused suspicion, not to statistics that rise with them.
-CONFIRMATIONS, LARGEST_COUNT = 4.5, 3.0
 
 
 # Sums over a window of random projections of the gradients (``coherence.py``).
@@ -115,7 +116,7 @@ def observe(
     state[at + "held"] = held = _held(state, tau, signal)
     surprising = ready and value > held
     if surprising:
-        state[at + "suspicion"] += min(1.0 + math.log2(value / held), LARGEST_COUNT)
+        state[at + "suspicion"] += min(1.0 + math.log2(value / held), signal.largest)
     else:
         state[at + "suspicion"] = max(state[at + "suspicion"] - 1.0, 0.0)
     if state[at + "suspicion"] >= CONFIRMATIONS:

@@ -8,9 +8,21 @@ signal is a line of :data:`TOLD`: positive numbers, one a step, larger where the
 import math
 from typing import Any
 
-from sal_optim.detection.change_detector import DetectorState, Signal, begin_segment, observe
+from sal_optim.detection.change_detector import (
+    CONFIRMATIONS,
+    DetectorState,
+    Signal,
+    begin_segment,
+    observe,
+)
 
-TOLD = {"loss": Signal("loss_", 10.0, 30.0), "norm": Signal("norm_", 10.0, 30.0)}
+# A change that is told puts protection at its whole strength, and takes three loud steps: a bad
+# batch that is shown twice is no other data.
+AT_MOST = CONFIRMATIONS / 3.0
+TOLD = {
+    "loss": Signal("loss_", 10.0, 30.0, AT_MOST),
+    "norm": Signal("norm_", 10.0, 30.0, AT_MOST),
+}
 
 
 def hear(state: DetectorState, name: str, value: float, settings: dict[str, Any]) -> bool:

@@ -92,7 +92,7 @@ def history(source: str | os.PathLike[str] | Iterable[Mapping[str, float]]) -> "
 def layers(optimizer: object, model: nn.Module) -> "Figure":
     """Draw what is preserved of each layer: its stability spectrum, and its mean gate.
 
-    The mean gate is the share of an update that is let through; what it leaves out is preserved.
+    The mean gate is the share of a gradient that is let through; what it leaves out is preserved.
     A layer is a module with parameters of its own, such as a ``Linear`` with weight and bias.
 
     Args:
@@ -126,7 +126,7 @@ def layers(optimizer: object, model: nn.Module) -> "Figure":
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(0.0, 1.0)
     axes.xaxis.set_major_formatter("{x:.0%}")
-    axes.set_xlabel("scalars by stability; mean gate: share of an update that is let through")
+    axes.set_xlabel("scalars by stability; mean gate: share of a gradient that is let through")
     axes.tick_params(axis="y", length=0)
     _plain(axes)
     handles, titles = axes.get_legend_handles_labels()

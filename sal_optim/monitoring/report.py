@@ -48,7 +48,7 @@ class Row(NamedTuple):
     protected: float  # share with stability above 2/3
     neutral: float
     volatile: float  # share with stability below 1/3
-    mean_gate: float  # the share of an update that is let through
+    mean_gate: float  # the share of a gradient that is let through
     importance: float  # its mean over the elements
     drift: float  # from the anchor, relative to the anchor's size; 0 without one
     published: float  # stability as published, 1 / (1 + delta_w * g_norm)
@@ -165,19 +165,25 @@ def summary(optimizer: object, found: list[Row]) -> str:
     counted = {0: "No consolidation yet", 1: "1 consolidation"}.get(
         times, f"{times} consolidations"
     )
-    kept = f"{held:.1%} of the network's {size} scalars is held" if times else "Nothing is held"
+    said = f"{counted}. The state is {state}: {_MEANINGS[state]}."
+    if not times:
+        return f"{said} Nothing is protected, and there is no anchor."
     return (
-        f"{counted}. The state is {state}: {_MEANINGS[state]}. {kept}; on average, {gate:.1%} of "
-        f"an update is let through. The weights are {total_drift(controller):.1%} from the anchor."
-        f"{_waiting(controller.detector)}"
+        f"{said} {held:.1%} of the network's {size} scalars are protected; on average, {gate:.1%} "
+        f"of a gradient is let through. The weights are {total_drift(controller):.1%} from the "
+        f"anchor.{_waiting(controller.detector)}"
     )
 
 
 def _waiting(detector: DetectorState) -> str:
-    """Why protection does not rise, where it does not."""
-    if not (strength(detector) < 1.0 and detector["coherence"] > LEARNING):
+    """Why protection has not its whole strength, where it has not."""
+    share = strength(detector)
+    if share == 1.0:
         return ""
-    return (
-        f" The network still learns: {detector['coherence']:.0%} of the gradients' energy lasts. "
-        "Until it has learned, or a change is noticed or declared, protection does not rise."
-    )
+    said = f" Protection is at {share:.1%} of its strength"
+    if detector["coherence"] > LEARNING:
+        return (
+            f"{said}, and waits: the network still learns, as {detector['coherence']:.0%} of the "
+            "gradients' energy lasts. It is whole once a change is noticed or declared."
+        )
+    return f"{said}: it rises with the clock, and is whole once a change is noticed or declared."

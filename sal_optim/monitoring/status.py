@@ -14,7 +14,7 @@ def protection_line(optimizer: object) -> str:
     if held:
         return (
             f"sal_optim: {len(held)} of {count} parameter tensors are protected, by "
-            f"{found['consolidations']:.0f} consolidations; {found['mean_gate']:.0%} of an update "
+            f"{found['consolidations']:.0f} consolidations; {found['mean_gate']:.0%} of a gradient "
             f"is let through; the weights are {found['drift']:.1%} from the anchor"
         )
     if not count:

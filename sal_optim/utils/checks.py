@@ -23,11 +23,12 @@ def number(
     low_open: bool = False,
     high_open: bool = True,
     label: str | None = None,
+    allowed: str | None = None,
 ) -> float:
     """A finite float within bounds, from a number or its decimal text."""
     label = label or f"{name} value"
     interval = f"{'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}"
-    allowed = f"{name} must be a number in {interval}"
+    allowed = allowed or f"{name} must be a number in {interval}"
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         try:
             value = float(value)  # 0-dim tensors, numpy scalars
@@ -72,9 +73,10 @@ def betas(value: Any) -> tuple[float, float]:
 
 def whole(name: str, value: Any, *, low: int) -> int:
     """A whole number of at least ``low``; 500.0 and "500" will do."""
-    result = number(name, value, low=low)
+    allowed = f"{name} must be a whole number >= {low}"
+    result = number(name, value, low=low, allowed=allowed)
     if result != int(result):
-        raise ValueError(f"Invalid {name} value: {value}; {name} must be a whole number >= {low}")
+        raise ValueError(f"Invalid {name} value: {value}; {allowed}")
     return int(result)
 
 

@@ -37,5 +37,6 @@ def extra_package(package: str, needs: str, extra: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise ImportError(
-            f"{needs} the package {package}: pip install sal_optim[{extra}]"
+            f"{needs} the package {package}: pip install 'sal_optim[{extra}]', or '.[{extra}]' in "
+            "the folder of sal_optim"
         ) from error

@@ -102,7 +102,7 @@ def test_data_that_a_stream_cannot_be_made_of(
         (["sal-adam", "--set", "protection=-1"], ["--set", "protection=-1", "[0, inf)"]),
         (["sal-adam", "--protection", "inf"], ["--protection", "inf", ">= 0, finite"]),
         (["sal-adam", "--set", "betas=3"], ["--set", "betas=3", "two numbers"]),
-        (["sal-adam", "--grid", "rank=8,-1"], ["--grid", "rank=-1", "[1, inf)"]),
+        (["sal-adam", "--grid", "rank=8,-1"], ["--grid", "rank=-1", "a whole number >= 1"]),
         (["ewc", "--set", "strength=-2"], ["--set", "strength", "-2", ">= 0"]),
         (["ewc", "--set", "strength=much"], ["--set", "strength", "'much'", "number"]),
         (["streaming-si", "--grid", "every=1.5"], ["--grid", "every", "1.5", ">= 1"]),

@@ -111,7 +111,7 @@ def test_what_is_refused() -> None:
         module({})
     with pytest.raises(TypeError, match=r"metric.*float.*function"):
         necessity_gap(module, 1.0)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"repeats.*0.*\[1, inf\)"):
+    with pytest.raises(ValueError, match=r"repeats.*0.*>= 1"):
         necessity_gap(module, lambda: 1.0, repeats=0)
     with pytest.raises(ValueError, match=r"metric\(\).*nan"):
         necessity_gap(module, lambda: float("nan"))

@@ -14,6 +14,7 @@ from torch import nn
 from sal_optim import SALAdam
 from sal_optim.detection import told
 from sal_optim.detection.change_detector import Signal
+from tests.testing.drive import make_params, profile, step_with, stream
 
 STEPS = 120
 
@@ -44,6 +45,16 @@ def test_a_change_is_told(name: str) -> None:
     _, changes = trained(name)
     assert changes[STEPS - 1] == 0
     assert changes[STEPS + 10] == 1
+
+
+@pytest.mark.parametrize(("loud", "changes"), [(2, 0.0), (3, 1.0)])
+def test_a_bad_batch_that_is_shown_twice_is_no_change(loud: int, changes: float) -> None:
+    params = make_params()
+    optimizer = SALAdam(params)
+    for step, grads in enumerate(stream(params, profile(80))):
+        optimizer.tell(loss=50.0 if 70 <= step < 70 + loud else 1.0 + 0.01 * (step % 3))
+        step_with(optimizer, params, grads)
+    assert optimizer.diagnostics()["changes"] == changes
 
 
 def test_the_clipped_norm_tells_nothing() -> None:

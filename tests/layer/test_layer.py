@@ -343,6 +343,11 @@ def test_the_old_name_of_importance() -> None:
     assert all("evidence" in state for state in optimizer.state.values())
 
 
+def test_it_shows_its_settings() -> None:
+    _, layer = adam(make_params(), protection=5)
+    assert repr(layer).startswith("CommunicationLayer(Adam, protection=5.0, pull=1.2, ")
+
+
 def test_what_is_refused() -> None:
     params = make_params()
     optimizer, layer = adam(params)

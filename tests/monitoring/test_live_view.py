@@ -147,4 +147,4 @@ def test_without_rich() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError")
-    assert "pip install sal_optim[report]" in last
+    assert "pip install 'sal_optim[report]'" in last

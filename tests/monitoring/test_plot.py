@@ -157,7 +157,7 @@ def test_matplotlib_comes_with_the_first_picture_or_is_asked_for() -> None:
     assert done.stdout == "so far\n"
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError")
-    assert "pip install sal_optim[plot]" in last
+    assert "pip install 'sal_optim[plot]'" in last
 
 
 def test_it_is_a_part_of_the_package() -> None:

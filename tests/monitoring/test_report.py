@@ -105,7 +105,7 @@ def test_the_summary() -> None:
     optimizer = SALAdam(model.parameters())
     new = summary(optimizer, rows(optimizer, model))
     assert "No consolidation yet" in new
-    assert "Nothing is held" in new
+    assert "Nothing is protected, and there is no anchor" in new
     optimizer, model = trained(False, protection=10.0)
     told = summary(optimizer, rows(optimizer, model))
     assert told.startswith("1 consolidation. The state is consolidating:")
@@ -121,7 +121,8 @@ def test_the_summary_says_why_protection_waits() -> None:
     grads = [torch.ones_like(param) for param in params]
     drive(optimizer, params, [grads] * 70)
     told = summary(optimizer, rows(optimizer, model))
-    assert "The network still learns: 100% of the gradients' energy lasts." in told
+    assert "Protection is at 0.1% of its strength, and waits: the network still learns" in told
+    assert "100% of the gradients' energy lasts" in told
     assert optimizer.diagnostics()["coherence"] == pytest.approx(1.0)
     optimizer.consolidate()
     assert "still learns" not in summary(optimizer, rows(optimizer, model))
@@ -179,7 +180,7 @@ def test_without_rich() -> None:
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError")
-    assert "pip install sal_optim[report]" in last
+    assert "pip install 'sal_optim[report]'" in last
 
 
 @pytest.mark.parametrize(

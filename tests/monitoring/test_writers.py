@@ -246,9 +246,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.csv"
     with pytest.raises(TypeError, match=r"optimizer.*SGD.*CommunicationLayer"):
         CSVWriter(torch.optim.SGD(make_params(), lr=1.0), path)
-    with pytest.raises(ValueError, match=r"every.*0.*\[1, inf\)"):
+    with pytest.raises(ValueError, match=r"every.*0.*>= 1"):
         CSVWriter(optimizer, path, every=0)
-    with pytest.raises(ValueError, match=r"limit.*1.*\[2, inf\)"):
+    with pytest.raises(ValueError, match=r"limit.*1.*>= 2"):
         Recorder(optimizer, limit=1)
     assert not path.exists()
     with pytest.raises(TypeError, match=r"path.*3.*new file"):

@@ -66,7 +66,7 @@ def run(block: Block, namespace: dict[str, Any]) -> None:
     try:
         exec(compile(tree, block.page, "exec"), namespace)
     except ImportError as error:
-        if "pip install sal_optim[" in str(error):
+        if "pip install 'sal_optim[" in str(error):
             pytest.skip(str(error))
         raise
 

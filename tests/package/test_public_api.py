@@ -15,6 +15,7 @@ import sys
 from typing import Any
 
 import pytest
+import torch
 
 import sal_optim
 from sal_optim import config
@@ -197,6 +198,17 @@ def test_deprecated_arguments(class_row: Row, name: str, value: Any, told: str) 
     assert len(caught) == 1
     if name == "granularity":
         assert repr(optimizer.param_groups[0]["importance"]) in told
+
+
+def test_a_deprecation_names_the_line_of_the_user() -> None:
+    params = make_params()
+    with pytest.warns(FutureWarning) as caught:
+        sal_optim.SALAdam(params, granularity="element")
+    assert [row.filename for row in caught] == [__file__]
+    optimizer = torch.optim.SGD(params, lr=0.1)
+    with pytest.warns(FutureWarning) as caught:
+        sal_optim.CommunicationLayer(optimizer, unit_update=True)
+    assert [row.filename for row in caught] == [__file__]
 
 
 def test_an_unknown_granularity_is_refused(class_row: Row) -> None:
