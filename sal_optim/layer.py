@@ -215,7 +215,7 @@ class CommunicationLayer(Protection):
                 saved["threshold"] = dict(saved["threshold"])
             for param, key in zip(group["params"], saved["params"], strict=True):
                 if early.get(param):
-                    states[key] = dict(early[param])
+                    states[key] = {**early[param], **states.get(key, {})}
 
     def _loaded(self, _: Any) -> None:
         self.controller.early.clear()

@@ -127,7 +127,8 @@ class SALOptimizer(Protection, Optimizer):
         controller = self.controller
         controller.diagnostics()  # what is underway arrives
         state: dict[str, Any] = super().__getstate__()
-        early = {param: own for param, own in controller.early.items() if own}
+        early = {param: {**own, **self.state.get(param, {})}
+                 for param, own in controller.early.items() if own}  # fmt: skip
         state["state"] = {**state["state"], **early}
         return state
 
@@ -156,12 +157,15 @@ class SALOptimizer(Protection, Optimizer):
         params = {param for group in self.param_groups for param in group["params"]}
         # Groups may have been removed since.
         early = {param: own for param, own in controller.early.items() if param in params}
-        self.state.update(early)
+        # A wrapper may have put its own there.
+        before = {param: self.state[param] for param in early if param in self.state}
+        self.state.update({param: {**own, **before.get(param, {})} for param, own in early.items()})
         try:
             found: dict[str, Any] = super().state_dict()
         finally:
             for param in early:
                 del self.state[param]
+            self.state.update(before)
         # Numbers are copied, as a snapshot that is kept in memory must not go on counting.
         found["state"] = {key: dict(value) for key, value in found["state"].items()}
         for group in found["param_groups"]:
@@ -244,7 +248,8 @@ class SALOptimizer(Protection, Optimizer):
         ]
         for param in deleted:
             kept = self._of_others(self.state.pop(param))
-            self.controller.early.update({param: kept} if kept else {})
+            if kept:
+                self.controller.early.setdefault(param, {}).update(kept)
 
     def _lacks_moments(self, param: Tensor, group: dict[str, Any]) -> bool:
         """Whether they were deleted; a ValueError where a parameter was cast and they were not."""

@@ -52,7 +52,7 @@ def write(controller: ProtectionController, names: dict[Tensor, str], path: str)
     The file is there whole, or as it was before. Where parameters are sharded, every process must
     call this, and the first of them writes.
     """
-    _safetensors()
+    safetensors()
     from safetensors.torch import save_file
 
     found = list(controller.held())
@@ -90,7 +90,7 @@ def read(path: str) -> Content:
 
     Raises as ``load_importance`` does.
     """
-    package = _safetensors()
+    package = safetensors()
     allowed = "path must be a file that save_importance() wrote"
     if not Path(path).is_file():
         raise FileNotFoundError(f"Invalid path value: {path!r} is no file; {allowed}")
@@ -219,7 +219,8 @@ def _replaced(path: str) -> Iterator[str]:
         temporary.unlink(missing_ok=True)
 
 
-def _safetensors() -> Any:
+def safetensors() -> Any:
+    """The package, or an ImportError that says how to install it."""
     return extra_package("safetensors", "an importance file needs", "transfer")
 
 

@@ -19,29 +19,33 @@ Groups = list[dict[str, Any]]
 
 # What is of all groups, and kept in the first.
 SHARED = ("threshold", buffers.KEY)
+# What is no setting.
+MEMBERS = ("params", "param_names")
 
 
 def names_of(groups: Groups, model: nn.Module | None = None) -> dict[Tensor, str]:
     """Each parameter of the groups with its name.
 
     Args:
-        model: whose names are taken; without one, those that the groups hold.
+        model: whose names are taken; without one, and for parameters that are not its own, those
+            that the groups hold.
 
     Raises:
         ValueError: there are no names, or ``model`` lacks some of the parameters.
     """
     params = [param for group in groups for param in group["params"]]
+    # A parameter may have been added to a group's list by hand.
+    counts = [len(group.get("param_names", ())) for group in groups]
+    complete = counts == [len(group["params"]) for group in groups]
+    names = unwrapped(chain.from_iterable(group.get("param_names", ()) for group in groups))
     if model is None:
-        # A parameter may have been added to a group's list by hand.
-        counts = [len(group.get("param_names", ())) for group in groups]
-        if counts != [len(group["params"]) for group in groups]:
+        if not complete:
             lacks = f"has {sum(counts)} names of {len(params)} parameters"
             lacks = lacks if sum(counts) else "was made without names"
             raise ValueError(
                 f"Invalid model value: None; the optimizer {lacks}, so model must be the module "
                 "that holds its parameters (or make it of model.named_parameters())"
             )
-        names = unwrapped(chain.from_iterable(group["param_names"] for group in groups))
         twice = next((name for name, count in Counter(names).items() if count > 1), None)
         if twice is not None:
             raise ValueError(
@@ -53,6 +57,13 @@ def names_of(groups: Groups, model: nn.Module | None = None) -> dict[Tensor, str
     checks.model(model, groups)
     named = list(model.named_parameters())
     known = dict(zip((p for _, p in named), unwrapped(n for n, _ in named), strict=True))
+    own = set(known.values())
+    if complete:  # of parameters of another module, such as a loss's own
+        known |= {
+            param: name
+            for param, name in zip(params, names, strict=True)
+            if param not in known and name not in own
+        }
     missing = [param for param in params if param not in known]
     if missing:
         raise ValueError(
@@ -67,7 +78,8 @@ def regrouped(groups: Groups, state_dict: StateDict) -> StateDict:
     """A state dict with its parameters in the groups that an optimizer has them in, by name.
 
     Returned as it is where groups are alike already, or where one of the two has no names. A group
-    whose parameters were all in one saved group has that one's settings, any other its own.
+    whose parameters were all in one saved group has that one's settings, but for those in which it
+    differs from another group that comes of it; any other has its own.
 
     Raises:
         ValueError: names are missing on one side.
@@ -95,15 +107,17 @@ def regrouped(groups: Groups, state_dict: StateDict) -> StateDict:
         return state_dict  # of several models with the same names
     _check_same_names(own_set, set(places))
     found = []
-    for own, names in zip(groups, own_names, strict=True):
-        sources = {places[name][0] for name in names}
-        if len(sources) == 1:
-            settings = dict(saved[sources.pop()])
-        else:
-            settings = {name: value for name, value in own.items() if name not in SHARED}
+    origins = [{places[name][0] for name in names} for names in own_names]
+    for own, origin in zip(groups, origins, strict=True):
+        settings = {name: value for name, value in own.items() if name not in (*SHARED, *MEMBERS)}
+        if len(origin) == 1:
+            beside = [group for group, its in zip(groups, origins, strict=True) if its == origin]
+            told = {n: v for n, v in settings.items() if any(g.get(n, v) != v for g in beside)}
+            settings = {**saved[next(iter(origin))], **told}
+        found.append(settings)
+    for settings, own, names in zip(found, groups, own_names, strict=True):
         settings["params"] = [places[name][1] for name in names]
         settings["param_names"] = list(own["param_names"])
-        found.append(settings)
     for name in SHARED:
         kept = [group[name] for group in saved if name in group]
         for group in found:

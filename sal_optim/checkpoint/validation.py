@@ -19,8 +19,6 @@ from sal_optim.checkpoint.resharding import IMPORTANCE_STATE, of_own_layout
 from sal_optim.checkpoint.upgrading import upgraded_group, upgraded_state
 from sal_optim.config import SHARED_BY_ALL, check_alike, check_protection
 from sal_optim.detection.change_detector import SIGNED, new_detector
-from sal_optim.detection.change_detector import STATISTICS as STATISTICS_OF_SIGNALS
-from sal_optim.detection.told import TOLD
 from sal_optim.protection import anchor, buffers
 from sal_optim.protection.block import NUMBERS, Group, shapes
 from sal_optim.sharding.dtensor import is_distributed
@@ -200,11 +198,6 @@ def fitted_threshold(where: str, saved: Any) -> dict[str, Any]:
         for name in fresh
         if name in saved
     }
-    for signal in TOLD.values():
-        # Signals have statistics once they are told.
-        if any(str(name).startswith(signal.prefix) for name in saved):
-            for name in (signal.prefix + part for part in STATISTICS_OF_SIGNALS):
-                known[name] = checks.number(f"{where}[{name!r}]", saved.get(name, 0.0))
     if "firm" not in saved and saved.get("consolidations", 0.0):
         fresh["firm"] = 1.0  # before 0.2 every consolidation was a change, or declared
     return {**fresh, **saved, **known}

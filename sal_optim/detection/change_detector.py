@@ -38,6 +38,13 @@ GRAD_NORM = Signal("", 10.0, 30.0)
 POOLED = Signal("pooled_", 0.0, 30.0)
 # Of the novelty (``novelty.py``), which is a ratio and begins as it goes on.
 NOVELTY = Signal("novelty_", 0.0, 8.0)
+# Of what a training loop tells (``told.py``): positive numbers, one a step, larger where the data
+# is new. A change that is told puts protection at its whole strength, and takes three loud steps: a
+# bad batch that is shown twice is no other data.
+TOLD = {
+    "loss": Signal("loss_", 10.0, 30.0, CONFIRMATIONS / 3.0),
+    "norm": Signal("norm_", 10.0, 30.0, CONFIRMATIONS / 3.0),
+}
 
 
 class Verdict(NamedTuple):
@@ -64,9 +71,12 @@ STATISTICS = (
 def new_detector() -> DetectorState:
     """State before the first step. All values are floats; counts are whole numbers."""
     return {
-        **{GRAD_NORM.prefix + name: 0.0 for name in STATISTICS},
-        **{NOVELTY.prefix + name: 0.0 for name in STATISTICS},
-        **{POOLED.prefix + name: 0.0 for name in STATISTICS},
+        # From the first step, told or not: a distributed checkpoint loads what is there alone.
+        **{
+            signal.prefix + name: 0.0
+            for signal in (GRAD_NORM, NOVELTY, POOLED, *TOLD.values())
+            for name in STATISTICS
+        },
         "pool": 0.0,  # the sum of the last norms, and how many they are
         "pool_steps": 0.0,
         "novelty": 0.0,  # the last one

@@ -57,18 +57,18 @@ class Diagonal:
     def protect(
         self, states: list[State], grads: list[Tensor], penalty: Penalty | None, damping: float
     ) -> list[Tensor]:
-        evidence = [state["evidence"] for state in states]
-        if any(e.dtype != g.dtype for e, g in zip(evidence, grads, strict=True)):
-            evidence = [e.to(g.dtype) for e, g in zip(evidence, grads, strict=True)]
-        if penalty is None:
-            protected = grads
-        else:
-            torch._foreach_mul_(penalty.moved, evidence)
-            torch._foreach_mul_(penalty.moved, penalty.stiffness)
-            protected = list(torch._foreach_add(grads, penalty.moved))
+        # In float16 the importance of a small head may be infinite, and its product with 0 is NaN.
+        kept, exact = grads[0].dtype, wide(grads[0].dtype)
+        evidence = [state["evidence"].to(exact) for state in states]
+        protected = [grad.to(exact) for grad in grads]
+        if penalty is not None:
+            moved = [move.to(exact) for move in penalty.moved]
+            torch._foreach_mul_(moved, evidence)
+            torch._foreach_mul_(moved, penalty.stiffness)
+            protected = list(torch._foreach_add(protected, moved))
         divisors = torch._foreach_mul(evidence, damping)
         torch._foreach_add_(divisors, 1.0)
-        return list(torch._foreach_div(protected, divisors))
+        return [found.to(kept) for found in torch._foreach_div(protected, divisors)]
 
     def draw(self, state: State, values: Tensor, strength: float) -> None:
         springs = self.elements(state, values).to(wide(values.dtype)) * strength

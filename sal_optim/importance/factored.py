@@ -50,10 +50,7 @@ class Factored:
     def protect(
         self, states: list[State], grads: list[Tensor], penalty: Penalty | None, damping: float
     ) -> list[Tensor]:
-        dense = [
-            {"evidence": self.elements(s, g).to(g.dtype)}
-            for s, g in zip(states, grads, strict=True)
-        ]
+        dense = [{"evidence": self.elements(s, g)} for s, g in zip(states, grads, strict=True)]
         return self._diagonal.protect(dense, grads, penalty, damping)
 
     def draw(self, state: State, values: Tensor, strength: float) -> None:

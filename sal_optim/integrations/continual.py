@@ -8,6 +8,8 @@ import contextlib
 import itertools
 import logging
 import os
+import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 from weakref import WeakSet
@@ -15,7 +17,8 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from sal_optim.checkpoint.importance_file import check_place, path_text
+from sal_optim.checkpoint.importance_file import check_place, path_text, safetensors
+from sal_optim.checkpoint.naming import names_of
 from sal_optim.integrations import published
 from sal_optim.monitoring.status import protection_line
 from sal_optim.protection.base import Protection
@@ -80,6 +83,10 @@ class Continual:
                 "saved is what is consolidated"
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Settings alone: a callback may be pickled where a trainer starts processes."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
     def begin(
         self,
         protection: Protection,
@@ -102,6 +109,11 @@ class Continual:
         """
         self._protection, self._model = protection, model
         self._measured = 0  # the step of the last measurement
+        # What can be gone through once alone, such as a generator, is kept.
+        for name, count in (("probed", self.probe_batches), ("validation", self.probe_batches)):
+            data = getattr(self, name)
+            if isinstance(data, Iterator):
+                setattr(self, name, list(itertools.islice(data, count)))
         self._batches, self._loss = batches, loss
         self._check_end()
         # A trainer that trains once more goes on with what its optimizer knows by now.
@@ -119,10 +131,14 @@ class Continual:
 
     def _check_end(self) -> None:
         """Refuse now what could not be done when training has ended."""
+        controller = self._protection.controller
+        if max(self.restore) > 0.0:
+            controller.check_anchors()
         if self.importance_to is not None:
+            safetensors()
             check_place(path_text(self.importance_to))
-            groups = self._protection.controller.groups
-            if all(group["protection"] == 0.0 for group in groups):
+            names_of(controller.optimizer.param_groups, self._model)
+            if all(group["protection"] == 0.0 for group in controller.groups):
                 raise ValueError(
                     f"Invalid importance_to value: {str(self.importance_to)!r}; nothing will be "
                     "consolidated with protection=0, so importance_to must be None"
@@ -233,8 +249,15 @@ def tell(protection: Protection, model: nn.Module, **numbers: Any) -> None:
 def aside(model: nn.Module) -> Iterator[None]:
     """Within, the model is evaluated; its modes and all random numbers are as before after it."""
     devices = {param.device for param in model.parameters() if param.is_cuda}
-    with torch.random.fork_rng([device.index for device in devices]), evaluating(model):
-        yield
+    numpy = sys.modules.get("numpy")
+    drawn, of_numpy = random.getstate(), numpy and numpy.random.get_state()
+    try:
+        with torch.random.fork_rng([device.index for device in devices]), evaluating(model):
+            yield
+    finally:
+        random.setstate(drawn)
+        if numpy is not None:
+            numpy.random.set_state(of_numpy)
 
 
 def announce(protection: Protection) -> None:

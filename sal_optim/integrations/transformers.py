@@ -34,6 +34,8 @@ from sal_optim.transfer import load_importance
 IMPORTANCE_FROM = "importance_from"
 # What got it: a Trainer that trains once more goes on with what its optimizer knows by now.
 _loaded: WeakSet[Protection] = WeakSet()
+# Whose checkpoints have names.
+_named: WeakSet[Protection] = WeakSet()
 
 
 class Losses:
@@ -269,11 +271,22 @@ def _value(text: str) -> Any:
 
 
 def _keep_names(protection: Protection, model: Any) -> None:
-    """Put names into the groups, which the Trainer leaves out: its checkpoints then have them."""
-    groups = protection.controller.optimizer.param_groups
-    if any("param_names" in group for group in groups):
+    """Have checkpoints hold names, which the Trainer leaves out of the groups.
+
+    They are not put into the groups themselves: torch would refuse a group without names that is
+    added while training.
+    """
+    if protection in _named:
         return
-    with contextlib.suppress(ValueError):  # parameters that are not the model's
-        names = names_of(groups, model)
-        for group in groups:
-            group["param_names"] = [names[param] for param in group["params"]]
+    _named.add(protection)
+
+    def name(optimizer: Any, state_dict: dict[str, Any]) -> None:
+        groups, saved = optimizer.param_groups, state_dict["param_groups"]
+        if any("param_names" in group for group in groups):
+            return
+        with contextlib.suppress(ValueError):  # parameters that are not the model's
+            names = names_of(groups, model)
+            for group, found in zip(groups, saved, strict=True):
+                found["param_names"] = [names[param] for param in group["params"]]
+
+    protection.controller.optimizer.register_state_dict_post_hook(name)

@@ -43,7 +43,7 @@ class Protection:
         """Tell a change of the data by what the training loop knows; to be called before a step.
 
         Optional: a change is noticed without it, also where gradients are clipped. A number that is
-        not finite tells nothing, and neither does a negative tensor.
+        not finite, or not above 0, tells nothing.
 
         Args:
             numbers: ``loss``, the training loss, or ``norm``, the gradient's norm before it was

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sal_optim.detection.change_detector import begin_segment
+from sal_optim.detection.change_detector import TOLD, begin_segment
 from sal_optim.detection.grad_norm import norms
-from sal_optim.detection.told import TOLD
 from sal_optim.importance import State, code_of
 from sal_optim.protection import buffers, growing
 from sal_optim.protection.block import Block, Group, blocks_of, in_force
@@ -33,7 +32,7 @@ from sal_optim.protection.gradients import (
     replace,
 )
 from sal_optim.protection.judge import Decision, Judge
-from sal_optim.protection.silence import begin_anew_if_emptied
+from sal_optim.protection.silence import agree
 from sal_optim.sharding.dtensor import plain
 from sal_optim.utils import checks
 from sal_optim.utils.autocasting import exact
@@ -62,8 +61,8 @@ class ProtectionController(Judge):
         layered = self.settings is not None
         owner = "CommunicationLayer" if layered else type(self.optimizer).__name__
         blocks = blocks_of(self.groups, self.optimizer.state, self.early, owner)
-        known = not blocks or any(block.state["evidence_weight"] > 0.0 for block in blocks)
-        if not known and begin_anew_if_emptied(self):
+        known = any(block.state["evidence_weight"] > 0.0 for block in blocks)
+        if blocks and agree(self, known=known):
             self.forget()
         return blocks
 
@@ -163,7 +162,7 @@ class ProtectionController(Judge):
                 continue  # a run that diverges is not ended here
             if not isinstance(number, Tensor):
                 # Not in the default dtype, which may have two bytes.
-                value = checks.number(name, number)
+                value = checks.number(name, number, low=-math.inf)
                 number = torch.tensor(value, dtype=torch.float32, device="cpu")
             elif number.numel() != 1 or number.is_complex():
                 raise ValueError(
@@ -207,11 +206,7 @@ class ProtectionController(Judge):
     def restore(self, strength: float, model: nn.Module | None = None) -> None:
         """Draw all weights back to their anchors; see ``SALOptimizer.restore``."""
         strength = min(checks.number("strength", strength), MOST)
-        if any(group["pull"] == 0.0 for group in self.groups):
-            raise ValueError(
-                "Invalid pull value: 0.0; restore() draws weights to anchors, which are kept with "
-                "a pull above 0"
-            )
+        self.check_anchors()
         kept = [] if model is None else buffers.kept_for(self.optimizer.param_groups, model)
         held = list(self.held())
         if not any("anchor" in state for _, _, state in held):
@@ -226,6 +221,14 @@ class ProtectionController(Judge):
         if strength > 0.0:
             for buffer, value in kept:
                 buffer.copy_(value)
+
+    def check_anchors(self) -> None:
+        """Refuse :meth:`restore` where a group keeps no anchors; raises ValueError."""
+        if any(group["pull"] == 0.0 for group in self.groups):
+            raise ValueError(
+                "Invalid pull value: 0.0; restore() draws weights to anchors, which are kept with "
+                "a pull above 0"
+            )
 
     @exact
     @torch.no_grad()

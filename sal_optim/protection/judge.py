@@ -40,7 +40,7 @@ from sal_optim.protection.holder import Holder
 from sal_optim.protection.silence import Patience
 from sal_optim.protection.statistics import track
 from sal_optim.utils.autocasting import exact
-from sal_optim.utils.rounding import Number, on_host
+from sal_optim.utils.rounding import MOST, Number, on_host
 
 
 @dataclass(slots=True)
@@ -120,7 +120,7 @@ class Judge(Holder):
         track([b.state for b in decision.blocks], values, decision.settings["stats_beta"])
         self._schedule(decision, decision.detector["total"], ordinary)
         decision.gathers = decision.gathers or (self.observing and ordinary)
-        decision.scale = math.sqrt(size) / (total * decision.loss_scale)
+        decision.scale = min(math.sqrt(size) / (total * decision.loss_scale), MOST)
 
     def _decide_ahead(self, decision: Decision, size: int, rate: float) -> None:
         settings, detector = decision.settings, decision.detector

@@ -50,12 +50,23 @@ class Patience:
             warn(f"in {steps} steps {why}")
 
 
-def begin_anew_if_emptied(holder: Holder) -> bool:
-    """Where a framework or a user emptied the state, the change detector begins anew with it.
+def agree(holder: Holder, *, known: bool) -> bool:
+    """Have the change detector agree with the state, where one of the two was lost.
 
-    Returns whether that was so.
+    Where param groups were put back to what they were, importance is protected as that of a file
+    is. Where a framework or a user emptied the state, the detector begins anew with it.
+
+    Args:
+        known: whether there is importance of a parameter that has a gradient.
+
+    Returns:
+        Whether the state was emptied.
     """
     detector = holder.detector
+    if known:
+        if not detector["consolidations"]:
+            detector["consolidations"] = detector["firm"] = 1.0
+        return False
     if not detector["consolidations"] or next(holder.held(), None) is not None:
         return False
     warn(

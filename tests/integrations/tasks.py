@@ -88,7 +88,7 @@ def fine_tune(
     if optimizer is None:  # that of args
         made = {}
     elif not isinstance(optimizer, type):
-        made = {"optimizers": (optimizer, None)}
+        made = {"optimizers": optimizer if isinstance(optimizer, tuple) else (optimizer, None)}
     trainer = transformers.Trainer(
         model=model, args=arguments, train_dataset=rows(seed), callbacks=list(callbacks), **made
     )

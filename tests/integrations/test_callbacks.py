@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +89,30 @@ def test_a_probe_changes_nothing(tmp_path: Path) -> None:
         fine_tune(model, 2, tmp_path, callbacks=[SALCallback(**settings)], max_steps=20)
         found.append(torch.cat([param.detach().flatten() for param in model.parameters()]))
     assert torch.equal(*found)
+
+
+def test_a_group_that_is_added_in_training(tmp_path: Path) -> None:
+    """The names that the Trainer's checkpoints have are not the groups'."""
+    transformers = pytest.importorskip("transformers")
+    from sal_optim.integrations.transformers import SALCallback
+
+    class Unfreezing(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                kwargs["optimizer"].add_param_group({"params": [*model.layers[0].parameters()]})
+
+    model = WithLoss()
+    model.layers[0].requires_grad_(False)
+    optimizer = SALAdamW([param for param in model.parameters() if param.requires_grad], lr=LR)
+    steady = torch.optim.lr_scheduler.StepLR(optimizer, 100)
+    trainer = fine_tune(
+        model, 1, tmp_path, (optimizer, steady), callbacks=[SALCallback(), Unfreezing()],
+        max_steps=4, save_strategy="steps", save_steps=4,
+    )  # fmt: skip
+    assert len(protection_of(trainer.optimizer).controller.optimizer.param_groups) == 2
+    saved = torch.load(tmp_path / "checkpoint-4" / "optimizer.pt", weights_only=True)
+    names = [group["param_names"] for group in saved["param_groups"]]
+    assert names == [["layers.2.weight", "layers.2.bias"], ["layers.0.weight", "layers.0.bias"]]
 
 
 def test_nothing_is_protected_yet(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
@@ -308,56 +331,6 @@ def test_avalanche_grows_a_last_layer() -> None:
     torch.testing.assert_close(seen[0][:2], before)
 
 
-@pytest.mark.parametrize(
-    ("settings", "told"),
-    [
-        ({"observe_batches": 0}, "observe_batches"),
-        ({"probe_every": 0.5}, "probe_every"),
-        ({"restore": -1.0}, "restore"),
-        ({"restore": [0.1, 1.0]}, "need probe and validation"),
-        ({"consolidate": False, "importance_to": "a"}, "consolidate value: False"),
-    ],
-)
-def test_settings_are_checked(settings: dict[str, Any], told: str) -> None:
-    from sal_optim.integrations.continual import Continual
-
-    with pytest.raises(ValueError, match=told):
-        Continual(**settings)
-
-
-@pytest.mark.filterwarnings("ignore:observe")
-@pytest.mark.parametrize("name", ["observe", "probe"])
-def test_data_without_a_batch(name: str) -> None:
-    from sal_optim.integrations.continual import Continual
-
-    model = network()
-    optimizer = SALAdamW(model.parameters())
-    run = Continual(**{name: []})
-    with pytest.raises(ValueError, match=f"Invalid {name} value"):
-        run.begin(optimizer, model, lambda data: data, lambda batch: loss_of(model, batch))
-
-
-@pytest.mark.parametrize(
-    ("settings", "protection", "told"),
-    [
-        ({"importance_to": "no/folder/a.safetensors"}, 10.0, "path value"),
-        ({"importance_to": "a.safetensors"}, 0.0, "importance_to value"),
-        ({"restore": [0.1, 1.0], "probe": loader(1), "validation": []}, 10.0, "validation value"),
-    ],
-)
-def test_what_could_not_be_done_at_the_end_is_refused_at_the_start(
-    settings: dict[str, Any], protection: float, told: str
-) -> None:
-    from sal_optim.integrations.continual import Continual
-
-    model = network()
-    optimizer = SALAdamW(model.parameters(), protection=protection)
-    with pytest.raises(ValueError, match=told):
-        Continual(**settings).begin(
-            optimizer, model, lambda data: data, lambda batch: loss_of(model, batch)
-        )
-
-
 def test_training_once_more_goes_on_with_what_is_known(tmp_path: Path) -> None:
     """The file of the first run was loaded again, over what the second had learned."""
     pytest.importorskip("transformers")
@@ -402,12 +375,6 @@ def test_lightning_fits_again_with_a_new_optimizer(tmp_path: Path) -> None:
     trainer.fit_loop.max_epochs = 2
     trainer.fit(module, loader(2))
     assert module.began == [1.0, 1.0]
-
-
-def test_a_callback_is_pickled_where_processes_are_started() -> None:
-    from sal_optim.integrations.continual import Continual
-
-    assert pickle.loads(pickle.dumps(Continual(probe_every=7))).probe_every == 7
 
 
 def test_lightning_metrics_count_training_alone() -> None:
