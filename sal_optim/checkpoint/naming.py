@@ -57,13 +57,10 @@ def names_of(groups: Groups, model: nn.Module | None = None) -> dict[Tensor, str
     checks.model(model, groups)
     named = list(model.named_parameters())
     known = dict(zip((p for _, p in named), unwrapped(n for n, _ in named), strict=True))
-    own = set(known.values())
-    if complete:  # of parameters of another module, such as a loss's own
-        known |= {
-            param: name
-            for param, name in zip(params, names, strict=True)
-            if param not in known and name not in own
-        }
+    whole = complete and len(set(names)) == len(names)
+    held = dict(zip(params, names, strict=True)) if whole else {}
+    if all(known.get(param, name) == name for param, name in held.items()):
+        known = {**held, **known}  # parameters of another module, such as a loss's own
     missing = [param for param in params if param not in known]
     if missing:
         raise ValueError(

@@ -260,7 +260,7 @@ def test_a_failed_write_leaves_the_file_before(
 def test_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, optimizer = first_run(tmp_path / "a")
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ImportError, match=r"pip install sal_optim\[transfer\]"):
+    with pytest.raises(ImportError, match=r"pip install 'sal_optim\[transfer\]'"):
         save_importance(optimizer, tmp_path / "b")
 
 
