@@ -88,13 +88,8 @@ def check_protection(group: dict[str, Any]) -> dict[str, Any]:
     """The settings of the protection, converted and checked; raises ValueError or TypeError."""
     every = group["consolidate_every"]
     if every is not None and every != "auto":
-        try:
-            every = checks.whole("consolidate_every", every, low=1)
-        except (TypeError, ValueError) as error:
-            raise type(error)(
-                f"Invalid consolidate_every value: {every!r}; consolidate_every must be 'auto', "
-                "None or a whole number >= 1"
-            ) from error
+        allowed = "consolidate_every must be 'auto', None or a whole number >= 1"
+        every = checks.whole("consolidate_every", every, low=1, allowed=allowed)
     return {
         "protection": checks.number("protection", group["protection"]),
         "pull": checks.number("pull", group["pull"]),
@@ -109,10 +104,11 @@ def check_protection(group: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_alike(name: str, value: Any, first: Any) -> None:
-    """Refuse a setting of one group that holds for all of them; raises ValueError."""
-    if value != first:
-        raise ValueError(
-            f"Invalid {name} value: {value!r} in one param group; the detector and the clock are "
-            f"shared by all groups, so {name} must be {first!r} as in the first"
-        )
+def check_alike(group: dict[str, Any], first: dict[str, Any]) -> None:
+    """Refuse a group that has its own of what holds for all groups; raises ValueError."""
+    for name in SHARED_BY_ALL:
+        if group[name] != first[name]:
+            raise ValueError(
+                f"Invalid {name} value: {group[name]!r} in one param group; the detector and the "
+                f"clock are shared by all groups, so {name} must be {first[name]!r} as in the first"
+            )

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from sal_optim import config
 from sal_optim.checkpoint.frame import StateDict
-from sal_optim.checkpoint.loading import Checkpoint, without_early
+from sal_optim.checkpoint.loading import checking, without_early
 from sal_optim.checkpoint.validation import fitted_around
 from sal_optim.importance import State
 from sal_optim.optimizer import SALOptimizer
@@ -66,9 +66,7 @@ class CommunicationLayer(Protection):
         unit_update: bool | None = None,
         momenta: Sequence[str] | None = None,
     ) -> None:
-        found = config.given(locals())
-        del found["optimizer"]
-        self._settings = config.check_protection(found)
+        self._settings = config.check_protection(config.given(locals()))
         _check_optimizer(optimizer)
         self.optimizer = optimizer
         for group in optimizer.param_groups:
@@ -78,10 +76,10 @@ class CommunicationLayer(Protection):
         self._waiting: dict[Tensor, State] = {}  # of a checkpoint, see _fitted
         self._left: list[Tensor | None] = []  # the gradients that the optimizer was given
         self._handles = [
-            *Checkpoint(optimizer, self._fitted).attach(),
+            *checking(optimizer, self._fitted),
             optimizer.register_load_state_dict_post_hook(self._loaded),
-            optimizer.register_state_dict_pre_hook(self._about_to_save),
-            optimizer.register_state_dict_post_hook(self._saved, prepend=True),
+            optimizer.register_state_dict_pre_hook(lambda _: self.controller.settle()),
+            optimizer.register_state_dict_post_hook(self.controller.complete, prepend=True),
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
         ]
@@ -144,8 +142,6 @@ class CommunicationLayer(Protection):
             rate = max((1.0 if lr is None else float(lr) for lr in rates), default=0.0)
             known = controller.decide(blocks, rate=rate, loss_scale=loss_scale_of(self.optimizer))
             controller.gather(known)
-            if not controller.observing:
-                controller.measure_before(known)
         else:  # a closure that is evaluated once more in the same step
             known.blocks = blocks
             known.replaced.clear()
@@ -169,7 +165,6 @@ class CommunicationLayer(Protection):
         if known is None:
             return
         if self.controller.observing:
-            self.controller.count_observed(known)
             for param, grad in known.replaced:
                 param.grad = grad
         else:
@@ -196,26 +191,6 @@ class CommunicationLayer(Protection):
         # What the optimizer would take for its own.
         found, self._waiting = without_early(self.optimizer, found)
         return found
-
-    def _about_to_save(self, _: Any) -> None:
-        self.controller.settle()
-
-    def _saved(self, _: Any, state_dict: StateDict) -> None:
-        """Add what was gathered of parameters before their first step; copy numbers.
-
-        A snapshot that is kept in memory must not go on counting.
-        """
-        states = state_dict["state"]
-        states.update({k: dict(own) for k, own in states.items() if isinstance(own, dict)})
-        early = self.controller.early
-        for group, saved in zip(
-            self.optimizer.param_groups, state_dict["param_groups"], strict=True
-        ):
-            if isinstance(saved.get("threshold"), dict):
-                saved["threshold"] = dict(saved["threshold"])
-            for param, key in zip(group["params"], saved["params"], strict=True):
-                if early.get(param):
-                    states[key] = {**early[param], **states.get(key, {})}
 
     def _loaded(self, _: Any) -> None:
         self.controller.early.clear()

@@ -30,11 +30,7 @@ class Lion(Optimizer):
         maximize: bool = False,
         differentiable: bool = False,
     ) -> None:
-        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "foreach": foreach}
-        # torch adds the last to the defaults of whatever is loaded.
-        super().__init__(
-            params, {**defaults, "maximize": maximize, "differentiable": differentiable}
-        )
+        super().__init__(params, config.given(locals()))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

@@ -174,11 +174,9 @@ class SALMuon(SALOptimizer, MuonAdamW):  # type: ignore[misc]
         checked = super()._checked_base(settings)
         checked["use_muon"] = checks.flag("use_muon", checked["use_muon"])
         checked["adamw_lr_ratio"] = checks.number("adamw_lr_ratio", checked["adamw_lr_ratio"])
-        checked["ns_steps"] = checks.whole("ns_steps", checked["ns_steps"], low=0)
-        if checked["ns_steps"] > 99:
-            raise ValueError(
-                f"Invalid ns_steps value: {checked['ns_steps']}; ns_steps must be below 100"
-            )
+        allowed = "ns_steps must be a whole number from 0 to 99"
+        steps = checks.whole("ns_steps", checked["ns_steps"], low=0, high=99, allowed=allowed)
+        checked["ns_steps"] = steps
         checked["ns_coefficients"] = _three(checked["ns_coefficients"])
         adjust = checked["adjust_lr_fn"]
         if adjust is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sal_optim.checkpoint.loading import Checkpoint
+from sal_optim.checkpoint.loading import checking
 from sal_optim.checkpoint.validation import fitted, is_own
 from sal_optim.config import SHARED_BY_ALL, check_alike, check_protection
 from sal_optim.protection.base import Protection
@@ -97,8 +97,7 @@ class SALOptimizer(Protection, Optimizer):
             for name in (*known, *PROTECTION_SETTINGS):
                 param_group[name] = checked.get(name, merged[name])
             if self.param_groups:
-                for name in SHARED_BY_ALL:
-                    check_alike(name, param_group[name], self.param_groups[0][name])
+                check_alike(param_group, self.param_groups[0])
         super().add_param_group(param_group)
 
     # ---------------------------------------------------------------- checkpoints
@@ -111,12 +110,9 @@ class SALOptimizer(Protection, Optimizer):
             found = self._own_controller = ProtectionController(self)
             # State of the protection alone would keep the base optimizer from making its own.
             for param, state in list(self.state.items()):
-                if self._is_early(state):
+                if self._moments and state and all(is_own(name) for name in state):
                     found.early[param] = self.state.pop(param)
         return found
-
-    def _is_early(self, state: dict[str, Any]) -> bool:
-        return bool(state and self._moments) and all(is_own(name) for name in state)
 
     def _of_others(self, state: dict[str, Any]) -> dict[str, Any]:
         """What is not the base's: the protection's, and what a subclass or a wrapper keeps."""
@@ -154,22 +150,11 @@ class SALOptimizer(Protection, Optimizer):
         controller = self.controller
         controller.settle()
         _ = controller.detector
-        params = {param for group in self.param_groups for param in group["params"]}
-        # Groups may have been removed since.
-        early = {param: own for param, own in controller.early.items() if param in params}
-        # A wrapper may have put its own there.
-        before = {param: self.state[param] for param in early if param in self.state}
-        self.state.update({param: {**own, **before.get(param, {})} for param, own in early.items()})
+        handle = self.register_state_dict_post_hook(controller.complete, prepend=True)
         try:
             found: dict[str, Any] = super().state_dict()
         finally:
-            for param in early:
-                del self.state[param]
-            self.state.update(before)
-        # Numbers are copied, as a snapshot that is kept in memory must not go on counting.
-        found["state"] = {key: dict(value) for key, value in found["state"].items()}
-        for group in found["param_groups"]:
-            group["threshold"] = dict(group["threshold"])
+            handle.remove()
         return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -187,8 +172,12 @@ class SALOptimizer(Protection, Optimizer):
             raise TypeError(f"state_dict is a {type(state_dict).__name__}; it must be a dict")
         if self.controller.observing:
             raise RuntimeError("load_state_dict() inside of observe(): load before, or after it")
-        with Checkpoint(self, functools.partial(fitted, self)).captured():
+        handles = checking(self, functools.partial(fitted, self))
+        try:
             super().load_state_dict(state_dict)
+        finally:
+            for handle in handles:
+                handle.remove()
         vars(self).pop("_own_controller", None)
 
     # ---------------------------------------------------------------- the step
@@ -220,9 +209,7 @@ class SALOptimizer(Protection, Optimizer):
         decision = controller.decide(blocks, rate=rate, loss_scale=loss_scale_of(self))
         controller.gather(decision)
         if controller.observing:
-            controller.count_observed(decision)
             return loss
-        controller.measure_before(decision)
         controller.protect(decision)
         try:
             with fused(self) if decision.replaced else contextlib.nullcontext():
@@ -236,8 +223,7 @@ class SALOptimizer(Protection, Optimizer):
         if self._settings() != self.controller.checked:
             for group in self.param_groups:
                 group.update(check_protection(group))
-                for name in SHARED_BY_ALL:
-                    check_alike(name, group[name], self.param_groups[0][name])
+                check_alike(group, self.param_groups[0])
             self.controller.checked = self._settings()
         deleted = [
             param

@@ -5,8 +5,7 @@ importance beside bfloat16 weights would lose 16 bits a reload; that is undone h
 dict must be is in ``validation.py``.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -19,46 +18,32 @@ from sal_optim.checkpoint.validation import STATISTICS, is_own, paired
 Fit = Callable[[StateDict], StateDict]
 
 
-class Checkpoint:
-    """Hooks around ``load_state_dict`` that check a state dict and keep its precision."""
+def checking(optimizer: Optimizer, fit: Fit) -> tuple[Any, Any]:
+    """Hooks that check each load after the user's before it, and finish it before theirs.
 
-    def __init__(self, optimizer: Optimizer, fit: Fit) -> None:
-        self._optimizer = optimizer
-        self._fit = fit
-        self._loaded: StateDict = {}
+    A hook of the user's that raises after the load finds the load complete. Returns the handles by
+    which the hooks are removed.
+    """
+    loaded: StateDict = {}
 
-    def attach(self) -> tuple[Any, Any]:
-        """Check each load after the user's hooks before it, and finish it before theirs.
+    def check(_: Any, state_dict: StateDict) -> StateDict:
+        nonlocal loaded
+        loaded = fit(state_dict)
+        return loaded
 
-        A hook of the user's that raises after the load finds the load complete. Returns the
-        handles by which the hooks are removed.
-        """
-        return (
-            self._optimizer.register_load_state_dict_pre_hook(self._check),
-            self._optimizer.register_load_state_dict_post_hook(self._restore, prepend=True),
-        )
-
-    @contextlib.contextmanager
-    def captured(self) -> Iterator[None]:
-        """Within, loads are checked and finished."""
-        handles = self.attach()
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _check(self, _: Any, state_dict: StateDict) -> StateDict:
-        self._loaded = self._fit(state_dict)
-        return self._loaded
-
-    def _restore(self, _: Any) -> None:
-        for _index, param, saved in paired(self._optimizer, self._loaded):
-            state = self._optimizer.state[param]
+    def restore(optimizer: Optimizer) -> None:
+        nonlocal loaded
+        for _, _, param, saved in paired(optimizer, loaded):
+            state = optimizer.state[param]
             for name, value in saved.items():
                 if isinstance(value, Tensor) and name.startswith(STATISTICS):
                     state[name] = _copied(value, param)
-        self._loaded = {}
+        loaded = {}
+
+    return (
+        optimizer.register_load_state_dict_pre_hook(check),
+        optimizer.register_load_state_dict_post_hook(restore, prepend=True),
+    )
 
 
 def without_early(

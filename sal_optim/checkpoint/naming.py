@@ -105,16 +105,15 @@ def regrouped(groups: Groups, state_dict: StateDict) -> StateDict:
     _check_same_names(own_set, set(places))
     found = []
     origins = [{places[name][0] for name in names} for names in own_names]
-    for own, origin in zip(groups, origins, strict=True):
+    for own, names, origin in zip(groups, own_names, origins, strict=True):
         settings = {name: value for name, value in own.items() if name not in (*SHARED, *MEMBERS)}
         if len(origin) == 1:
             beside = [group for group, its in zip(groups, origins, strict=True) if its == origin]
             told = {n: v for n, v in settings.items() if any(g.get(n, v) != v for g in beside)}
             settings = {**saved[next(iter(origin))], **told}
-        found.append(settings)
-    for settings, own, names in zip(found, groups, own_names, strict=True):
         settings["params"] = [places[name][1] for name in names]
         settings["param_names"] = list(own["param_names"])
+        found.append(settings)
     for name in SHARED:
         kept = [group[name] for group in saved if name in group]
         for group in found:

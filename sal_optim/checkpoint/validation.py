@@ -17,7 +17,7 @@ from sal_optim.checkpoint.frame import StateDict, check_frame
 from sal_optim.checkpoint.naming import regrouped
 from sal_optim.checkpoint.resharding import IMPORTANCE_STATE, of_own_layout
 from sal_optim.checkpoint.upgrading import upgraded_group, upgraded_state
-from sal_optim.config import SHARED_BY_ALL, check_alike, check_protection
+from sal_optim.config import check_alike, check_protection
 from sal_optim.detection.change_detector import SIGNED, new_detector
 from sal_optim.protection import anchor, buffers
 from sal_optim.protection.block import NUMBERS, Group, shapes
@@ -52,18 +52,16 @@ def fitted(optimizer: Family, state_dict: StateDict) -> StateDict:
         )
     ]
     for index, group in enumerate(groups):
-        for name in SHARED_BY_ALL:
-            try:
-                check_alike(name, group[name], groups[0][name])
-            except ValueError as error:
-                raise ValueError(f"state_dict['param_groups'][{index}]: {error}") from error
+        try:
+            check_alike(group, groups[0])
+        except ValueError as error:
+            raise ValueError(f"state_dict['param_groups'][{index}]: {error}") from error
     frame = {**state_dict, "param_groups": groups}
     detector = groups[0]["threshold"]
     owners = [group for group in groups for _ in group["params"]]
-    ids = list(chain.from_iterable(group["params"] for group in groups))
     state = {
-        ids[index]: _fitted_state(optimizer, index, owners[index], param, saved, detector)
-        for index, param, saved in paired(optimizer, frame)
+        key: _fitted_state(optimizer, index, owners[index], param, saved, detector)
+        for key, index, param, saved in paired(optimizer, frame)
     }
     return {**frame, "state": state}
 
@@ -164,26 +162,25 @@ def fitted_around(optimizer: Optimizer, groups: list[Group], state_dict: StateDi
     state_dict = {**state_dict, "param_groups": fitted_groups}
     owners = [group for group in groups for _ in group["params"]]
     states = dict(state_dict["state"])
-    keys = list(chain.from_iterable(group["params"] for group in fitted_groups))
-    for index, param, state in paired(optimizer, state_dict):
+    for key, index, param, state in paired(optimizer, state_dict):
         if isinstance(state, dict):
             where = f"the state of parameter {index}"
             upgraded = upgraded_state(param, state, fitted_groups[0].get("threshold"))
             upgraded = of_own_layout(where, param, owners[index], upgraded)
             check_statistics(where, param, owners[index], upgraded)
-            states[keys[index]] = upgraded
+            states[key] = upgraded
     return {**state_dict, "state": states}
 
 
 def paired(
     optimizer: Optimizer, state_dict: StateDict
-) -> Iterator[tuple[int, Tensor, dict[str, Any]]]:
-    """Each parameter with its index and the state saved for it."""
+) -> Iterator[tuple[Any, int, Tensor, dict[str, Any]]]:
+    """Each parameter with its key in the state dict, its index and the state saved for it."""
     saved_ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
     params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
     for index, (key, param) in enumerate(zip(saved_ids, params, strict=True)):
         if key in state_dict["state"]:
-            yield index, param, state_dict["state"][key]
+            yield key, index, param, state_dict["state"][key]
 
 
 def fitted_threshold(where: str, saved: Any) -> dict[str, Any]:

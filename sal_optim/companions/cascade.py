@@ -76,12 +76,10 @@ class Cascade:
         checks.function("score", score, "a function without arguments")
         self._score = score
         self.branches = checks.whole("branches", branches, low=2)
-        self.survivors = checks.whole("survivors", survivors, low=1)
-        if self.survivors > self.branches:
-            raise ValueError(
-                f"Invalid survivors value: {survivors}; survivors must be at most the "
-                f"{self.branches} branches"
-            )
+        allowed = f"survivors must be a whole number from 1, at most the {self.branches} branches"
+        self.survivors = checks.whole(
+            "survivors", survivors, low=1, high=self.branches, allowed=allowed
+        )
         self.pulse = checks.number("pulse", pulse)
         self.merge = checks.flag("merge", merge)
         self._draw = torch.Generator().manual_seed(checks.whole("seed", seed, low=0))

@@ -112,15 +112,10 @@ class ConsistencyEdges:
             ValueError: there is no such block, or no rows.
         """
         rows = self._rows(rows)
-        if block is None:
-            chosen: Sequence[int] = range(len(self.blocks))
-        else:
-            place = checks.whole("block", block, low=0)
-            if place >= len(self.blocks):
-                raise ValueError(
-                    f"Invalid block value: {block}; block must be below {len(self.blocks)}"
-                )
-            chosen = [place]
+        chosen: Sequence[int] = range(len(self.blocks))
+        if block is not None:
+            allowed = f"block must be a whole number from 0, below {len(self.blocks)}"
+            chosen = [checks.whole("block", block, low=0, high=chosen[-1], allowed=allowed)]
         total = 0.0
         for place in chosen:
             self.optimizers[place].zero_grad()

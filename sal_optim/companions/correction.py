@@ -66,11 +66,8 @@ class Correction:
             source: from 0 to ``sources - 1``.
             risk: finite, in any unit, such as |loss - median loss|, or a rate of repetition.
         """
-        place = checks.whole("source", source, low=0)
-        if place >= self.sources:
-            raise ValueError(
-                f"Invalid source value: {source}; source must be below the {self.sources} sources"
-            )
+        allowed = f"source must be a whole number from 0, below the {self.sources} sources"
+        place = checks.whole("source", source, low=0, high=self.sources - 1, allowed=allowed)
         value = checks.number("risk", risk, low=-float("inf"))
         self._sums[place] = self.memory * self._sums[place] + value
         self._counts[place] = self.memory * self._counts[place] + 1.0

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SHOWN = {"rankme_relative": "rank over its start", "top_share": "top share", "entropy": "entropy"}
-_FLAGGED, _ORDINARY = WARNING, SIGNAL
 
 
 def plot_spectra(rows: Iterable[Mapping[str, float]]) -> "Figure":
@@ -56,7 +55,7 @@ def plot_shift(found: ShiftMap) -> "Figure":
     figure = new_figure(5.0, 4.0, "pictures need")
     axes = figure.subplots()
     beyond, flagged = (found.agreement - found.null).cpu(), found.flagged.cpu()
-    for wanted, color, label in ((False, _ORDINARY, "not flagged"), (True, _FLAGGED, "flagged")):
+    for wanted, color, label in ((False, SIGNAL, "not flagged"), (True, WARNING, "flagged")):
         which = flagged == wanted
         points = found.novelty.cpu()[which].tolist(), beyond[which].tolist()
         axes.scatter(*points, s=12, color=color, label=f"{label}, {int(which.sum())}")

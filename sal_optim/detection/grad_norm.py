@@ -49,11 +49,3 @@ def to_host(value: Tensor) -> tuple[Tensor, Any]:
     arrives = torch.cuda.Event()  # type: ignore[no-untyped-call]
     arrives.record(torch.cuda.current_stream(value.device))
     return host, arrives
-
-
-def arrived(host: Tensor, arrives: Any) -> list[float]:
-    """The numbers of a vector from :func:`to_host`."""
-    if arrives is not None:
-        arrives.synchronize()
-    values: list[float] = host.tolist()
-    return values

@@ -30,11 +30,7 @@ class Blocked:
     def accumulate(
         self, states: list[State], grads: list[Tensor], scale: Number, at: float
     ) -> None:
-        blocks = [
-            (part, grad)
-            for state, whole in zip(states, grads, strict=True)
-            for part, grad in self.blocks(state, whole)
-        ]
+        blocks = [pair for s, g in zip(states, grads, strict=True) for pair in self.blocks(s, g)]
         if blocks:
             self.kind.accumulate([part for part, _ in blocks], [g for _, g in blocks], scale, at)
 
@@ -47,23 +43,18 @@ class Blocked:
     def protect(
         self, states: list[State], grads: list[Tensor], penalty: Penalty | None, damping: float
     ) -> list[Tensor]:
-        parts: list[State] = []
-        forces: list[Tensor] = []
-        counts = []
-        for state, grad in zip(states, grads, strict=True):
-            found = list(self.blocks(state, grad))
-            parts += [part for part, _ in found]
-            forces += [block for _, block in found]
-            counts.append(len(found))
+        each = [list(self.blocks(s, g)) for s, g in zip(states, grads, strict=True)]
+        parts = [part for blocks in each for part, _ in blocks]
         if not parts:
             return grads
+        forces = [block for blocks in each for _, block in blocks]
         if penalty is not None:
             moved = [block for whole in penalty.moved for block in self._rows(whole)]
             penalty = Penalty(moved, penalty.stiffness)
         rest = iter(self.kind.protect(parts, forces, penalty, damping))
         return [
-            _joined([next(rest) for _ in range(count)], grad)
-            for count, grad in zip(counts, grads, strict=True)
+            _joined([next(rest) for _ in blocks], grad)
+            for blocks, grad in zip(each, grads, strict=True)
         ]
 
     def draw(self, state: State, values: Tensor, strength: float) -> None:

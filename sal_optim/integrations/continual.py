@@ -110,10 +110,10 @@ class Continual:
         self._protection, self._model = protection, model
         self._measured = 0  # the step of the last measurement
         # What can be gone through once alone, such as a generator, is kept.
-        for name, count in (("probed", self.probe_batches), ("validation", self.probe_batches)):
+        for name in ("probed", "validation"):
             data = getattr(self, name)
             if isinstance(data, Iterator):
-                setattr(self, name, list(itertools.islice(data, count)))
+                setattr(self, name, list(itertools.islice(data, self.probe_batches)))
         self._batches, self._loss = batches, loss
         self._check_end()
         # A trainer that trains once more goes on with what its optimizer knows by now.
@@ -201,7 +201,7 @@ class Continual:
                 self._mean_loss("probe", self.probed),
                 self._mean_loss("validation", self.validation),
             ]
-            sums[strength] = float(_averaged(torch.tensor(sum(losses)), self._model))
+            sums[strength] = float(_averaged(sum(losses), self._model))
             for param, weight in zip(params, weights, strict=True):
                 param.copy_(weight)
         best = min(sums, key=lambda strength: sums[strength])
@@ -237,12 +237,7 @@ def tell(protection: Protection, model: nn.Module, **numbers: Any) -> None:
     """
     for name, number in numbers.items():
         if isinstance(number, float) or (isinstance(number, Tensor) and number.numel() == 1):
-            dtype = None if isinstance(number, Tensor) else torch.float32
-            told = torch.as_tensor(number, dtype=dtype)
-            if name == "loss":
-                told = _averaged(told.detach(), model)
-            # A tensor may be negative, as a likelihood is: it then tells nothing.
-            protection.tell(**{name: told})
+            protection.tell(**{name: _averaged(number, model) if name == "loss" else number})
 
 
 @contextlib.contextmanager
@@ -278,13 +273,13 @@ def _processes() -> int:
     return distributed.get_world_size() if there else 1
 
 
-def _averaged(number: Tensor, model: nn.Module) -> Tensor:
+def _averaged(number: float | Tensor, model: nn.Module) -> float | Tensor:
     """The mean of a number over all processes, each of which must call this."""
     size = _processes()
     if size == 1:
         return number
-    device = next((param.device for param in model.parameters()), number.device)
-    total = number.to(device, torch.float32).reshape(()).clone()
+    device = next((param.device for param in model.parameters()), None)
+    total = torch.as_tensor(number, dtype=torch.float32, device=device).detach().reshape(()).clone()
     torch.distributed.all_reduce(total)
     return total / size
 

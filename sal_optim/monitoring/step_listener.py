@@ -31,12 +31,8 @@ class StepListener:
         """Stop; what was written or shown stays. Calling it twice is harmless."""
         self._stopped = True
         if not self._inside:
-            self._let_go()
-
-    def _let_go(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+            for handle in self._handles:
+                handle.remove()
 
     def _count(self, *_: Any) -> None:
         steps = [state["step"] for state in self._optimizer.state.values() if "step" in state]

@@ -30,12 +30,17 @@ def is_small(param: Tensor, group: dict[str, Any]) -> bool:
     return group["state_dtype"] == EIGHT_BITS and param.dim() > 1 and not param.is_complex()
 
 
-def begun(param: Tensor, group: dict[str, Any], dtype: torch.dtype) -> State:
-    """The present weights as an anchor: one tensor, or two in eight bits.
+def dtype_of(param: Tensor, group: dict[str, Any]) -> torch.dtype:
+    """The dtype of importance, and of anchors where one is set."""
+    if group["state_dtype"] == EIGHT_BITS:
+        return torch.bfloat16
+    if group["state_dtype"] is not None:
+        return getattr(torch, group["state_dtype"])  # type: ignore[no-any-return]
+    return torch.float64 if param.dtype in (torch.float64, torch.complex128) else torch.float32
 
-    Args:
-        dtype: of importance, in which anchors are kept where a dtype is set.
-    """
+
+def begun(param: Tensor, group: dict[str, Any]) -> State:
+    """The present weights as an anchor: one tensor, or two in eight bits."""
     anchor = param.detach().clone(memory_format=torch.preserve_format)
     if is_small(param, group):
         small = torch.zeros_like(anchor, dtype=torch.int8)
@@ -43,7 +48,7 @@ def begun(param: Tensor, group: dict[str, Any], dtype: torch.dtype) -> State:
         write({name: plain(value) for name, value in found.items()}, plain(anchor), 0.5, param)
         return found
     if group["state_dtype"] is not None and not param.is_complex():
-        anchor = anchor.to(dtype)
+        anchor = anchor.to(dtype_of(param, group))
     return {"anchor": anchor}
 
 

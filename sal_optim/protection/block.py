@@ -125,7 +125,7 @@ def prepare(param: Tensor, state: State, group: Group, kind: Importance) -> None
     real = torch.view_as_real(param) if param.is_complex() else param
     for name, shape in kind.shapes(real_shape(param), group["rank"]).items():
         if name not in state:
-            dtype = dtype_of(param, group)
+            dtype = anchor.dtype_of(param, group)
             dtype = wide(dtype) if getattr(kind, "wide", False) else dtype
             if code_of(kind):
                 state[name] = stacked_zeros(param, shape, dtype)
@@ -136,23 +136,9 @@ def prepare(param: Tensor, state: State, group: Group, kind: Importance) -> None
     # From the first step, though it is used only after a consolidation: a distributed checkpoint
     # loads into the state that a step makes, and no more than that.
     if group["pull"] > 0.0 and "anchor" not in state:
-        state.update(new_anchor(param, group))
+        state.update(anchor.begun(param, group))
     for name in NUMBERS:
         state.setdefault(name, 0.0)
-
-
-def dtype_of(param: Tensor, group: Group) -> torch.dtype:
-    """The dtype of importance."""
-    if group["state_dtype"] == anchor.EIGHT_BITS:
-        return torch.bfloat16
-    if group["state_dtype"] is not None:
-        return getattr(torch, group["state_dtype"])  # type: ignore[no-any-return]
-    return torch.float64 if param.dtype in (torch.float64, torch.complex128) else torch.float32
-
-
-def new_anchor(param: Tensor, group: Group) -> State:
-    """The present weights, in the form that anchors are kept in."""
-    return anchor.begun(param, group, dtype_of(param, group))
 
 
 def check_ready(param: Tensor, state: dict[str, Any], group: Group, owner: str) -> None:

@@ -48,7 +48,6 @@ def kept_for(groups: Sequence[Group], model: nn.Module) -> list[tuple[Tensor, Te
     """
     checks.model(model, groups)
     kept: dict[str, Tensor] = next((group[KEY] for group in groups if KEY in group), {})
-    kept = dict(zip(unwrapped(kept), kept.values(), strict=True))
     pairs = []
     for name, buffer in running_statistics(model).items():
         value = kept.get(name)

@@ -4,15 +4,13 @@ When to consolidate is for ``clock.py`` and the change detector; the mathematics
 ``importance/``.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from sal_optim.detection.change_detector import DetectorState
 from sal_optim.importance import State
 from sal_optim.protection import anchor
-from sal_optim.protection.block import Group, kind_of_param, local_state, new_anchor
+from sal_optim.protection.block import Group, kind_of_param, local_state
 from sal_optim.protection.clock import shares
 from sal_optim.sharding.dtensor import plain
 from sal_optim.utils.autocasting import exact
@@ -63,7 +61,7 @@ def consolidate_param(
         _draw_on(param, state, detector, memory, own)
         return None
     if group["pull"] > 0.0 and "anchor" not in state:
-        state.update(new_anchor(param, group))
+        state.update(anchor.begun(param, group))
     local, values = local_state(state), plain(param.detach())
     merged = dict(local)
     if "anchor" in local:
@@ -130,12 +128,12 @@ def draw_back(param: Tensor, state: State, group: Group, strength: float) -> Non
         kind.draw(local, values, strength)
 
 
-def importance_of(param: Tensor, state: State, group: Group, damping: float = 0.0) -> Any:
-    """Importance of each element of the real local parameter; None where there is none.
+def importance_of(param: Tensor, state: State, group: Group, damping: float) -> Tensor:
+    """Importance of each element of the real local parameter; 0 where there is none.
 
     With a damping it is importance as the step counts it.
     """
-    if state.get("evidence_weight", 0.0) == 0.0:
-        return None
     real = plain(param.detach())
+    if state.get("evidence_weight", 0.0) == 0.0:
+        return torch.zeros_like(real)
     return kind_of_param(param, group).elements(local_state(state), real, damping)

@@ -33,7 +33,6 @@ from sal_optim.protection.gradients import (
 )
 from sal_optim.protection.judge import Decision, Judge
 from sal_optim.protection.silence import agree
-from sal_optim.sharding.dtensor import plain
 from sal_optim.utils import checks
 from sal_optim.utils.autocasting import exact
 from sal_optim.utils.rounding import MOST, dither
@@ -58,8 +57,7 @@ class ProtectionController(Judge):
 
     def collect(self) -> list[Block]:
         """Protected parameters that have a gradient. All is checked before anything changes."""
-        layered = self.settings is not None
-        owner = "CommunicationLayer" if layered else type(self.optimizer).__name__
+        owner = "CommunicationLayer" if self.settings else type(self.optimizer).__name__
         blocks = blocks_of(self.groups, self.optimizer.state, self.early, owner)
         known = any(block.state["evidence_weight"] > 0.0 for block in blocks)
         if blocks and agree(self, known=known):
@@ -69,6 +67,9 @@ class ProtectionController(Judge):
     @exact
     def gather(self, decision: Decision) -> None:
         """Add this step's gradients to what is pending."""
+        if self.observing:
+            self._observed += 1
+            self._observed_gathered += decision.gathers
         if not decision.gathers:
             return
         if decision.projects:
@@ -120,11 +121,6 @@ class ProtectionController(Judge):
     def protected(self, blocks: Sequence[Block], decision: Decision, share: float) -> list[Tensor]:
         """The gradients that blocks of one group and kind are given."""
         return protected(blocks, decision, share=share, descends=self._descends)
-
-    def measure_before(self, decision: Decision) -> None:
-        """Keep the weights of a step whose length is measured."""
-        if decision.measures:
-            decision.before = [block.values.clone() for block in decision.blocks]
 
     def finish(self, decision: Decision) -> None:
         """Put gradients back, measure the step, and let state be where checkpoints look."""
@@ -197,11 +193,6 @@ class ProtectionController(Judge):
         if told is not None:
             warn(f"observe() {told}")
 
-    def count_observed(self, decision: Decision) -> None:
-        """One more step inside of :meth:`observe`."""
-        self._observed += 1
-        self._observed_gathered += decision.gathers
-
     @torch.no_grad()
     def restore(self, strength: float, model: nn.Module | None = None) -> None:
         """Draw all weights back to their anchors; see ``SALOptimizer.restore``."""
@@ -261,8 +252,8 @@ class ProtectionController(Judge):
         """
         for group in self.groups:
             if any(param is candidate for candidate in group["params"]):
-                found = importance_of(param, self.state_of(param), group, in_force(group, share))
-                return torch.zeros_like(plain(param.detach())) if found is None else found, group
+                damping = in_force(group, share)
+                return importance_of(param, self.state_of(param), group, damping), group
         raise ValueError(
             f"Invalid param value: a {type(param).__name__} of shape "
             f"{tuple(getattr(param, 'shape', ()))}; param must be one of this optimizer's "

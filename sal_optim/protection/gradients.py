@@ -108,18 +108,14 @@ def replace(block: Block, grad: Tensor) -> tuple[Tensor, Tensor]:
     param = block.param
     old = param.grad
     assert old is not None
+    new = grad
+    if type(old) not in PLAIN or param.is_complex() or grad.stride() != param.stride():
+        # Fused kernels take memory as it lies, so that it must lie as the parameter's does.
+        new = torch.empty_like(param.detach(), dtype=old.dtype)
+        plain(new).copy_(grad)
     if old.requires_grad:
         # Second-order optimizers differentiate the gradient's graph once more.
         with torch.enable_grad():
-            param.grad = old + (grad - block.grad)
-        return param, old
-    if type(old) in PLAIN and not param.is_complex():
-        found = grad.view_as(old)
-        # Fused kernels take memory as it lies, so that it must lie as the parameter's does.
-        same = found.stride() == param.stride()
-        param.grad = found if same else torch.empty_like(param, dtype=old.dtype).copy_(found)
-        return param, old
-    new = torch.empty_like(param.detach(), dtype=old.dtype)
-    plain(new).copy_(grad)
+            new = old + (new - old.detach())
     param.grad = new
     return param, old

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -78,6 +79,19 @@ class Holder:
                 state = self.state_of(param)
                 if state.get("evidence_weight", 0.0) > 0.0:
                     yield param, group, state
+
+    def complete(self, _: Optimizer, state_dict: dict[str, Any]) -> None:
+        """Add state from before parameters' first step to a state dict, and copy its numbers.
+
+        A snapshot that is kept in memory must not go on counting.
+        """
+        states, groups = state_dict["state"], state_dict["param_groups"]
+        states.update({key: dict(own) for key, own in states.items() if isinstance(own, dict)})
+        for group, saved in zip(self.optimizer.param_groups, groups, strict=True):
+            own_detector(saved)
+            for param, key in zip(group["params"], saved["params"], strict=True):
+                if self.early.get(param):
+                    states[key] = {**self.early[param], **states.get(key, {})}
 
     def settle_early(self) -> None:
         """Put state that was gathered before a parameter's first step where it belongs.

@@ -22,7 +22,7 @@ from sal_optim.detection.change_detector import (
     observe,
     record,
 )
-from sal_optim.detection.grad_norm import arrived, joined, norms, to_host
+from sal_optim.detection.grad_norm import joined, norms, to_host
 from sal_optim.protection.block import Block, Group
 from sal_optim.protection.clock import (
     INTERVAL,
@@ -105,6 +105,8 @@ class Judge(Holder):
             if is_due(detector, settings["consolidate_every"]):
                 self.merge()
             self._patience.count(detector, settings["consolidate_every"])
+            if decision.measures:
+                decision.before = [block.values.clone() for block in blocks]
         return decision
 
     def _decide_now(self, decision: Decision, size: int, rate: float) -> None:
@@ -296,7 +298,9 @@ class Judge(Holder):
         """Take what has been underway since the step before."""
         underway, self._underway = self._underway, []
         for host, event, take in underway:
-            take(self, arrived(host, event))
+            if event is not None:
+                event.synchronize()
+            take(self, host.tolist())
 
     def forget(self) -> None:
         """Drop what is underway."""

@@ -98,14 +98,6 @@ def aligned(grad: Tensor, param: Tensor) -> Tensor:
     return grad
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor: itself, where it is not distributed."""
-    if not is_distributed(tensor):
-        return tensor
-    part: Tensor = tensor.to_local()  # type: ignore[attr-defined]
-    return part
-
-
 def whole(tensor: Tensor) -> Tensor:
     """All parts of a tensor, on every process: itself, where it is not distributed."""
     if not is_distributed(tensor):
@@ -127,7 +119,7 @@ def put_whole(tensor: Tensor, value: Tensor) -> None:
 
 def plain(tensor: Tensor) -> Tensor:
     """This process's part as a real tensor that shares memory with it."""
-    part = local(tensor)
+    part: Tensor = tensor.to_local() if is_distributed(tensor) else tensor  # type: ignore[attr-defined]
     return torch.view_as_real(part) if part.is_complex() else part
 
 

@@ -53,10 +53,9 @@ def layout_for(
 
     ``dims`` are the tensor's dimensions that those of the mesh cut; None: it holds copies.
     """
-    pairs = list(zip(sizes, dims, strict=True))
     parts = _parts(len(shape), sizes, dims)
     block = tuple(-(-size // count) for size, count in zip(shape, parts, strict=True))
-    lead = tuple(size for size, dim in pairs if dim is not None)
+    lead = tuple(size for size, dim in zip(sizes, dims, strict=True) if dim is not None)
     by_rows = [dim for dim in dims if dim is not None] == [0]
     if by_rows and block[0] and block[0] % BLOCK_ROWS == 0:
         return Layout((-(-shape[0] // BLOCK_ROWS),), (BLOCK_ROWS, *block[1:]))

@@ -71,10 +71,12 @@ def betas(value: Any) -> tuple[float, float]:
     return first, second
 
 
-def whole(name: str, value: Any, *, low: int) -> int:
-    """A whole number of at least ``low``; 500.0 and "500" will do."""
-    allowed = f"{name} must be a whole number >= {low}"
-    result = number(name, value, low=low, allowed=allowed)
+def whole(
+    name: str, value: Any, *, low: int, high: float = math.inf, allowed: str | None = None
+) -> int:
+    """A whole number from ``low`` to ``high``; 500.0 and "500" will do."""
+    allowed = allowed or f"{name} must be a whole number >= {low}"
+    result = number(name, value, low=low, high=high, high_open=False, allowed=allowed)
     if result != int(result):
         raise ValueError(f"Invalid {name} value: {value}; {allowed}")
     return int(result)

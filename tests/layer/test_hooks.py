@@ -128,3 +128,22 @@ def test_a_graph_over_the_weights_survives_a_change() -> None:
         loss.backward(create_graph=True)
         optimizer.step()
     assert layer.diagnostics()["consolidations"] == 1
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_complex_gradients_that_have_a_graph() -> None:
+    """The protected gradient is real, with a last dimension of 2; theirs is complex."""
+    ends = []
+    for graph in (False, True):
+        torch.manual_seed(0)
+        param = torch.randn(6, 5, dtype=torch.complex64, requires_grad=True)
+        optimizer = torch.optim.Adam([param], lr=1e-3)
+        layer = CommunicationLayer(optimizer)
+        for _ in range(70):
+            optimizer.zero_grad()
+            aim = torch.randn(6, 5, dtype=torch.complex64)
+            (param - aim).abs().square().sum().backward(create_graph=graph)  # type: ignore[no-untyped-call]
+            optimizer.step()
+        assert layer.diagnostics()["mean_gate"] < 1.0
+        ends.append(param.detach())
+    torch.testing.assert_close(*ends)

@@ -145,6 +145,21 @@ def test_one_group_in_groups_with_and_without_decay() -> None:
     assert [group["lr"] for group in two.param_groups] == [1e-2, 1e-2], "as with torch"
 
 
+def test_statistics_of_a_model_whose_only_child_is_called_module() -> None:
+    """As that of DataParallel is: a name was taken off twice, once where it was kept."""
+    inner = nn.Module()
+    inner.module = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4))
+    inner.forward = inner.module.forward
+    model = nn.DataParallel(inner)
+    optimizer = SALAdamW(model.parameters())
+    train(optimizer, model, 3)
+    optimizer.consolidate(model=model)
+    mean = inner.module[1].running_mean.clone()
+    train(optimizer, model, 3)
+    optimizer.restore(1.0, model=model)
+    torch.testing.assert_close(inner.module[1].running_mean, mean, rtol=0, atol=0)
+
+
 class Wrapped(nn.Module):
     """As Lightning's Fabric wraps a module."""
 

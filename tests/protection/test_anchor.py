@@ -23,7 +23,7 @@ GROUP = {"state_dtype": "int8"}
 
 
 def kept(values: Tensor) -> dict[str, Any]:
-    return anchor.begun(values, GROUP, torch.bfloat16)
+    return anchor.begun(values, GROUP)
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (3, 2, 2, 2), (4, 1), (0, 3), (3, 0)])
