@@ -138,8 +138,10 @@ class CommunicationLayer(Protection):
         known = self._decision
         blocks = controller.collect()
         if known is None:
+            # Of an optimizer that has none, or has text there, it is not known to be 0.
             rates = [group.get("lr") for group in self.optimizer.param_groups]
-            rate = max((1.0 if lr is None else float(lr) for lr in rates), default=0.0)
+            known_rates = [float(r) for r in rates if isinstance(r, (int, float, Tensor))]
+            rate = max(known_rates, default=1.0 if rates else 0.0)
             known = controller.decide(blocks, rate=rate, loss_scale=loss_scale_of(self.optimizer))
             controller.gather(known)
         else:  # a closure that is evaluated once more in the same step

@@ -27,6 +27,9 @@ def main() -> None:
     is_module = arguments[:1] == ["-m"]
     if is_module:
         arguments = arguments[1:]
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(_USAGE)
+        sys.exit(0)
     if not arguments or (not is_module and arguments[0].startswith("-")):
         sys.exit(_USAGE)
     script = arguments[0]
@@ -34,7 +37,7 @@ def main() -> None:
     startup = str(Path(__file__).parent / "integrations" / "startup")
     paths = [startup, *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-    if not is_module and not Path(script).is_file():
+    if not is_module and not _is_python(Path(script)):
         command = _command(script)
         if command is None:
             sys.exit(
@@ -50,6 +53,16 @@ def main() -> None:
     else:
         sys.path.insert(0, str(Path(script).resolve().parent))
         runpy.run_path(script, run_name="__main__")
+
+
+def _is_python(path: Path) -> bool:
+    """Whether a file is a script for Python: all but executables that say that they are none."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        first = file.readline(200)
+    executable = os.access(path, os.X_OK) and (first[:2] == b"#!" or first[:4] == b"\x7fELF")
+    return not executable or b"python" in first
 
 
 def _command(name: str) -> str | None:

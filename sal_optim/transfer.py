@@ -16,6 +16,7 @@ from sal_optim.checkpoint.importance_file import path_text, put, read, write
 from sal_optim.checkpoint.naming import names_of
 from sal_optim.monitoring.lookup import required_protection
 from sal_optim.sharding.dtensor import real_shape
+from sal_optim.utils.warning import warn
 
 
 class Loaded(NamedTuple):
@@ -90,6 +91,8 @@ def load_importance(
     shapes = {name: real_shape(param) for param, name in names.items()} if folder else {}
     content = checkpoint_folder.read(text, shapes) if folder else read(text)
     loaded = put(controller, names, content, strict=strict)
+    if all(group["protection"] == 0.0 for group in controller.groups):
+        warn("load_importance() has loaded what protection=0 does not protect; set a protection")
     known = set(loaded)
     return Loaded(
         loaded,

@@ -39,7 +39,7 @@ _named: WeakSet[Protection] = WeakSet()
 
 
 class Losses:
-    """A forward hook: the mean of the losses that a model puts out while it is trained.
+    """A forward hook: the loss of a step, of those that a model puts out while it is trained.
 
     A model that puts out none, as where the Trainer computes the loss itself, has none here.
     """
@@ -47,36 +47,45 @@ class Losses:
     def __init__(self) -> None:
         self._sum: Tensor | None = None
         self._count = 0
+        self._parts = False  # whether they are parts of the step's mean, and not means of batches
+
+    def __reduce__(self) -> Any:
+        # A model that is copied or saved in training takes along a hook that does nothing, and is
+        # loaded without this package.
+        return getattr, (contextlib.nullcontext(), "__exit__")
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def __call__(self, model: nn.Module, args: Any, output: Any) -> None:
+    def __call__(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         loss = output.get("loss") if isinstance(output, Mapping) else output
         loss = loss[0] if isinstance(loss, tuple) and loss else loss
         if model.training and isinstance(loss, Tensor) and not loss.dim() and loss.requires_grad:
             found = loss.detach()
             self._sum = found if self._sum is None else self._sum + found.to(self._sum.device)
             self._count += 1
+            self._parts = kwargs.get("num_items_in_batch") is not None
 
     def take(self) -> Tensor | None:
-        """The mean since it was last taken; None if there was no loss."""
-        found = None if self._sum is None else self._sum / self._count
+        """That since it was last taken; None if there was no loss."""
+        found = self._sum
+        if found is not None and not self._parts:
+            found = found / self._count
         self._sum, self._count = None, 0
         return found
 
 
-# Of models in training, and what removes the hook; shared by all callbacks of a Trainer.
-_heard: MutableMapping[nn.Module, tuple[Losses, Any]] = WeakKeyDictionary()
+# By whose it is: that of a Trainer's optimizer, and what removes the hook. Shared by its callbacks.
+_heard: MutableMapping[Protection, tuple[Losses, Any]] = WeakKeyDictionary()
 
 
-def _hear(model: nn.Module) -> None:
+def _hear(protection: Protection, model: nn.Module) -> None:
     """Hear the losses of a model from now on; those of a training that failed are forgotten."""
-    _hear_no_more(model)
+    _hear_no_more(protection)
     losses = Losses()
-    _heard[model] = losses, model.register_forward_hook(losses)
+    _heard[protection] = losses, model.register_forward_hook(losses, with_kwargs=True)
 
 
-def _hear_no_more(model: nn.Module) -> None:
-    _, hook = _heard.pop(model, (None, None))
+def _hear_no_more(protection: Protection | None) -> None:
+    _, hook = (None, None) if protection is None else _heard.pop(protection, (None, None))
     if hook is not None:
         hook.remove()
 
@@ -98,7 +107,7 @@ class Diagnostics(TrainerCallback):
             load_importance(protection, path, kwargs["model"])
             _loaded.add(protection)
         _keep_names(protection, kwargs["model"])
-        _hear(kwargs["model"])
+        _hear(protection, kwargs["model"])
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Say once what is protected, after all callbacks have begun."""
@@ -107,14 +116,14 @@ class Diagnostics(TrainerCallback):
             announce(protection)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tell the loss of this step, the mean of its batches."""
-        protection, model = protection_of(kwargs["optimizer"]), kwargs["model"]
-        if protection is not None and model in _heard:
-            tell(protection, model, loss=_heard[model][0].take())
+        """Tell the loss of this step."""
+        protection = protection_of(kwargs["optimizer"])
+        if protection is not None and protection in _heard:
+            tell(protection, kwargs["model"], loss=_heard[protection][0].take())
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Hear the model's losses no longer."""
-        _hear_no_more(kwargs["model"])
+        _hear_no_more(protection_of(kwargs["optimizer"]))
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Add to what is logged, and to ``log_history``, which has it already."""

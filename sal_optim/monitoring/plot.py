@@ -122,7 +122,7 @@ def layers(optimizer: object, model: nn.Module) -> "Figure":
     for place in places[::every]:
         axes.text(1.02, place, f"{gates[place]:.2f}", va="center", fontsize=9)
     labels = [f"{name}  {kinds.get(name, '')}".strip() for name in names]
-    axes.set_yticks(list(places[::every]), labels[::every])
+    axes.set_yticks(list(places[::every]), labels[::every], parse_math=False)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(0.0, 1.0)
     axes.xaxis.set_major_formatter("{x:.0%}")

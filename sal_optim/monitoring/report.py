@@ -14,6 +14,7 @@ from sal_optim.protection.buffers import KEY, running_statistics
 from sal_optim.protection.clock import LEARNING, strength
 from sal_optim.protection.diagnostics import count, drift, total_drift
 from sal_optim.protection.statistics import published_stability
+from sal_optim.sharding.dtensor import plain
 from sal_optim.utils import checks
 from sal_optim.utils.lazy_import import extra_package
 
@@ -166,6 +167,9 @@ def summary(optimizer: object, found: list[Row]) -> str:
         times, f"{times} consolidations"
     )
     said = f"{counted}. The state is {state}: {_MEANINGS[state]}."
+    weights = [plain(p.detach()) for group in controller.groups for p in group["params"]]
+    if not all(w.is_meta or bool(w.isfinite().all()) for w in weights):
+        said = f"{said} Some weights are not finite: restore() puts them at their anchors."
     if not times:
         return f"{said} Nothing is protected, and there is no anchor."
     return (

@@ -257,6 +257,13 @@ def test_a_failed_write_leaves_the_file_before(
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_loading_into_no_protection_is_told(tmp_path: Path) -> None:
+    model, _ = first_run(tmp_path / "a")
+    other = SALAdamW(model.parameters(), protection=0)
+    with pytest.warns(UserWarning, match="protection=0 does not protect"):
+        assert load_importance(other, tmp_path / "a", model).loaded
+
+
 def test_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, optimizer = first_run(tmp_path / "a")
     monkeypatch.setitem(sys.modules, "safetensors", None)

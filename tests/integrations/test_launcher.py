@@ -35,6 +35,21 @@ def test_it_says_what_it_wants(tmp_path: Path) -> None:
     assert "'no-such-command'; SCRIPT must be a file, or a COMMAND" in done.stderr
 
 
+def test_an_executable_that_is_no_python_is_a_command(tmp_path: Path) -> None:
+    script = tmp_path / "run.sh"
+    script.write_text('#!/bin/sh\necho "$1 $PYTHONPATH"\n')
+    script.chmod(0o755)
+    for arguments, said in (([str(script), "hello"], "hello"), (["--help"], "usage: ")):
+        done = subprocess.run(
+            [sys.executable, "-m", "sal_optim.run", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        assert done.stdout.startswith(said)
+
+
 @pytest.mark.parametrize(
     ("package", "command"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 
 from sal_optim import SALAdamW
 from sal_optim.integrations import protection_of
-from tests.integrations.tasks import WithLoss, fine_tune
+from tests.integrations.tasks import BATCH, WithLoss, fine_tune, rows
 
 transformers = pytest.importorskip("transformers")
 from sal_optim.integrations.transformers import SALCallback  # noqa: E402
@@ -42,6 +43,20 @@ class Steady(WithLoss):
         return found
 
 
+class Parts(Steady):
+    """Its losses are parts of a step's mean, as those of transformers' own models are."""
+
+    accepts_loss_kwargs = True
+
+    def forward(  # type: ignore[override]
+        self, inputs: torch.Tensor, labels: torch.Tensor, num_items_in_batch: Any = None
+    ) -> Any:
+        found = super().forward(inputs, labels)
+        if num_items_in_batch is not None:
+            found["loss"] = found["loss"] * (len(labels) / num_items_in_batch)
+        return found
+
+
 def trained(model: WithLoss, out: Path, **args: Any) -> Any:
     args = {"callbacks": [SALCallback()], "max_steps": 4, **args}
     trainer = fine_tune(model, 1, out, Recorded, **args)
@@ -55,9 +70,21 @@ def test_it_is_told_before_each_step(batches: int, tmp_path: Path) -> None:
     assert found.told == means, "the mean of a step's batches"
 
 
-def test_the_losses_of_evaluation_are_not_told(tmp_path: Path) -> None:
-    from tests.integrations.tasks import rows
+def test_parts_of_a_mean_are_added(tmp_path: Path) -> None:
+    """The last step of an epoch has fewer batches, and would tell another size."""
+    found = trained(Parts(), tmp_path, gradient_accumulation_steps=8, logging_steps=500)
+    count = len(rows(1))
+    sizes = [min(BATCH, count - start) for start in range(0, count, BATCH)]
+    assert 0 < len(sizes) % 8 < 4 or sizes[-1] < BATCH
+    calls = 0
+    for told, start in zip(found.told, range(0, len(sizes), 8), strict=True):
+        parts = sizes[start : start + 8]
+        each = [size * (calls + place + 1) for place, size in enumerate(parts)]
+        assert told == pytest.approx(sum(each) / sum(parts), rel=1e-5)
+        calls += len(parts)
 
+
+def test_the_losses_of_evaluation_are_not_told(tmp_path: Path) -> None:
     callback = SALCallback(observe=rows(2), probe=rows(2), probe_every=1)
     found = trained(Steady(), tmp_path, callbacks=[callback], logging_steps=500)
     assert found.told == [1.0, 2.0, 3.0, 4.0]
@@ -86,12 +113,34 @@ def test_a_compiled_model(tmp_path: Path) -> None:
 
 
 def test_a_copy_of_a_model_in_training_is_heard_by_nobody(tmp_path: Path) -> None:
+    """And what is saved of it loads without this package: its hook does nothing."""
+    saved = tmp_path / "whole.pt"
+
     class Copying(SALCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             super().on_step_begin(args, state, control, **kwargs)
             other = copy.deepcopy(kwargs["model"])
             batch = {"inputs": torch.zeros(2, 64), "labels": torch.zeros(2, dtype=torch.long)}
-            other(**batch)
+            assert other(**batch)["loss"].requires_grad
+            torch.save(kwargs["model"], saved)
 
-    found = trained(Steady(), tmp_path, callbacks=[Copying()], logging_steps=500)
+    model = Steady()
+    found = trained(model, tmp_path, callbacks=[Copying()], logging_steps=500)
     assert found.told == [1.0, 2.0, 3.0, 4.0]
+    assert not model._forward_hooks
+    (hook,) = torch.load(saved, weights_only=False)._forward_hooks.values()
+    assert type(hook.__self__) is contextlib.nullcontext
+
+
+def test_a_training_inside_of_another(tmp_path: Path) -> None:
+    """Of the same model, as a callback may begin one: both are told."""
+
+    class Nesting(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                self.inner = trained(kwargs["model"], tmp_path / "inner", logging_steps=500)
+
+    nesting = Nesting()
+    found = trained(Steady(), tmp_path, callbacks=[SALCallback(), nesting], logging_steps=500)
+    assert nesting.inner.told == [3.0, 4.0, 5.0, 6.0]
+    assert len(found.told) == 4

@@ -114,6 +114,15 @@ def test_the_summary() -> None:
     assert summary(optimizer, rows(optimizer, model)).startswith("2 consolidations.")
 
 
+def test_the_summary_says_that_weights_are_not_finite() -> None:
+    optimizer, model = trained(False, protection=10.0)
+    assert "not finite" not in summary(optimizer, rows(optimizer, model))
+    with torch.no_grad():
+        next(iter(model.parameters())).view(-1)[0] = torch.nan
+    told = summary(optimizer, rows(optimizer, model))
+    assert "Some weights are not finite: restore() puts them at their anchors" in told
+
+
 def test_the_summary_says_why_protection_waits() -> None:
     model = network()
     params = list(model.parameters())
