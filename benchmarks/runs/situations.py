@@ -1,8 +1,8 @@
 """Everyday situations on data that does not change, for `python -m benchmarks ordinary --cases`.
 
 Each is a network on digits and an order of its batches, in which the gradient leaps or grows though
-the data stays what it is; one is value learning (``values.py``). What is compared, and how it is
-shown, is in the command.
+the data stays what it is, or another kind of training (``values.py``, ``other_kinds.py``). What is
+compared, and how it is shown, is in the command.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,8 +20,9 @@ from torch.nn.utils import clip_grad_norm_
 
 import sal_optim
 from benchmarks.data.sets import load
+from benchmarks.runs import values
 from benchmarks.runs.networks import build
-from benchmarks.runs.values import RATES, learn
+from benchmarks.runs.other_kinds import bandit, both, embeddings, heads, learn, parity, recurrent
 
 HIDDEN, CLASSES, BATCH = (100, 100), 10, 64
 
@@ -45,7 +47,8 @@ class Situation:
     dropout: float = 0.0
     clip: float | None = None
     plateau: bool = False  # a deep tanh network with small weights
-    values: bool = False  # value learning in the place of digits
+    # Another kind of training in the place of digits: seed, optimizer, its options, steps.
+    learn: Callable[..., tuple[Any, float, float]] | None = None
     # Of a base and of SAL around it, where not the usual one for both.
     rates: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -81,9 +84,36 @@ SITUATIONS = {
     "dropout": Situation("dropout of 0.3", dropout=0.3),
     "clipping": Situation("gradients clipped to a norm of 1", clip=1.0),
     "target": Situation(
-        "Q-learning on a grid, its target network copied every 30 steps", values=True
+        "Q-learning on a grid, its target network copied every 30 steps", learn=values.learn
     ),
-    "target-tuned": Situation("the same, each at its own best rate", values=True, rates=RATES),
+    "target-tuned": Situation(
+        "the same, each at its own best rate", learn=values.learn, rates=values.RATES
+    ),
+    "parity": Situation(
+        "parity of six signs, all inputs in each step",
+        learn=partial(learn, parity),
+        rates=both(3e-3, 3e-2, 0.2, 1e-3),
+    ),
+    "recurrent": Situation(
+        "a recurrent network that learns nothing for long, then all at once",
+        learn=partial(learn, recurrent),
+        rates=both(3e-3, 0.3, 3.0, 1e-3),
+    ),
+    "embeddings": Situation(
+        "products of embeddings, most of them rare",
+        learn=partial(learn, embeddings),
+        rates=both(1e-2, 0.3, 3.0, 3e-3),
+    ),
+    "heads": Situation(
+        "three heads in turn, their losses times 1, 10 and 0.1",
+        learn=partial(learn, heads),
+        rates=both(3e-3, 3e-3, 2e-2, 1e-3),
+    ),
+    "bandit": Situation(
+        "a bandit's policy by REINFORCE",
+        learn=partial(learn, bandit),
+        rates=both(3e-3, 3e-2, 0.2, 1e-3),
+    ),
 }
 
 
@@ -116,8 +146,8 @@ def run(
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     situation = SITUATIONS[name]
-    if situation.values:
-        optimizer, held_out, training = learn(seed, make, options, steps)
+    if situation.learn is not None:
+        optimizer, held_out, training = situation.learn(seed, make, options, steps)
         return Outcome(held_out, training, _changes(optimizer))
     data = load("digits", None)
     model = network(situation, data.features, seed)
