@@ -102,12 +102,12 @@ SITUATIONS = {
     "embeddings": Situation(
         "products of embeddings, most of them rare",
         learn=partial(learn, embeddings),
-        rates=both(1e-2, 0.3, 3.0, 3e-3),
+        rates=both(1e-2, 0.3, 1.0, 3e-3),
     ),
     "heads": Situation(
         "three heads in turn, their losses times 1, 10 and 0.1",
         learn=partial(learn, heads),
-        rates=both(3e-3, 3e-3, 2e-2, 1e-3),
+        rates=both(3e-3, 1e-3, 1e-2, 1e-3),
     ),
     "bandit": Situation(
         "a bandit's policy by REINFORCE",
