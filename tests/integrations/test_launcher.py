@@ -21,33 +21,33 @@ OPTIM = ["--optim", "saladamw", "--max_steps", "2", "--use_cpu", "--report_to", 
          "--output_dir", "out", "--save_strategy", "no", "--logging_steps", "1"]  # fmt: skip
 
 
+def launched(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sal_optim.run", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=folder,
+        check=False,
+    )
+
+
 def test_it_says_what_it_wants(tmp_path: Path) -> None:
     for arguments in ([], ["--optim"], ["missing.py"], ["no-such-command", "sft"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "sal_optim.run", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            cwd=tmp_path,
-        )
+        done = launched(*arguments, folder=tmp_path)
         assert done.returncode == 1
         assert "usage: python -m sal_optim.run" in done.stderr
     assert "'no-such-command'; SCRIPT must be a file, or a COMMAND" in done.stderr
+    done = launched("--help", folder=tmp_path)
+    assert not done.returncode
+    assert done.stdout.startswith("usage: ")
 
 
 def test_an_executable_that_is_no_python_is_a_command(tmp_path: Path) -> None:
     script = tmp_path / "run.sh"
     script.write_text('#!/bin/sh\necho "$1 $PYTHONPATH"\n')
     script.chmod(0o755)
-    for arguments, said in (([str(script), "hello"], "hello"), (["--help"], "usage: ")):
-        done = subprocess.run(
-            [sys.executable, "-m", "sal_optim.run", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        )
-        assert done.stdout.startswith(said)
+    assert launched(str(script), "hello", folder=tmp_path).stdout.startswith("hello")
 
 
 @pytest.mark.parametrize(
