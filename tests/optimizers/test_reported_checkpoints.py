@@ -15,14 +15,11 @@ from sal_optim import (
     CommunicationLayer,
     SALAdamW,
     SALLion,
-    SALMuon,
     load_importance,
     save_importance,
 )
 from sal_optim.monitoring.status import protection_line
-from tests.optimizers.test_reported_states import train
-
-OWN = [SALAdamW, SALSGD, SALMuon]
+from tests.optimizers.test_reported_states import FAMILY, train
 
 
 def network() -> nn.Sequential:
@@ -33,10 +30,10 @@ def network() -> nn.Sequential:
 def protected(cls: Any, model: nn.Module, **settings: Any) -> tuple[Any, Any]:
     """The optimizer, and what protects it."""
     optimizer = cls(model.parameters(), lr=1e-3, **settings)
-    return optimizer, optimizer if cls in OWN else CommunicationLayer(optimizer)
+    return optimizer, optimizer if cls in FAMILY else CommunicationLayer(optimizer)
 
 
-@pytest.mark.parametrize("cls", [*OWN, torch.optim.AdamW])
+@pytest.mark.parametrize("cls", [*FAMILY, torch.optim.AdamW])
 def test_groups_of_a_new_optimizer_in_an_old_checkpoint(cls: Any) -> None:
     """As one does to go on at another rate: importance comes along, the detector does not."""
     model = network()
