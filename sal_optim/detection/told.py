@@ -8,7 +8,13 @@ signal is a line of ``TOLD`` in ``change_detector.py``.
 import math
 from typing import Any
 
-from sal_optim.detection.change_detector import TOLD, DetectorState, begin_segment, observe
+from sal_optim.detection.change_detector import (
+    TOLD,
+    DetectorState,
+    begin_segment,
+    is_ready,
+    observe,
+)
 
 
 def hear(state: DetectorState, name: str, value: float, settings: dict[str, Any]) -> bool:
@@ -20,7 +26,11 @@ def hear(state: DetectorState, name: str, value: float, settings: dict[str, Any]
     """
     if not 0.0 < value < math.inf:
         return False
-    verdict = observe(state, value, settings, TOLD[name])
+    signal = TOLD[name]
+    if name == "loss":
+        usual = state["loss_mean"] + math.sqrt(state["loss_variance"])
+        state["calm"] = float(is_ready(state, signal) and value <= usual)
+    verdict = observe(state, value, settings, signal)
     if verdict.change:
-        begin_segment(state, TOLD[name])
+        begin_segment(state, signal)
     return verdict.change

@@ -7,7 +7,12 @@ file knows numbers alone.
 
 from typing import Any
 
-from sal_optim.detection.change_detector import DetectorState, is_suspicious
+from sal_optim.detection.change_detector import (
+    NOVELTY,
+    DetectorState,
+    begin_segment,
+    is_suspicious,
+)
 
 # The automatic interval: a share of the run so far, and the least number of steps.
 SHARE, LEAST = 0.1, 60
@@ -15,14 +20,6 @@ SHARE, LEAST = 0.1, 60
 # What a full window leaves of the penalty's unit beyond the present gradient: where the data stays
 # the same the penalty then weakens with the gradients, and a change of the data raises it at once.
 UNIT_RETENTION = 0.8
-
-# Consolidations of the clock until protection has its whole strength, where nothing has yet said
-# that the data changes: a network that only begins to learn is not to be held.
-RAMP = 32
-
-# Coherence of a window's gradients at which protection no longer rises with it: a network that
-# still learns is not to be held. Beyond it protection falls, down to that of one consolidation.
-LEARNING = 0.1
 
 # Importance is gathered, and the penalty applied, on one step in four: a segment is many steps
 # long, and what these read and write in memory costs a quarter.
@@ -57,28 +54,14 @@ def is_due(state: DetectorState, every: Any) -> bool:
     return every is not None and state["since"] >= window(state, every)
 
 
-def strength(state: DetectorState) -> float:
-    """The share of the protection that is in force, in [0, 1].
+def is_in_force(state: DetectorState) -> bool:
+    """Whether steps are protected: what is known is known, and something has called for it.
 
-    It is whole once gradients were seen to leave what is known or a task's end was declared, and
-    while a change is suspected, since the first steps on other data do the harm. Until then it
-    rises with the clock, by the windows in which the network had learned.
+    That is, gradients were seen to leave what is known or a task's end was declared, or a change is
+    suspected, since the first steps on other data do the harm. Before, what importance marks is
+    what the network is learning, and held there it would not get to the end.
     """
-    if state["consolidations"] > 0.0 and (state["firm"] > 0.0 or is_suspicious(state)):
-        return 1.0
-    return min(1.0, ((state["consolidations"] - state["begun"]) / RAMP) ** 2)
-
-
-def hear_coherence(state: DetectorState, coherence: float | None) -> None:
-    """Have protection that nothing has called for wait while a window's gradients agree.
-
-    Args:
-        coherence: at most 1, of the window that a consolidation of the clock has just ended; None
-            where that is not known yet, and protection waits.
-    """
-    begun = state["begun"] + (1.0 if coherence is None else coherence / LEARNING)
-    count = state["consolidations"]
-    state["begun"] = min(max(begun, count - RAMP, 0.0), count - 1.0)
+    return state["consolidations"] > 0.0 and (state["firm"] > 0.0 or is_suspicious(state))
 
 
 def hear_norm(state: DetectorState, norm: float) -> None:
@@ -90,7 +73,8 @@ def hear_norm(state: DetectorState, norm: float) -> None:
     """
     if state["steps"] > 1.0:
         if norm <= state["leap"]:
-            state["unit"] = 0.0
+            state["unit"] = state["watch"] = 0.0
+            begin_segment(state, NOVELTY)  # what it was measured on may be spoilt
         state["leap"] = 0.0
     if state["consolidations"] > 0.0:
         state["unit"] = max(state["unit"], min(norm, state["last"]))

@@ -153,7 +153,7 @@ DIAGNOSTICS = {
     "innovation_cost",
     "threshold",
     "surprise",
-    "coherence",
+    "in_force",
     "consolidations",
     "changes",
     "drift",
