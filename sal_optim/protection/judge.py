@@ -92,7 +92,6 @@ class Judge(Holder):
             if any(group["protection"] > 0.0 and group["params"] for group in groups):
                 self._patience.count_idle(detector, groups[0]["consolidate_every"])
             return decision
-        self._hear_count(blocks, detector)
         decision.norms = norms([b.grad for b in blocks], [b.sharding for b in blocks])
         size = sum(block.size for block in blocks)
         if self.observing or all(on_host(norm) for norm in decision.norms):
@@ -108,12 +107,13 @@ class Judge(Holder):
                 decision.before = [block.values.clone() for block in blocks]
         return decision
 
-    def _hear_count(self, blocks: list[Block], detector: DetectorState) -> None:
+    def _hear_count(self, decision: Decision) -> None:
         """Begin a segment where parameters join those that have a gradient.
 
         As a layer that is unfrozen: the norm is of more than it was, and the layers above see other
         features; the data is what it was. Where other parameters leave, it may be another task.
         """
+        blocks, detector = decision.blocks, decision.detector
         new = sum(block.state["grad_norm_mean"] == 0.0 for block in blocks)
         if new and detector["heard"] > 0.0 and len(blocks) - new >= detector["heard"]:
             begin_segment(detector)
@@ -128,6 +128,7 @@ class Judge(Holder):
         # A zero gradient, a non-finite one or a zero learning rate tells nothing about the data.
         if not (0.0 < total < math.inf and (rate != 0.0 or self.observing)):
             return
+        self._hear_count(decision)
         ordinary = self._hear(total, decision.settings, decision.detector)
         if self.observing:
             decision.detector["observed"] = 1.0
@@ -145,6 +146,7 @@ class Judge(Holder):
         if rate == 0.0:
             return
 
+        self._hear_count(decision)
         # The step that is judged later is the detector's next.
         self._schedule(decision, detector["total"] + 1.0, not pooled.suspects(detector))
         most = limit(detector, settings)

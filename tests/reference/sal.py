@@ -366,7 +366,7 @@ class Reference:
         rate = max(param.settings["lr"] for param in self.params)
         moves = rate > 0.0
         told = 0.0 < norm < math.inf and (observing or moves)
-        if watched:
+        if told:
             self.count(watched)
         ordinary = told
         if told and observing:
