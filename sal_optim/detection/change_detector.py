@@ -81,7 +81,7 @@ def new_detector() -> DetectorState:
         "novelty": 0.0,  # the last one
         "watch": 0.0,  # steps for which less of it will do, as the norm has just told of a change
         "calm": 0.0,  # 1 where this step's loss was told, and is no larger than it was
-        "heard": 0.0,  # parameters that had a gradient in the step before
+        "heard": 0.0,  # scalars that had a gradient in the step before
         "total": 0.0,  # steps of the whole run
         "since": 0.0,  # steps since the last consolidation
         "last": 0.0,  # the gradient norm of the step before

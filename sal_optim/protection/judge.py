@@ -114,12 +114,13 @@ class Judge(Holder):
         features; the data is what it was. Where other parameters leave, it may be another task.
         """
         blocks, detector = decision.blocks, decision.detector
-        new = sum(block.state["grad_norm_mean"] == 0.0 for block in blocks)
-        if new and detector["heard"] > 0.0 and len(blocks) - new >= detector["heard"]:
+        size = sum(block.size for block in blocks)
+        new = sum(block.size for block in blocks if block.state["grad_norm_mean"] == 0.0)
+        if new and 0.0 < detector["heard"] <= size - new:
             begin_segment(detector)
             begin_segment(detector, NOVELTY)
             detector["watch"] = 0.0
-        detector["heard"] = float(len(blocks))
+        detector["heard"] = float(size)
 
     def _decide_now(self, decision: Decision, size: int, rate: float) -> None:
         values = [float(norm) / decision.loss_scale for norm in decision.norms]

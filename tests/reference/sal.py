@@ -398,12 +398,13 @@ class Reference:
 
     def count(self, pairs: list[tuple[Parameter, Tensor]]) -> None:
         """Where parameters join the others that have gradients, a segment begins."""
-        new = sum(param.norm_mean == 0.0 for param, _ in pairs)
-        if new and self.heard and len(pairs) - new >= self.heard:
+        size = sum(g.numel() for _, g in pairs)
+        new = sum(g.numel() for param, g in pairs if param.norm_mean == 0.0)
+        if new and 0 < self.heard <= size - new:
             self.begin_segment()
             self.novelty.begin_segment()
             self.watch = 0.0
-        self.heard = len(pairs)
+        self.heard = size
 
     def listen(self, pairs: list[tuple[Parameter, Tensor]]) -> None:
         """How much of the gradient is where earlier data said nothing?"""
