@@ -37,20 +37,24 @@ def alone(name: str) -> dict[str, Any]:
     return result
 
 
-def assert_same(one: dict[str, Any], other: dict[str, Any], tol: float = 1e-6) -> None:
+def assert_same(
+    one: dict[str, Any], other: dict[str, Any], tol: float = 1e-6, moved: float | None = None
+) -> None:
+    """The same up to rounding; ``moved`` is that of parameters and updates, where it is larger."""
     assert one["found"] == other["found"]
     assert one["threshold"].keys() == other["threshold"].keys()
     for name, value in one["threshold"].items():
         assert math.isclose(value, other["threshold"][name], rel_tol=tol, abs_tol=tol), name
     close = functools.partial(torch.testing.assert_close, rtol=tol, atol=tol)
+    moved = tol if moved is None else moved
     for left, right in zip(one["params"], other["params"], strict=True):
-        close(left, right)
+        torch.testing.assert_close(left, right, rtol=moved, atol=moved)
     for left, right in zip(one["state"], other["state"], strict=True):
         assert left.keys() == right.keys()
         for name, value in left.items():
             # The length of an update is a small difference of float32 numbers. One process takes
             # protected steps by torch's fused kernel, which rounds otherwise.
-            wide = 100 * tol if name.startswith("delta_w") else tol
+            wide = 100 * moved if name.startswith("delta_w") else tol
             if isinstance(value, Tensor):
                 close(value, right[name], msg=lambda text, name=name: f"{name}: {text}")
             else:
@@ -76,8 +80,11 @@ def assert_identical(one: dict[str, Any], other: dict[str, Any]) -> None:
 )
 def test_drawn_gradients(pool_of: Any, world: int, way: str, name: str) -> None:
     results = pool_of(world)(jobs.drawn, way, name, DIAGONAL)
+    # Muon orthogonalizes in numbers of two bytes, which makes a rounding of the seventh digit one of
+    # the third; gradients are drawn, and so do not depend on it.
+    moved = 4e-3 if name == "SALMuon" else None
     for result in results:
-        assert_same(alone(name), result)
+        assert_same(alone(name), result, moved=moved)
         assert_identical(results[0], result)
     if way == "ddp":
         assert_identical(alone(name), results[0])
