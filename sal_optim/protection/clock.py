@@ -7,12 +7,7 @@ file knows numbers alone.
 
 from typing import Any
 
-from sal_optim.detection.change_detector import (
-    NOVELTY,
-    DetectorState,
-    begin_segment,
-    is_suspicious,
-)
+from sal_optim.detection.change_detector import DetectorState, is_suspicious
 
 # The automatic interval: a share of the run so far, and the least number of steps.
 SHARE, LEAST = 0.1, 60
@@ -73,8 +68,7 @@ def hear_norm(state: DetectorState, norm: float) -> None:
     """
     if state["steps"] > 1.0:
         if norm <= state["leap"]:
-            state["unit"] = state["watch"] = 0.0
-            begin_segment(state, NOVELTY)  # what it was measured on may be spoilt
+            state["unit"] = 0.0
         state["leap"] = 0.0
     if state["consolidations"] > 0.0:
         state["unit"] = max(state["unit"], min(norm, state["last"]))

@@ -289,9 +289,7 @@ class Reference:
                 if self.pooled.judge(mean)[1]:
                     self.change()
         if self.norms.steps > 1:
-            if norm <= self.leap:  # it was a bad batch
-                self.unit = self.watch = 0.0
-                self.novelty.begin_segment()
+            self.unit = self.unit if norm > self.leap else 0.0
             self.leap = 0.0
         if self.consolidations:
             self.unit = max(self.unit, min(norm, self.last))
