@@ -147,8 +147,8 @@ def test_the_clock_lets_learning_go_on(row: Row) -> None:
     _, first = train(row, steps=LEAST, consolidate_every="auto")
     _, last = train(row, consolidate_every="auto")
     _, base = train(row, protection=0.0)
-    assert last < first
-    assert last < 1.02 * base
+    # A suspected change costs a few steps.
+    assert first - last > 0.95 * (first - base)
 
 
 @pytest.mark.parametrize("seed", range(3))
