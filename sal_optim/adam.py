@@ -14,7 +14,7 @@ from sal_optim.optimizer import SALOptimizer
 class SALAdam(SALOptimizer, torch.optim.Adam):
     __doc__ = f"""Adam that forgets less.
 
-    Until protection is in force, and with ``protection=0`` always, it is ``torch.optim.Adam`` bit
+    Until the first consolidation, and with ``protection=0`` always, it is ``torch.optim.Adam`` bit
     for bit.
 
     Args:

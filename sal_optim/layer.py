@@ -31,7 +31,7 @@ class CommunicationLayer(Protection):
     __doc__ = f"""Protection around any optimizer that has torch's step hooks.
 
     It hooks itself in on construction; nothing else changes: ``optimizer.step()``, schedulers,
-    ``state_dict()`` and ``load_state_dict()`` are used as before. Until protection is in force
+    ``state_dict()`` and ``load_state_dict()`` are used as before. Until the first consolidation
     parameters move exactly as the optimizer moves them. A layer built around a new optimizer before
     ``load_state_dict`` resumes exactly; a copied or pickled layer has a copy of its optimizer.
 

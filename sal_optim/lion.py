@@ -78,7 +78,7 @@ class Lion(Optimizer):
 class SALLion(SALOptimizer, Lion):  # type: ignore[misc]
     __doc__ = f"""Lion that forgets less.
 
-    Until protection is in force, and with ``protection=0`` always, it is Lion as published.
+    Until the first consolidation, and with ``protection=0`` always, it is Lion as published.
 
     Args:
         params: parameters, named parameters or param groups.

@@ -109,7 +109,7 @@ class SALMuon(SALOptimizer, MuonAdamW):  # type: ignore[misc]
     __doc__ = f"""Muon that forgets less, for a whole model; needs torch 2.9.
 
     Real matrices have the update of ``torch.optim.Muon``. All other parameters, and those of groups
-    with ``use_muon=False``, have that of ``torch.optim.AdamW``. Until protection is in force, and
+    with ``use_muon=False``, have that of ``torch.optim.AdamW``. Until the first consolidation, and
     with ``protection=0`` always, these are torch's bit for bit. One learning rate fits both with
     ``adjust_lr_fn="match_rms_adamw"``; otherwise groups have their own, or ``adamw_lr_ratio``.
 

@@ -11,7 +11,7 @@ from sal_optim.optimizer import SALOptimizer
 class SALSGD(SALOptimizer, torch.optim.SGD):
     __doc__ = f"""SGD with momentum that forgets less.
 
-    Until protection is in force, and with ``protection=0`` always, it is ``torch.optim.SGD`` bit
+    Until the first consolidation, and with ``protection=0`` always, it is ``torch.optim.SGD`` bit
     for bit.
 
     Args:

@@ -61,7 +61,7 @@ def load_importance(
 ) -> Loaded:
     """Protect what an earlier run learned: its importance and anchors, from a file.
 
-    Protection is in force from the next step on. The weights should be those that the
+    Protection has its whole strength from the next step on. The weights should be those that the
     earlier run ended with: this reads none. Nothing is changed when an error is raised. The number
     of processes may be another one: importance of sharded matrices is then given other blocks.
 

@@ -165,10 +165,10 @@ def compare_situations(args: argparse.Namespace) -> int:
     print(f"| {' | '.join(head)} |", "|---|---|" + 5 * "---:|" + "---|", sep="\n", flush=True)
     for name in names:
         for base, (plain, protected, options) in BASES.items():
-            options = {**options, "lr": SITUATIONS[name].rates.get(base, options["lr"])}
+            rates = SITUATIONS[name].rates.get(base, 2 * (options["lr"],))
             found = Parallel(n_jobs=args.jobs)(
-                delayed(run)(name, seed, make, options, args.steps)
-                for make in (plain, protected)
+                delayed(run)(name, seed, make, {**options, "lr": lr}, args.steps)
+                for make, lr in zip((plain, protected), rates, strict=True)
                 for seed in range(args.seeds)
             )
             cells = situation_cells(found[: args.seeds], found[args.seeds :])

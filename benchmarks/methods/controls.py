@@ -32,7 +32,7 @@ from benchmarks.methods.sal import SAL, build
 from benchmarks.streams import Batch, masked
 from sal_optim.importance import Importance
 from sal_optim.importance.kronecker import Kronecker
-from sal_optim.protection.block import Block, Group, damping_of, kind_of_param, local_state
+from sal_optim.protection.block import Block, Group, kind_of_param, local_state
 from sal_optim.protection.controller import ProtectionController
 from sal_optim.protection.judge import Decision
 
@@ -73,20 +73,20 @@ class Substituting(ProtectionController):
             self.drawn[param, name] = draw()
         return self.drawn[param, name]
 
-    def protected(self, blocks: Sequence[Block], decision: Decision) -> list[Tensor]:
+    def protected(self, blocks: Sequence[Block], decision: Decision, share: float) -> list[Tensor]:
         shown = [
             replace(block, local=self.shown(block.param, block.local), kind=_unbounded(block.kind))
             for block in blocks
         ]
-        return super().protected(shown, decision)
+        return super().protected(shown, decision, share)
 
-    def importance(self, param: Tensor, *, counted: bool = False) -> tuple[Tensor, Group]:
-        found, group = super().importance(param, counted=counted)
+    def importance(self, param: Tensor, share: float = 0.0) -> tuple[Tensor, Group]:
+        found, group = super().importance(param, share)
         state = self.state_of(param)
         if state.get("evidence_weight", 0.0) == 0.0:
             return found, group
         shown = self.shown(param, local_state(state))
-        damping = damping_of(group) if counted else 0.0
+        damping = float(group["protection"]) * share
         kind = _unbounded(kind_of_param(param, group))
         return kind.elements(shown, param.detach(), damping), group
 

@@ -21,11 +21,12 @@ LOOKS = 10  # at held-out data in the last fifth of a run, of which the mean cou
 BATCH, HELD_OUT = 32, 2000
 APART = 1_000_000  # between the seeds of batches and of held-out data
 # By base: rates at which it learns in most, the same with SAL; none is tuned.
-Rates = dict[str, float]
+Rates = dict[str, tuple[float, float]]
 
 
-def rates_of(adam: float, momentum: float, sgd: float, lion: float) -> Rates:
-    return {"Adam": adam, "SGD, momentum": momentum, "SGD": sgd, "Lion": lion}
+def both(adam: float, momentum: float, sgd: float, lion: float) -> Rates:
+    rates = {"Adam": adam, "SGD, momentum": momentum, "SGD": sgd, "Lion": lion}
+    return {name: (rate, rate) for name, rate in rates.items()}
 
 
 class Kind(NamedTuple):

@@ -22,15 +22,7 @@ import sal_optim
 from benchmarks.data.sets import load
 from benchmarks.runs import values
 from benchmarks.runs.networks import build
-from benchmarks.runs.other_kinds import (
-    bandit,
-    embeddings,
-    heads,
-    learn,
-    parity,
-    rates_of,
-    recurrent,
-)
+from benchmarks.runs.other_kinds import bandit, both, embeddings, heads, learn, parity, recurrent
 
 HIDDEN, CLASSES, BATCH = (100, 100), 10, 64
 
@@ -57,8 +49,8 @@ class Situation:
     plateau: bool = False  # a deep tanh network with small weights
     # Another kind of training in the place of digits: seed, optimizer, its options, steps.
     learn: Callable[..., tuple[Any, float, float]] | None = None
-    # By base, of it and of SAL around it, where not the usual ones.
-    rates: Mapping[str, float] = field(default_factory=dict)
+    # Of a base and of SAL around it, where not the usual one for both.
+    rates: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def _restarts(step: int, steps: int, periods: int = 4) -> float:
@@ -94,30 +86,33 @@ SITUATIONS = {
     "target": Situation(
         "Q-learning on a grid, its target network copied every 30 steps", learn=values.learn
     ),
+    "target-tuned": Situation(
+        "the same, each at its own best rate", learn=values.learn, rates=values.RATES
+    ),
     "parity": Situation(
         "parity of six signs, all inputs in each step",
         learn=partial(learn, parity),
-        rates=rates_of(3e-3, 3e-2, 0.2, 1e-3),
+        rates=both(3e-3, 3e-2, 0.2, 1e-3),
     ),
     "recurrent": Situation(
         "a recurrent network that learns nothing for long, then all at once",
         learn=partial(learn, recurrent),
-        rates=rates_of(3e-3, 0.3, 3.0, 1e-3),
+        rates=both(3e-3, 0.3, 3.0, 1e-3),
     ),
     "embeddings": Situation(
         "products of embeddings, most of them rare",
         learn=partial(learn, embeddings),
-        rates=rates_of(1e-2, 0.3, 1.0, 3e-3),
+        rates=both(1e-2, 0.3, 1.0, 3e-3),
     ),
     "heads": Situation(
         "three heads in turn, their losses times 1, 10 and 0.1",
         learn=partial(learn, heads),
-        rates=rates_of(3e-3, 1e-3, 1e-2, 1e-3),
+        rates=both(3e-3, 1e-3, 1e-2, 1e-3),
     ),
     "bandit": Situation(
         "a bandit's policy by REINFORCE",
         learn=partial(learn, bandit),
-        rates=rates_of(3e-3, 3e-2, 0.2, 1e-3),
+        rates=both(3e-3, 3e-2, 0.2, 1e-3),
     ),
 }
 

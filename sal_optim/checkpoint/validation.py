@@ -18,7 +18,7 @@ from sal_optim.checkpoint.naming import regrouped
 from sal_optim.checkpoint.resharding import IMPORTANCE_STATE, of_own_layout
 from sal_optim.checkpoint.upgrading import upgraded_group, upgraded_state
 from sal_optim.config import check_alike, check_protection
-from sal_optim.detection.change_detector import new_detector
+from sal_optim.detection.change_detector import SIGNED, new_detector
 from sal_optim.protection import anchor, buffers
 from sal_optim.protection.block import NUMBERS, Group, shapes
 from sal_optim.sharding.dtensor import is_distributed
@@ -189,8 +189,11 @@ def fitted_threshold(where: str, saved: Any) -> dict[str, Any]:
         return fresh
     if not isinstance(saved, dict):
         raise TypeError(f"{where} is a {type(saved).__name__}; it must be a dict")
+    lows = dict.fromkeys(SIGNED, -math.inf)
     known = {
-        name: checks.number(f"{where}[{name!r}]", saved[name]) for name in fresh if name in saved
+        name: checks.number(f"{where}[{name!r}]", saved[name], low=lows.get(name, 0.0))
+        for name in fresh
+        if name in saved
     }
     if "firm" not in saved and saved.get("consolidations", 0.0):
         fresh["firm"] = 1.0  # before 0.2 every consolidation was a change, or declared

@@ -21,8 +21,6 @@ Settings = Mapping[str, Any]  # of the protection: tau0, alpha and stats_beta
 # that no single step can confirm with; an ordinary step takes 1 back. Until it is decided, steps
 # are held to the norm that aroused suspicion, not to statistics that rise with them.
 CONFIRMATIONS, LARGEST_COUNT = 4.5, 3.0
-# What arouses suspicion: a number may well be above the threshold once in a while.
-SUSPICIOUS = 1.5
 
 
 class Signal(NamedTuple):
@@ -38,9 +36,8 @@ class Signal(NamedTuple):
 GRAD_NORM = Signal("", 10.0, 30.0)
 # Of the mean of some gradient norms (``pooled.py``), in the same segments.
 POOLED = Signal("pooled_", 0.0, 30.0)
-# Of the novelty (``novelty.py``), which is a ratio and begins as it goes on. It takes three steps
-# that are not what was known: a bad batch that is shown twice is no other data.
-NOVELTY = Signal("novelty_", 0.0, 8.0, 2.0)
+# Of the novelty (``novelty.py``), which is a ratio and begins as it goes on.
+NOVELTY = Signal("novelty_", 0.0, 8.0)
 # Of what a training loop tells (``told.py``): positive numbers, one a step, larger where the data
 # is new. A change that is told puts protection at its whole strength, and takes three loud steps: a
 # bad batch that is shown twice is no other data.
@@ -56,6 +53,10 @@ class Verdict(NamedTuple):
     surprising: bool  # above the threshold: no importance should be gathered from this step
     change: bool  # this number confirms a change of the data
 
+
+# Sums over a window of random projections of the gradients (``coherence.py``).
+PROJECTIONS = tuple(f"projection_{index}" for index in range(8))
+SIGNED = (*PROJECTIONS, "coherence")  # all other numbers are 0 or more
 
 # What is kept of each signal.
 STATISTICS = (
@@ -79,9 +80,10 @@ def new_detector() -> DetectorState:
         "pool": 0.0,  # the sum of the last norms, and how many they are
         "pool_steps": 0.0,
         "novelty": 0.0,  # the last one
-        "watch": 0.0,  # steps for which less of it will do, as the norm has just told of a change
         "calm": 0.0,  # 1 where this step's loss was told, and is no larger than it was
-        "heard": 0.0,  # scalars that had a gradient in the step before
+        "told_sum": 0.0,  # of the losses that this window was told, and how many they are
+        "told_steps": 0.0,
+        "told_before": 0.0,  # the mean of those of the window before
         "total": 0.0,  # steps of the whole run
         "since": 0.0,  # steps since the last consolidation
         "last": 0.0,  # the gradient norm of the step before
@@ -91,6 +93,11 @@ def new_detector() -> DetectorState:
         "threshold": 1.0,
         "consolidations": 0.0,
         "own": 0.0,  # the share of importance that is of this segment
+        **dict.fromkeys(PROJECTIONS, 0.0),
+        "energy": 0.0,  # the sum of their squares, and of how many gradients it is
+        "projected": 0.0,
+        "coherence": 0.0,  # of the last window
+        "begun": 0.0,  # consolidations with which protection does not rise
         "firm": 0.0,  # 1 once gradients left what is known, or a task's end was declared
         "changes": 0.0,  # consolidations at a detected change
         "observed": 0.0,  # 1 where what is pending was observed, not trained on
@@ -148,8 +155,8 @@ def is_ready(state: DetectorState, signal: Signal = GRAD_NORM) -> bool:
 
 
 def is_suspicious(state: DetectorState) -> bool:
-    """Whether a signal was far above its threshold, or twice above it, and nothing is confirmed."""
-    return any(value >= SUSPICIOUS for name, value in state.items() if name.endswith("suspicion"))
+    """Whether any signal has been surprising, and nothing is confirmed yet."""
+    return any(value > 0.0 for name, value in state.items() if name.endswith("suspicion"))
 
 
 def record(state: DetectorState, value: float, *, beta: float, signal: Signal = GRAD_NORM) -> None:

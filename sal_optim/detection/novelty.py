@@ -6,30 +6,17 @@ gradient tells a change of the data where the norm does not: under clipping, in 
 where tasks blend into each other.
 """
 
-from sal_optim.detection.change_detector import (
-    NOVELTY,
-    DetectorState,
-    begin_segment,
-    is_ready,
-    observe,
-)
+from sal_optim.detection.change_detector import NOVELTY, DetectorState, begin_segment, observe
 
 # The threshold on it. The share has little noise, and no heavy tails.
 SETTINGS = {"tau0": 1.25, "alpha": 2.0, "stats_beta": 0.95}
-# The same where the norm has just told of a change: of two signals each may be weaker.
-WATCHING = {**SETTINGS, "alpha": 0.0}
-WATCH = 12.0  # steps after it
 # The first consolidation is of a network that only begins to learn, and soon says little.
 LEAST_CONSOLIDATIONS = 2.0
 
 
 def listens(state: DetectorState) -> bool:
-    """Whether the share is to be measured: until it has once told of a change.
-
-    Not in the loud steps that a segment begins with, unless the norm has told of a change there.
-    """
-    calm = is_ready(state) or state["watch"] > 0.0
-    return calm and state["firm"] == 0.0 and state["consolidations"] >= LEAST_CONSOLIDATIONS
+    """Whether the share is to be measured: until it has once told of a change."""
+    return state["firm"] == 0.0 and state["consolidations"] >= LEAST_CONSOLIDATIONS
 
 
 def hear(state: DetectorState, damped: float, norm: float) -> bool:
@@ -42,8 +29,7 @@ def hear(state: DetectorState, damped: float, norm: float) -> bool:
     if not (damped > 0.0 and 0.0 < norm < float("inf")):
         return False
     state["novelty"] = share = (damped / norm) ** 2
-    verdict = observe(state, share, WATCHING if state["watch"] > 0.0 else SETTINGS, NOVELTY)
-    state["watch"] = max(state["watch"] - 1.0, 0.0)
+    verdict = observe(state, share, SETTINGS, NOVELTY)
     calm, state["calm"] = state["calm"], 0.0
     if verdict.change:
         begin_segment(state, NOVELTY)

@@ -16,6 +16,9 @@ from sal_optim.detection.change_detector import (
     observe,
 )
 
+# Losses that a window has at least.
+FEWEST = 8.0
+
 
 def hear(state: DetectorState, name: str, value: float, settings: dict[str, Any]) -> bool:
     """Judge one number; return whether it confirms a change.
@@ -30,7 +33,27 @@ def hear(state: DetectorState, name: str, value: float, settings: dict[str, Any]
     if name == "loss":
         usual = state["loss_mean"] + math.sqrt(state["loss_variance"])
         state["calm"] = float(is_ready(state, signal) and value <= usual)
+        state["told_sum"] += value
+        state["told_steps"] += 1.0
     verdict = observe(state, value, settings, signal)
     if verdict.change:
         begin_segment(state, signal)
     return verdict.change
+
+
+def begin_window(state: DetectorState) -> None:
+    """Forget the losses of a window, and of the one before."""
+    state.update(dict.fromkeys(("told_sum", "told_steps", "told_before"), 0.0))
+
+
+def close_window(state: DetectorState) -> float:
+    """The share by which the mean loss fell from one window to the next; 0 where that is unknown.
+
+    Of a few losses nothing is told, and the window goes on.
+    """
+    count, before = state["told_steps"], state["told_before"]
+    if count < FEWEST:
+        return 0.0
+    mean = state["told_sum"] / count
+    state.update({"told_sum": 0.0, "told_steps": 0.0, "told_before": mean})
+    return max(0.0, 1.0 - mean / before) if before > 0.0 else 1.0

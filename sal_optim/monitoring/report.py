@@ -11,7 +11,7 @@ from torch import nn
 from sal_optim.detection.change_detector import GRAD_NORM, DetectorState
 from sal_optim.monitoring.lookup import required_protection
 from sal_optim.protection.buffers import KEY, running_statistics
-from sal_optim.protection.clock import is_in_force
+from sal_optim.protection.clock import LEARNING, strength
 from sal_optim.protection.diagnostics import count, drift, total_drift
 from sal_optim.protection.statistics import published_stability
 from sal_optim.sharding.dtensor import plain
@@ -174,16 +174,20 @@ def summary(optimizer: object, found: list[Row]) -> str:
         return f"{said} Nothing is protected, and there is no anchor."
     return (
         f"{said} {held:.1%} of the network's {size} scalars are protected; on average, {gate:.1%} "
-        f"of a gradient is let through.{_waiting(controller.detector)} "
-        f"The weights are {total_drift(controller):.1%} from the anchor."
+        f"of a gradient is let through. The weights are {total_drift(controller):.1%} from the "
+        f"anchor.{_waiting(controller.detector)}"
     )
 
 
 def _waiting(detector: DetectorState) -> str:
-    """That protection waits, where it does."""
-    if is_in_force(detector):
+    """Why protection has not its whole strength, where it has not."""
+    share = strength(detector)
+    if share == 1.0:
         return ""
-    return (
-        " So it will be: protection is not in force until a change of the data is noticed, told, "
-        "or declared by consolidate(), and steps are the base optimizer's."
-    )
+    said = f" Protection is at {share:.1%} of its strength"
+    if detector["coherence"] > LEARNING:
+        return (
+            f"{said}, and waits: the network still learns, as {detector['coherence']:.0%} of the "
+            "gradients' energy lasts. It is whole once a change is noticed or declared."
+        )
+    return f"{said}: it rises with the clock, and is whole once a change is noticed or declared."

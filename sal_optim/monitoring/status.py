@@ -16,7 +16,6 @@ def protection_line(optimizer: object) -> str:
             f"sal_optim: {len(held)} of {count} parameter tensors are protected, by "
             f"{found['consolidations']:.0f} consolidations; {found['mean_gate']:.0%} of a gradient "
             f"is let through; the weights are {found['drift']:.1%} from the anchor"
-            + ("" if found["in_force"] else "; in force once a change of the data calls for it")
         )
     if not count:
         return "sal_optim: nothing is protected, as the optimizer has no parameters"

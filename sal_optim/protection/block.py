@@ -47,9 +47,9 @@ class Block:
     size: int  # scalars over all processes
 
 
-def damping_of(group: Group) -> float:
-    """A group's protection within the range of float32."""
-    return min(float(group["protection"]), MOST)
+def in_force(group: Group, share: float) -> float:
+    """A group's protection, of which a share is in force, within the range of float32."""
+    return min(float(group["protection"]) * share, MOST)
 
 
 def blocks_of(

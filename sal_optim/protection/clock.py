@@ -16,6 +16,16 @@ SHARE, LEAST = 0.1, 60
 # the same the penalty then weakens with the gradients, and a change of the data raises it at once.
 UNIT_RETENTION = 0.8
 
+# Consolidations of the clock until protection has its whole strength, where nothing has yet said
+# that the data changes: a network that only begins to learn is not to be held.
+RAMP = 32
+
+# Coherence of a window's gradients at which protection no longer rises with it: a network that
+# still learns is not to be held. Beyond it protection falls, down to that of one consolidation.
+LEARNING = 0.1
+# The share by which a loss that is told falls over a window, where the network still learns.
+FALLING = 0.05
+
 # Importance is gathered, and the penalty applied, on one step in four: a segment is many steps
 # long, and what these read and write in memory costs a quarter.
 INTERVAL = 4
@@ -49,14 +59,31 @@ def is_due(state: DetectorState, every: Any) -> bool:
     return every is not None and state["since"] >= window(state, every)
 
 
-def is_in_force(state: DetectorState) -> bool:
-    """Whether steps are protected: what is known is known, and something has called for it.
+def strength(state: DetectorState) -> float:
+    """The share of the protection that is in force, in [0, 1].
 
-    That is, gradients were seen to leave what is known or a task's end was declared, or a change is
-    suspected, since the first steps on other data do the harm. Before, what importance marks is
-    what the network is learning, and held there it would not get to the end.
+    It is whole once gradients were seen to leave what is known or a task's end was declared, and
+    while a change is suspected, since the first steps on other data do the harm. Until then it
+    rises with the clock, by the windows in which the network had learned.
     """
-    return state["consolidations"] > 0.0 and (state["firm"] > 0.0 or is_suspicious(state))
+    if state["consolidations"] > 0.0 and (state["firm"] > 0.0 or is_suspicious(state)):
+        return 1.0
+    return min(1.0, ((state["consolidations"] - state["begun"]) / RAMP) ** 2)
+
+
+def hear_coherence(state: DetectorState, coherence: float | None, fall: float = 0.0) -> None:
+    """Have protection that nothing has called for wait while the network still learns.
+
+    Args:
+        coherence: at most 1, of the window that a consolidation of the clock has just ended; None
+            where that is not known yet, and protection waits.
+        fall: share by which the loss that is told has fallen over it. Of a network that still
+            learns by its loss nothing is held; gradients that agree say less.
+    """
+    waits = max(1.0 if coherence is None else coherence / LEARNING, fall / FALLING)
+    count = state["consolidations"]
+    most = count if fall > FALLING else count - 1.0
+    state["begun"] = min(max(state["begun"] + waits, count - RAMP, 0.0), most)
 
 
 def hear_norm(state: DetectorState, norm: float) -> None:

@@ -18,8 +18,8 @@ from sal_optim.detection.change_detector import TOLD, begin_segment
 from sal_optim.detection.grad_norm import norms
 from sal_optim.importance import State, code_of
 from sal_optim.protection import buffers, growing
-from sal_optim.protection.block import Block, Group, blocks_of, damping_of
-from sal_optim.protection.clock import is_in_force
+from sal_optim.protection.block import Block, Group, blocks_of, in_force
+from sal_optim.protection.clock import strength
 from sal_optim.protection.consolidation import draw_back, importance_of
 from sal_optim.protection.diagnostics import diagnose, spectrum
 from sal_optim.protection.gradients import (
@@ -72,6 +72,8 @@ class ProtectionController(Judge):
             self._observed_gathered += decision.gathers
         if not decision.gathers:
             return
+        if decision.projects:
+            self.hear_projections(decision)
         kinds: dict[Any, list[Block]] = {}
         for block in decision.blocks:
             place = (id(block.kind), block.grad.dtype, block.grad.device)
@@ -97,9 +99,10 @@ class ProtectionController(Judge):
         held = batches(decision.blocks)
         if decision.listens and held:
             self._listen(held, decision)
-        if not (held and is_in_force(decision.detector)):
+        share = strength(decision.detector) if held else 0.0
+        if share == 0.0:
             return
-        grads = [grad for blocks in held for grad in self.protected(blocks, decision)]
+        grads = [grad for blocks in held for grad in self.protected(blocks, decision, share)]
         blocks = [block for batch in held for block in batch]
         if self._descends:
             regain_norm(blocks, grads, decision)
@@ -115,9 +118,9 @@ class ProtectionController(Judge):
         damped_norms = norms(grads, [block.sharding for block in blocks])
         self.hear_novelty(damped_norms, norms_of(blocks, decision))
 
-    def protected(self, blocks: Sequence[Block], decision: Decision) -> list[Tensor]:
+    def protected(self, blocks: Sequence[Block], decision: Decision, share: float) -> list[Tensor]:
         """The gradients that blocks of one group and kind are given."""
-        return protected(blocks, decision, descends=self._descends)
+        return protected(blocks, decision, share=share, descends=self._descends)
 
     def finish(self, decision: Decision) -> None:
         """Put gradients back, measure the step, and let state be where checkpoints look."""
@@ -242,14 +245,14 @@ class ProtectionController(Judge):
 
     @exact
     @torch.no_grad()
-    def importance(self, param: Tensor, *, counted: bool = False) -> tuple[Tensor, Group]:
+    def importance(self, param: Tensor, share: float = 0.0) -> tuple[Tensor, Group]:
         """Importance of each element, in the shape of the real local parameter, and its group.
 
-        Or as a step that is protected counts it.
+        With a share of the protection it is importance as a step under it counts it.
         """
         for group in self.groups:
             if any(param is candidate for candidate in group["params"]):
-                damping = damping_of(group) if counted else 0.0
+                damping = in_force(group, share)
                 return importance_of(param, self.state_of(param), group, damping), group
         raise ValueError(
             f"Invalid param value: a {type(param).__name__} of shape "
@@ -259,8 +262,9 @@ class ProtectionController(Judge):
 
     def stability(self, param: Tensor) -> Tensor:
         """The stability of each element of a parameter, in [0, 1); see ``SALOptimizer``."""
-        importance, group = self.importance(param, counted=True)
-        weighted = importance * damping_of(group)
+        share = strength(self.detector)
+        importance, group = self.importance(param, share)
+        weighted = importance * in_force(group, share)
         return weighted / (weighted + 1.0)
 
     @torch.no_grad()
@@ -278,7 +282,7 @@ class ProtectionController(Judge):
         for group in self.groups:
             key += [group["protection"], len(group["params"])]
             key += [self.state_of(p).get("evidence_weight", 0.0) for p in group["params"]]
-        return (self.detector["consolidations"], *key)
+        return (self.detector["consolidations"], strength(self.detector), *key)
 
     def forget(self) -> None:
         """Drop what an instance keeps beside its state."""

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from sal_optim.protection import anchor
 from sal_optim.protection.block import local_state
-from sal_optim.protection.clock import is_in_force
 from sal_optim.protection.statistics import published_stability
 from sal_optim.sharding.dtensor import plain
 
@@ -61,8 +60,9 @@ def diagnose(controller: "ProtectionController", spectrum: dict[str, float]) -> 
     - ``innovation_cost``: the root of the mean of ``s**2``, which is norm(s·g) / norm(g) of a
       gradient g whose elements are of one size.
     - ``surprise``, ``threshold``: the last gradient norm over its mean, and what that was held to.
-    - ``in_force``: 1 if steps are protected; 0 while nothing has called for it, and steps are the
-      base's. What is above is then what will be held.
+    - ``coherence``: the share of the gradients' energy that lasted over the last window in which it
+      was measured, an estimate that may be a little below 0; where it is above 0.1 the network
+      still learns, and protection that nothing has called for waits.
     - ``consolidations``: their number, by the clock, at changes and by ``consolidate()``;
       ``changes``: those at a detected change.
     - ``drift``: ``norm(w - anchor) / norm(anchor)``; 0 before the first consolidation and where no
@@ -76,7 +76,7 @@ def diagnose(controller: "ProtectionController", spectrum: dict[str, float]) -> 
         **spectrum,
         "threshold": detector["threshold"],
         "surprise": detector["surprise"],
-        "in_force": float(is_in_force(detector)),
+        "coherence": detector["coherence"],
         "consolidations": detector["consolidations"],
         "changes": detector["changes"],
         "drift": total_drift(controller),

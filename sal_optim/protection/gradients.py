@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from sal_optim.detection.grad_norm import joined, norms
 from sal_optim.importance import Penalty
 from sal_optim.protection import anchor
-from sal_optim.protection.block import Block, Group, damping_of
+from sal_optim.protection.block import Block, Group, in_force
 from sal_optim.protection.clock import INTERVAL
 from sal_optim.protection.judge import Decision
 from sal_optim.sharding.dtensor import PLAIN, plain
@@ -52,15 +52,18 @@ def damped(blocks: Sequence[Block]) -> list[Tensor]:
     return blocks[0].kind.protect(states, grads, None, 1.0)
 
 
-def protected(blocks: Sequence[Block], decision: Decision, *, descends: bool) -> list[Tensor]:
+def protected(
+    blocks: Sequence[Block], decision: Decision, *, share: float, descends: bool
+) -> list[Tensor]:
     """Gradients as the step is to see them.
 
     Args:
         blocks: of one group and kind.
+        share: of the protection that is in force.
         descends: whether a step may be as long as its gradient, see :func:`descends`.
     """
     group, penalty = blocks[0].group, None
-    damping = damping_of(group)
+    damping = in_force(group, share)
     if decision.penalizes and group["pull"] > 0.0 and "anchor" in blocks[0].local:
         moved = anchor.distances([block.local for block in blocks], [b.values for b in blocks])
         stiffness = INTERVAL * damping * group["pull"] * decision.unit

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sal_optim.detection import novelty, pooled, told
+from sal_optim.detection import coherence, novelty, pooled, told
 from sal_optim.detection.change_detector import (
     NOVELTY,
     DetectorState,
@@ -29,6 +29,7 @@ from sal_optim.protection.clock import (
     LEAST,
     MEASURED,
     UNIT_RETENTION,
+    hear_coherence,
     hear_norm,
     is_due,
     is_turn,
@@ -52,6 +53,7 @@ class Decision:
     gathers: bool = False
     penalizes: bool = False
     listens: bool = False  # to the novelty of its gradients
+    projects: bool = False  # them, to tell whether they agree
     measures: bool = False  # how far the step moves each tensor
     scale: Number = 0.0  # 1 / root mean square of all gradients; 0 if they are not to be gathered
     unit: float = 0.0  # the size of one scalar's gradient, in which the penalty is measured
@@ -107,21 +109,6 @@ class Judge(Holder):
                 decision.before = [block.values.clone() for block in blocks]
         return decision
 
-    def _hear_count(self, decision: Decision) -> None:
-        """Begin a segment where parameters join those that have a gradient.
-
-        As a layer that is unfrozen: the norm is of more than it was, and the layers above see other
-        features; the data is what it was. Where other parameters leave, it may be another task.
-        """
-        blocks, detector = decision.blocks, decision.detector
-        size = sum(block.size for block in blocks)
-        new = sum(block.size for block in blocks if block.state["grad_norm_mean"] == 0.0)
-        if new and 0.0 < detector["heard"] <= size - new:
-            begin_segment(detector)
-            begin_segment(detector, NOVELTY)
-            detector["watch"] = 0.0
-        detector["heard"] = float(size)
-
     def _decide_now(self, decision: Decision, size: int, rate: float) -> None:
         values = [float(norm) / decision.loss_scale for norm in decision.norms]
         total = math.sqrt(sum(value * value for value in values))
@@ -129,7 +116,6 @@ class Judge(Holder):
         # A zero gradient, a non-finite one or a zero learning rate tells nothing about the data.
         if not (0.0 < total < math.inf and (rate != 0.0 or self.observing)):
             return
-        self._hear_count(decision)
         ordinary = self._hear(total, decision.settings, decision.detector)
         if self.observing:
             decision.detector["observed"] = 1.0
@@ -147,7 +133,6 @@ class Judge(Holder):
         if rate == 0.0:
             return
 
-        self._hear_count(decision)
         # The step that is judged later is the detector's next.
         self._schedule(decision, detector["total"] + 1.0, not pooled.suspects(detector))
         most = limit(detector, settings)
@@ -170,7 +155,10 @@ class Judge(Holder):
         after = is_turn(step - 1.0, INTERVAL)
         decision.penalizes, decision.gathers = is_turn(step, INTERVAL), ordinary and after
         decision.measures = is_turn(step - 2.0, MEASURED)
-        decision.listens = novelty.listens(decision.detector)
+        decision.listens = after and novelty.listens(decision.detector)
+        every = decision.settings["consolidate_every"]
+        calm = decision.gathers and not self.observing
+        decision.projects = calm and coherence.listens(decision.detector, every)
 
     def _hear(self, norm: float, settings: Group, detector: DetectorState) -> bool:
         """Pass the norm to the detector, consolidate at a change; is the step ordinary?"""
@@ -183,25 +171,19 @@ class Judge(Holder):
         verdict = observe(detector, norm, settings)
         if verdict.change:
             held = detector["held"]
-            self._changed(detector, firm=self._unheard(detector))
+            self._changed(detector, firm=not is_ready(detector, NOVELTY))
             detector["leap"] = held
             # The first norm of the new segment opens its statistics.
             verdict = observe(detector, norm, settings)
         elif pooled.hear(detector, min(norm, most), settings):
-            self._changed(detector, firm=self._unheard(detector))
+            self._changed(detector, firm=not is_ready(detector, NOVELTY))
         hear_norm(detector, norm)
         return not (verdict.surprising or pooled.suspects(detector))
-
-    @staticmethod
-    def _unheard(detector: DetectorState) -> bool:
-        """Whether the norm alone decides: novelty is not measured yet, and a run has begun."""
-        return detector["total"] >= LEAST and not is_ready(detector, NOVELTY)
 
     def _changed(self, detector: DetectorState, *, firm: bool) -> None:
         """Consolidate what has ended."""
         if firm:
             detector["firm"] = 1.0
-        detector["watch"] = novelty.WATCH
         if self.merge(ended=True):
             detector["changes"] += 1.0
         begin_segment(detector)
@@ -214,6 +196,21 @@ class Judge(Holder):
                 judge.detector["firm"] = 1.0
 
         self.send(torch.stack([joined(damped).norm(), joined(whole).norm()]), hear)
+
+    def hear_projections(self, decision: Decision) -> None:
+        """Hear whether this step's gradients agree with those before."""
+        blocks = decision.blocks
+        params, shardings = [b.param for b in blocks], [b.sharding for b in blocks]
+        every = [param for group in self.groups for param in group["params"]]
+        place = {param: index for index, param in enumerate(every)}
+        places = [place[param] for param in params]
+        grads = [b.grad for b in blocks]
+        numbers = coherence.projected(params, grads, shardings, places, len(every))
+        if isinstance(decision.scale, Tensor):
+            # Of an outlier, which is known on the accelerator alone, nothing is heard.
+            numbers = numbers * (decision.scale > 0.0).to(numbers.device)
+        numbers = numbers / decision.loss_scale
+        self.send(numbers, lambda judge, values: coherence.hear(judge.detector, values))
 
     def hear_told(self, name: str, number: Tensor) -> None:
         """Pass on a number that the training loop tells, 0-dim."""
@@ -285,6 +282,12 @@ class Judge(Holder):
             unit = detector["unit"] * UNIT_RETENTION if detector["consolidations"] > 0.0 else 0.0
             detector["unit"] = max(unit, detector["mean"])
             detector["consolidations"] += 1.0
+            if ended:
+                coherence.begin_window(detector)
+                told.begin_window(detector)
+            else:
+                fall = told.close_window(detector)
+                hear_coherence(detector, coherence.close_window(detector), fall)
         return bool(counted)
 
     def send(self, numbers: Tensor, take: Take) -> None:

@@ -144,15 +144,15 @@ def test_shuffled_has_sals_values_in_another_order(importance: str) -> None:
     assert moved
 
 
-@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("share", [0.0, 1.0])
 @pytest.mark.parametrize("importance", ["kronecker", "diagonal", "factored"])
-def test_uniform_has_the_mean_everywhere(importance: str, counted: bool) -> None:
+def test_uniform_has_the_mean_everywhere(importance: str, share: float) -> None:
     """However firmly it holds: the bound of moves along no known direction is not for it."""
     control, sal = (consolidated(name, importance=importance)
                     for name in ("sal-adam-uniform", "sal-adam"))  # fmt: skip
     controllers = control.optimizer.controller, sal.optimizer.controller
     own = torch.cat([controllers[1].importance(p)[0].flatten() for p in sal.params])
-    shown = (controllers[0].importance(p, counted=counted)[0] for p in control.params)
+    shown = (controllers[0].importance(p, share)[0] for p in control.params)
     flat = torch.cat([each.flatten() for each in shown])
     assert torch.allclose(flat, own.mean().expand_as(flat), rtol=1e-4)
     assert own.std() > 0.1 * own.mean()

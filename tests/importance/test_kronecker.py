@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sal_optim import SALSGD, CommunicationLayer, SALAdam, SALAdamW
 from sal_optim.importance import IMPORTANCE, Penalty
 from sal_optim.importance.kronecker import ROOM, SIDES, total
-from sal_optim.protection.block import damping_of
+from sal_optim.protection.block import in_force
 from tests.testing.rows import KINDS
 
 KRONECKER = IMPORTANCE["kronecker"]
@@ -165,7 +165,7 @@ def test_stability_is_what_a_step_holds(protection: float) -> None:
         param.grad = torch.randn(40, 30)
         optimizer.step()
     optimizer.consolidate()
-    damping = damping_of({"protection": protection})
+    damping = in_force({"protection": protection}, 1.0)
     (found,) = KRONECKER.protect([optimizer.state[param]], [torch.ones(40, 30)], None, damping)
     assert torch.isfinite(found).all()
     taken = optimizer.stability(param)

@@ -123,18 +123,18 @@ def test_the_summary_says_that_weights_are_not_finite() -> None:
     assert "Some weights are not finite: restore() puts them at their anchors" in told
 
 
-def test_the_summary_says_why_nothing_is_protected() -> None:
+def test_the_summary_says_why_protection_waits() -> None:
     model = network()
     params = list(model.parameters())
     optimizer = SALAdam(params)
     grads = [torch.ones_like(param) for param in params]
     drive(optimizer, params, [grads] * 70)
     told = summary(optimizer, rows(optimizer, model))
-    assert "protection is not in force until a change of the data is noticed" in told
-    assert optimizer.diagnostics()["in_force"] == 0.0
+    assert "Protection is at 0.1% of its strength, and waits: the network still learns" in told
+    assert "100% of the gradients' energy lasts" in told
+    assert optimizer.diagnostics()["coherence"] == pytest.approx(1.0)
     optimizer.consolidate()
-    assert "not in force" not in summary(optimizer, rows(optimizer, model))
-    assert optimizer.diagnostics()["in_force"] == 1.0
+    assert "still learns" not in summary(optimizer, rows(optimizer, model))
 
 
 @pytest.mark.parametrize("layered", [False, True])

@@ -88,7 +88,7 @@ def test_a_whole_model_is_torchs_muon_and_adamw() -> None:
 def test_protection_acts_on_both_and_resumes_exactly() -> None:
     params = make_params([(6, 5), (5,), (3, 2, 4)])
     twin = clone_params(params)
-    grads = stream(params, profile(100, (70,)))
+    grads = stream(params, profile(100))
     optimizer, base = SALMuon(params, lr=0.01), SALMuon(twin, lr=0.01, protection=0)
     drive(optimizer, params, grads)
     drive(base, twin, grads)

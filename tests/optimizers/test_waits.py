@@ -156,6 +156,26 @@ def test_an_outlier_gathers_nothing_on_an_accelerator(class_row: Row, accelerato
     assert [optimizer.state[p]["pending_steps"] for p in params] == [gathered] * 2
 
 
+def test_an_outlier_says_nothing_of_coherence(class_row: Row, monkeypatch: Any) -> None:
+    """Wherever it is known to be one: gradients that agree still do."""
+    for ahead in (False, True):
+        torch.manual_seed(0)
+        (param,) = params = make_params([(40, 30)])
+        optimizer, lasting = class_row(params, consolidate_every=64), torch.randn(40, 30)
+        with monkeypatch.context() as patch:
+            if ahead:
+                patch.setattr(judge, "on_host", lambda _: False)
+            outlier, count = 0, 0
+            for step in range(6 * 64 + 2):
+                grad = lasting
+                if step > 100 and step - outlier > 60 and is_turn(step, INTERVAL):
+                    outlier, count, grad = step, count + 1, 1e3 * torch.randn(40, 30)
+                step_with(optimizer, [param], [grad])
+        assert count > 3
+        assert optimizer.diagnostics()["changes"] == 0.0
+        assert optimizer.diagnostics()["coherence"] == pytest.approx(1.0, abs=1e-4)
+
+
 def test_a_change_has_one_consolidation_on_an_accelerator(
     class_row: Row, accelerator: None
 ) -> None:

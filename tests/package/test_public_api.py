@@ -153,7 +153,7 @@ DIAGNOSTICS = {
     "innovation_cost",
     "threshold",
     "surprise",
-    "in_force",
+    "coherence",
     "consolidations",
     "changes",
     "drift",

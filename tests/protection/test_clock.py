@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sal_optim.detection import told
 from sal_optim.detection.change_detector import new_detector
 from sal_optim.protection import clock
 from tests.testing.drive import consolidations, drive, make_params, profile, stream
@@ -156,54 +157,103 @@ def test_clipped_gradients_are_consolidated_by_the_clock(class_row: Row, clip: s
     assert all(bool(p.isfinite().all()) for p in model.parameters())
 
 
-# ---------------------------------------------------------------- when protection is in force
+# ---------------------------------------------------------------- protection that rises with it
 
 
-def in_force(optimizer: Any) -> bool:
-    return clock.is_in_force(optimizer.param_groups[0]["threshold"])
+def share(optimizer: Any) -> float:
+    return float(clock.strength(optimizer.param_groups[0]["threshold"]))
 
 
-def noise(count: int, scale: float = 1.0) -> list[list[Tensor]]:
+def alike(count: int, part: float, shape: tuple[int, ...] = (40, 30)) -> list[list[Tensor]]:
+    """Gradients of which a part lasts, of their energy, and the rest is noise."""
     torch.manual_seed(0)
-    return [[scale * torch.randn(40, 30)] for _ in range(count)]
+    lasting = torch.randn(shape)
+    return [[part**0.5 * lasting + (1.0 - part) ** 0.5 * torch.randn(shape)] for _ in range(count)]
 
 
-def test_nothing_is_held_until_something_calls_for_it(class_row: Row) -> None:
-    """A run is the base's bit for bit, however often the clock has consolidated."""
-    runs = []
-    for protection in (0.0, 1.0):
-        params = make_params([(40, 30)])
-        optimizer = class_row(params, consolidate_every=64, protection=protection)
-        drive(optimizer, params, noise(64 * 12))
-        runs.append(params[0].detach().clone())
-    assert consolidations(optimizer) == 12.0
-    assert not in_force(optimizer)
-    assert torch.equal(*runs)
-    optimizer.consolidate()
-    assert in_force(optimizer)
-
-
-def test_protection_is_in_force_from_the_first_loud_steps_on(class_row: Row) -> None:
+@pytest.mark.parametrize("part", [0.0, 0.03])
+def test_protection_rises_where_gradients_are_noise(class_row: Row, part: float) -> None:
     params = make_params([(40, 30)])
     optimizer = class_row(params, consolidate_every=64)
-    drive(optimizer, params, noise(64 * 3))
-    drive(optimizer, params, noise(1, scale=1.2))
-    assert not in_force(optimizer), "one step that is louder than usual is none"
-    drive(optimizer, params, noise(1, scale=10.0))
-    assert in_force(optimizer), "while a change is suspected"
-    drive(optimizer, params, noise(8))
-    assert not in_force(optimizer), "it was a bad batch"
+    drive(optimizer, params, alike(64 * 12, part))
+    counted = clock.RAMP * share(optimizer) ** 0.5
+    assert counted == pytest.approx(12.0 * (1.0 - part / clock.LEARNING), abs=2.5)
 
 
-@pytest.mark.parametrize(("steps", "called"), [(40, False), (80, True)])
-def test_a_change_of_a_run_that_only_begins(class_row: Row, steps: int, called: bool) -> None:
-    """The norm of a run's first steps rises and falls of itself."""
+@pytest.mark.parametrize("part", [0.3, 1.0])
+def test_protection_waits_while_gradients_agree(class_row: Row, part: float) -> None:
+    """A network that still learns is not to be held."""
     params = make_params([(40, 30)])
-    optimizer = class_row(params, consolidate_every=None)
-    drive(optimizer, params, [*noise(steps), *noise(8, scale=10.0)])
-    assert optimizer.diagnostics()["changes"] == 1.0
-    drive(optimizer, params, noise(8, scale=10.0))
-    assert in_force(optimizer) == called
+    optimizer = class_row(params, consolidate_every=64)
+    drive(optimizer, params, alike(64 * 6, part))
+    assert share(optimizer) == pytest.approx(clock.RAMP**-2)
+
+
+def test_protection_falls_while_gradients_agree_late_in_a_run(class_row: Row) -> None:
+    params = make_params([(40, 30)])
+    optimizer = class_row(params, consolidate_every=64)
+    drive(optimizer, params, alike(64 * 12, 0.0))
+    assert share(optimizer) > (9 / clock.RAMP) ** 2
+    drive(optimizer, params, alike(64 * 14, 0.3))
+    assert share(optimizer) == pytest.approx(clock.RAMP**-2)
+    optimizer.consolidate()
+    drive(optimizer, params, alike(64, 0.3))
+    assert share(optimizer) == 1.0, "what is declared is held whole"
+
+
+@pytest.mark.parametrize("every", [1, 4, 8])
+def test_a_short_clock_waits_too(class_row: Row, every: int) -> None:
+    """A window goes on until it has gradients enough to tell."""
+    params = make_params([(40, 30)])
+    optimizer = class_row(params, consolidate_every=every)
+    drive(optimizer, params, alike(160, 1.0))
+    assert share(optimizer) == pytest.approx(clock.RAMP**-2)
+
+
+def test_protection_that_is_whole_falls_at_once() -> None:
+    state = {**new_detector(), "consolidations": 200.0}
+    clock.hear_coherence(state, 0.0)
+    assert clock.strength(state) == 1.0
+    clock.hear_coherence(state, 8 * clock.LEARNING)
+    assert clock.strength(state) == pytest.approx((24 / clock.RAMP) ** 2)
+
+
+@pytest.mark.parametrize("fall", [0.0, 0.2])
+def test_nothing_is_held_while_the_loss_that_is_told_falls(class_row: Row, fall: float) -> None:
+    """Whatever gradients look like; of a loss that stays protection is what it is without one."""
+    params = make_params([(40, 30)])
+    optimizer = class_row(params, consolidate_every=64)
+    silent = class_row(make_params([(40, 30)]), consolidate_every=64)
+    for step, grads in enumerate(alike(64 * 8, 0.0)):
+        optimizer.tell(loss=(1.0 - fall) ** (step // 64))
+        drive(optimizer, params, [grads])
+        drive(silent, silent.param_groups[0]["params"], [grads])
+    assert share(silent) > (5 / clock.RAMP) ** 2
+    assert share(optimizer) == (0.0 if fall else pytest.approx(share(silent), abs=2e-2))
+
+
+def test_a_few_losses_tell_nothing() -> None:
+    state = new_detector()
+    for loss, count in ((4.0, 8), (2.0, 7)):
+        for _ in range(count):
+            told.hear(state, "loss", loss, {"tau0": 1.0, "alpha": 4.0, "stats_beta": 0.99})
+        found = told.close_window(state)
+    assert found == 0.0
+    told.hear(state, "loss", 2.0, {"tau0": 1.0, "alpha": 4.0, "stats_beta": 0.99})
+    assert told.close_window(state) == pytest.approx(0.5)
+
+
+def test_coherence_is_not_measured_where_nothing_hears_it(class_row: Row) -> None:
+    for settings in ({"consolidate_every": None}, {"consolidate_every": 1000}):
+        params = make_params([(40, 30)])
+        optimizer = class_row(params, **settings)
+        drive(optimizer, params, alike(40, 0.5))
+        state = optimizer.param_groups[0]["threshold"]
+        assert (state["projected"] > 0.0) == (settings["consolidate_every"] is not None)
+        optimizer.consolidate()
+        assert state["projected"] == 0.0
+        drive(optimizer, params, alike(40, 0.5))
+        assert state["projected"] == 0.0
 
 
 # ---------------------------------------------------------------- the unit of the penalty

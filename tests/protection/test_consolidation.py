@@ -254,7 +254,7 @@ KEYS = {
     "innovation_cost",
     "drift",
     "changes",
-    "in_force",
+    "coherence",
     "published_stability",
 }
 

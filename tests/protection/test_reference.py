@@ -117,6 +117,7 @@ def assert_agree(optimizer: SALOptimizer, reference: Reference, params: list[Ten
         pairs += [(name, state[name], value) for name, value in expected.moments.items()]
         if expected.weight > 0:
             omega = expected.elements(expected.evidence) * expected.settings["protection"]
+            omega = omega * reference.strength()
             pairs.append(("stability", optimizer.stability(param), omega / (1 + omega)))
         if expected.anchor is not None:
             # Where nothing is important the anchor is anywhere.

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sal_optim.detection import change_detector as detection
-from sal_optim.detection import novelty, pooled
+from sal_optim.detection import coherence, novelty, pooled
+from sal_optim.importance.low_rank import projection
 from sal_optim.protection import clock, consolidation, controller, gradients
 
 _TINY = torch.finfo(torch.float64).tiny
@@ -201,16 +202,10 @@ class Signal:
     """Running statistics of one number, and the threshold on it."""
 
     def __init__(
-        self,
-        tau0: float,
-        alpha: float,
-        beta: float,
-        settle: float,
-        warmup: float,
-        largest: float = detection.LARGEST_COUNT,
+        self, tau0: float, alpha: float, beta: float, settle: float, warmup: float
     ) -> None:
         self.tau0, self.alpha, self.beta = tau0, alpha, beta
-        self.settle, self.warmup, self.largest = settle, warmup, largest
+        self.settle, self.warmup = settle, warmup
         self.begin_segment()
 
     def begin_segment(self) -> None:
@@ -229,7 +224,7 @@ class Signal:
         self.held = self.limit()
         surprising = ready and value > self.held
         if surprising:
-            self.suspicion += min(1.0 + math.log2(value / self.held), self.largest)
+            self.suspicion += min(1.0 + math.log2(value / self.held), detection.LARGEST_COUNT)
         else:
             self.suspicion = max(0.0, self.suspicion - 1.0)
         if self.suspicion >= detection.CONFIRMATIONS:
@@ -260,14 +255,15 @@ class Reference:
         self.consolidations, self.changes = 0, 0
         self.total, self.since = 0, 0
         self.unit, self.last, self.leap = 0.0, 0.0, 0.0
-        self.watch, self.heard = 0.0, 0
+        self.begun = 0.0
+        self.window: list[list[float]] = []  # projections of its gradients
         self.firm = self.observed = False
         self.own = 0.0
         first = self.first
         self.norms = Signal(first["tau0"], first["alpha"], first["stats_beta"], 10, 30)
         self.pooled = Signal(first["tau0"], first["alpha"], first["stats_beta"], 0, 30)
         self.pool: list[float] = []
-        self.novelty = Signal(*novelty.SETTINGS.values(), 0, 8, detection.NOVELTY.largest)
+        self.novelty = Signal(*novelty.SETTINGS.values(), 0, 8)
 
     # ------------------------------------------------------------------ the change detector
 
@@ -298,8 +294,7 @@ class Reference:
 
     def change(self) -> None:
         """The norm says that the data is other data."""
-        self.firm = self.firm or (self.total >= 60 and self.novelty.steps < 8)
-        self.watch = novelty.WATCH
+        self.firm = self.firm or self.novelty.steps < 8
         self.changes += self.merge(ended=True)
         self.begin_segment()
 
@@ -316,11 +311,13 @@ class Reference:
         self.firm = self.firm or self.consolidations > 0
         self.begin_segment()
 
-    def in_force(self) -> bool:
-        """Are steps protected?"""
+    def strength(self) -> float:
+        """The share of the protection that is in force."""
         signals = self.norms, self.pooled, self.novelty
-        suspicious = any(signal.suspicion >= detection.SUSPICIOUS for signal in signals)
-        return self.consolidations > 0 and (self.firm or suspicious)
+        suspicious = any(signal.suspicion > 0 for signal in signals)
+        if self.consolidations and (self.firm or suspicious):
+            return 1.0
+        return min(1.0, ((self.consolidations - self.begun) / clock.RAMP) ** 2)
 
     def interval(self) -> float:
         """Steps of a window of the clock; 0 without one."""
@@ -352,7 +349,39 @@ class Reference:
             kept = self.unit * clock.UNIT_RETENTION if self.consolidations else 0.0
             self.unit = max(kept, self.norms.mean)
             self.consolidations += 1
+            if not ended:
+                short = len(self.window) < coherence.FEWEST
+                self.begun += 1.0 if short else self.coherence() / clock.LEARNING
+                least = max(0.0, self.consolidations - clock.RAMP)
+                self.begun = min(max(self.begun, least), self.consolidations - 1)
+            self.window = self.window if not ended and short else []
         return bool(counted)
+
+    def coherence(self) -> float:
+        """How alike the gradients of a window are: of all pairs, for their size."""
+        steps = range(len(self.window))
+        window = torch.tensor(self.window, dtype=torch.float64)
+        product = (window @ window.T).tolist()
+        pairs = [product[i][j] for i in steps for j in steps if i != j]
+        size = sum(product[i][i] for i in steps)
+        return sum(pairs) / len(pairs) / (size / len(steps))
+
+    def project(self, pairs: list[tuple[Parameter, Tensor]]) -> list[float]:
+        """Random bilinear forms of all gradients."""
+
+        def drawn(size: int, width: int) -> Tensor:
+            return projection(size, width, torch.float64, torch.device("cpu"))
+
+        width = len(detection.PROJECTIONS)
+        signs, found = drawn(len(self.params), width).sign(), [0.0] * width
+        for param, grad in pairs:
+            i = self.params.index(param)
+            rows, columns = (drawn(size, 2 * width) for size in param.shape)
+            for k in range(width):
+                right = columns[:, width + k] if param.shape[1] != 1 else torch.ones(1).double()
+                value = rows[:, k] @ grad.reshape(param.shape) @ right
+                found[k] += float(signs[i, k] * value)
+        return found
 
     # ------------------------------------------------------------------ the step
 
@@ -364,8 +393,6 @@ class Reference:
         rate = max(param.settings["lr"] for param in self.params)
         moves = rate > 0.0
         told = 0.0 < norm < math.inf and (observing or moves)
-        if told:
-            self.count(watched)
         ordinary = told
         if told and observing:
             self.observed = True
@@ -377,8 +404,7 @@ class Reference:
             # Each fourth step, and a step later than that once in 61.
             penalizes, gathers = (turn(self.total - late, 4) for late in (0, 1))
             measures = turn(self.total - 2, 16)
-        calm = self.norms.steps >= 30 or self.watch > 0
-        listens = told and not observing and calm and not self.firm and self.consolidations >= 2
+        listens = gathers and not self.firm and self.consolidations >= 2
         unit = self.unit / math.sqrt(max(1, size))
         if told:
             for param, g in watched:
@@ -386,6 +412,8 @@ class Reference:
         every = self.first["consolidate_every"]
         if watched and every is not None and not observing and self.since >= self.interval():
             self.merge()
+        if ordinary and gathers and not self.firm and every is not None:
+            self.window.append(self.project(watched))
         if ordinary and (observing or gathers):
             for param, g in watched:
                 param.gather(g * math.sqrt(size) / norm)
@@ -394,26 +422,11 @@ class Reference:
         if not observing:
             self.move(pairs, unit if penalizes else 0.0, measures=measures)
 
-    def count(self, pairs: list[tuple[Parameter, Tensor]]) -> None:
-        """Where parameters join the others that have gradients, a segment begins."""
-        size = sum(g.numel() for _, g in pairs)
-        new = sum(g.numel() for param, g in pairs if param.norm_mean == 0.0)
-        if new and 0 < self.heard <= size - new:
-            self.begin_segment()
-            self.novelty.begin_segment()
-            self.watch = 0.0
-        self.heard = size
-
     def listen(self, pairs: list[tuple[Parameter, Tensor]]) -> None:
         """How much of the gradient is where earlier data said nothing?"""
         free = sum(float((p.protected(g, 1.0, 0.0) ** 2).sum()) for p, g in pairs)
         whole = sum(float((g * g).sum()) for _, g in pairs)
-        if not (free > 0 and whole > 0):
-            return
-        self.novelty.alpha = 0.0 if self.watch else novelty.SETTINGS["alpha"]
-        change = self.novelty.judge(free / whole)[1]
-        self.watch = max(0.0, self.watch - 1)
-        if change:
+        if free > 0 and whole > 0 and self.novelty.judge(free / whole)[1]:
             self.novelty.begin_segment()
             self.firm = True
 
@@ -421,11 +434,10 @@ class Reference:
         """One step of the base, by protected gradients."""
         updates = [-g if param.settings["maximize"] else g for param, g in pairs]
         held = [i for i, (p, _) in enumerate(pairs) if p.settings["protection"] * p.weight > 0]
-        held = held if self.in_force() else []
         before = math.sqrt(sum(float((updates[i] ** 2).sum()) for i in held))
         for i in held:
             param = pairs[i][0]
-            damping = param.settings["protection"]
+            damping = param.settings["protection"] * self.strength()
             lr = param.settings["lr"]
             stiffness = clock.INTERVAL * damping * param.settings["pull"] * unit
             if self.base == "sgd" and lr:
