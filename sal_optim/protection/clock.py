@@ -80,7 +80,10 @@ def hear_coherence(state: DetectorState, coherence: float | None, fall: float = 
         fall: share by which the loss that is told has fallen over it. Of a network that still
             learns by its loss nothing is held; gradients that agree say less.
     """
-    waits = max(1.0 if coherence is None else coherence / LEARNING, fall / FALLING)
+    # An estimate of no coherence is below 0 now and then, and counts then, too.
+    waits = 1.0 if coherence is None else coherence / LEARNING
+    if fall > 0.0:
+        waits = max(waits, fall / FALLING)
     count = state["consolidations"]
     most = count if fall > FALLING else count - 1.0
     state["begun"] = min(max(state["begun"] + waits, count - RAMP, 0.0), most)
