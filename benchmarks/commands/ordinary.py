@@ -23,7 +23,7 @@ from torch.nn import functional
 import sal_optim
 from benchmarks.commands.options import parser
 from benchmarks.data.characters import corpus, next_loss, windows
-from benchmarks.data.errors import require_choice, require_range
+from benchmarks.data.errors import UserError, require_choice, require_range
 from benchmarks.data.sets import load
 from benchmarks.methods.plain import lion
 from benchmarks.metrics.spread import Spread, paired
@@ -115,7 +115,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--jobs", type=int, default=2, help="runs at a time (default: %(default)s)")
     known = "; ".join(f"{name}: {situation.hint}" for name, situation in SITUATIONS.items())
     add("--cases", nargs="+", metavar="NAME", help=f"all, or some of {known}")
+    add("--told", action="store_true", help="tell SAL the loss of each step, in --cases")
     args = made.parse_args(argv)
+    if args.told and not args.cases:
+        raise UserError("--told: it is for --cases; give --cases all, or some of them")
     for name, least in (("seeds", 1), ("steps", 3), ("jobs", 1)):
         require_range(f"--{name}", getattr(args, name), least)
     if args.cases:
@@ -167,7 +170,14 @@ def compare_situations(args: argparse.Namespace) -> int:
         for base, (plain, protected, options) in BASES.items():
             rates = SITUATIONS[name].rates.get(base, 2 * (options["lr"],))
             found = Parallel(n_jobs=args.jobs)(
-                delayed(run)(name, seed, make, {**options, "lr": lr}, args.steps)
+                delayed(run)(
+                    name,
+                    seed,
+                    make,
+                    {**options, "lr": lr},
+                    args.steps,
+                    told=args.told and make is protected,
+                )
                 for make, lr in zip((plain, protected), rates, strict=True)
                 for seed in range(args.seeds)
             )

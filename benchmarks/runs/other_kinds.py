@@ -147,6 +147,7 @@ def learn(
     make: Callable[..., Any],
     options: dict[str, Any],
     steps: int,
+    told: bool = False,
 ) -> tuple[Any, float, float]:
     """The optimizer at the end, the held-out loss, and that of the batches, in the last fifth."""
     torch.manual_seed(seed)
@@ -161,6 +162,8 @@ def learn(
         optimizer.zero_grad()
         loss = kind.loss(step, BATCH)
         loss.backward()  # type: ignore[no-untyped-call]
+        if told:
+            optimizer.tell(loss=loss)
         optimizer.step()
         left = steps - 1 - step
         if left >= last:

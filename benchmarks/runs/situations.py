@@ -47,7 +47,7 @@ class Situation:
     dropout: float = 0.0
     clip: float | None = None
     plateau: bool = False  # a deep tanh network with small weights
-    # Another kind of training in the place of digits: seed, optimizer, its options, steps.
+    # Another kind of training in the place of digits: seed, optimizer, its options, steps, told.
     learn: Callable[..., tuple[Any, float, float]] | None = None
     # Of a base and of SAL around it, where not the usual one for both.
     rates: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -132,7 +132,12 @@ def network(situation: Situation, features: int, seed: int) -> nn.Sequential:
 
 
 def run(
-    name: str, seed: int, make: Callable[..., Any], options: dict[str, Any], steps: int
+    name: str,
+    seed: int,
+    make: Callable[..., Any],
+    options: dict[str, Any],
+    steps: int,
+    told: bool = False,
 ) -> Outcome:
     """Train one network in one situation.
 
@@ -142,12 +147,13 @@ def run(
         make: builds the optimizer from parameters and ``options``.
         options: its arguments, the learning rate among them.
         steps: of training.
+        told: whether the optimizer, one of the family, is told the loss of each step.
     """
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     situation = SITUATIONS[name]
     if situation.learn is not None:
-        optimizer, held_out, training = situation.learn(seed, make, options, steps)
+        optimizer, held_out, training = situation.learn(seed, make, options, steps, told)
         return Outcome(held_out, training, _changes(optimizer))
     data = load("digits", None)
     model = network(situation, data.features, seed)
@@ -165,7 +171,10 @@ def run(
         rows = torch.randint(len(data.train_x), (situation.batch(step, steps),), generator=draw)
         good = data.train_x[rows], data.train_y[rows]
         optimizer.zero_grad()
-        loss(*(bad if situation.bad(step, steps) else good)).backward()  # type: ignore[no-untyped-call]
+        now = loss(*(bad if situation.bad(step, steps) else good))
+        now.backward()  # type: ignore[no-untyped-call]
+        if told:
+            optimizer.tell(loss=now)
         if situation.clip is not None:
             clip_grad_norm_(model.parameters(), situation.clip)
         optimizer.step()

@@ -84,7 +84,7 @@ def exact(chances: Tensor, rewards: Tensor) -> Tensor:
 
 
 def learn(
-    seed: int, make: Callable[..., Any], options: dict[str, Any], steps: int
+    seed: int, make: Callable[..., Any], options: dict[str, Any], steps: int, told: bool = False
 ) -> tuple[Any, float, float]:
     """The optimizer at the end, and the errors on states that were held out and on the others.
 
@@ -107,7 +107,10 @@ def learn(
             aim = world.rewards[state, move] + DISCOUNT * best
         optimizer.zero_grad()
         found = model(world.features[state]).gather(1, move[:, None]).flatten()
-        functional.mse_loss(found, aim).backward()  # type: ignore[no-untyped-call]
+        loss = functional.mse_loss(found, aim)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if told:
+            optimizer.tell(loss=loss)
         optimizer.step()
     with torch.no_grad():
         squares = (model(world.features) - world.values).square() / world.values.var()

@@ -55,5 +55,6 @@ def close_window(state: DetectorState) -> float:
     if count < FEWEST:
         return 0.0
     mean = state["told_sum"] / count
-    state.update({"told_sum": 0.0, "told_steps": 0.0, "told_before": mean})
+    begin_window(state)
+    state["told_before"] = mean
     return max(0.0, 1.0 - mean / before) if before > 0.0 else 1.0

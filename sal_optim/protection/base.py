@@ -42,8 +42,9 @@ class Protection:
     def tell(self, **numbers: float | Tensor) -> None:
         """Tell a change of the data by what the training loop knows; to be called before a step.
 
-        Optional: a change is noticed without it, also where gradients are clipped. A number that is
-        not finite, or not above 0, tells nothing.
+        Optional: a change is noticed without it, also where gradients are clipped. A loss that is
+        told says more: while it falls, protection that no change has called for waits. A number
+        that is not finite, or not above 0, tells nothing.
 
         Args:
             numbers: ``loss``, the training loss, or ``norm``, the gradient's norm before it was

@@ -71,7 +71,7 @@ def strength(state: DetectorState) -> float:
     return min(1.0, ((state["consolidations"] - state["begun"]) / RAMP) ** 2)
 
 
-def hear_coherence(state: DetectorState, coherence: float | None, fall: float = 0.0) -> None:
+def hear_learning(state: DetectorState, coherence: float | None, fall: float = 0.0) -> None:
     """Have protection that nothing has called for wait while the network still learns.
 
     Args:

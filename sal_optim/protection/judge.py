@@ -29,7 +29,7 @@ from sal_optim.protection.clock import (
     LEAST,
     MEASURED,
     UNIT_RETENTION,
-    hear_coherence,
+    hear_learning,
     hear_norm,
     is_due,
     is_turn,
@@ -287,7 +287,7 @@ class Judge(Holder):
                 told.begin_window(detector)
             else:
                 fall = told.close_window(detector)
-                hear_coherence(detector, coherence.close_window(detector), fall)
+                hear_learning(detector, coherence.close_window(detector), fall)
         return bool(counted)
 
     def send(self, numbers: Tensor, take: Take) -> None:

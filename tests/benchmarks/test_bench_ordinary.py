@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 import sal_optim
-from benchmarks.commands.ordinary import BASES
+from benchmarks.commands.ordinary import BASES, main
+from benchmarks.data.errors import UserError
 from benchmarks.runs import values
 from benchmarks.runs.situations import SITUATIONS, run
 
@@ -39,6 +42,25 @@ def test_rates_of_a_situation_are_of_a_base_and_of_sal() -> None:
     assert set(SITUATIONS["target-tuned"].rates) == set(BASES)
     plain, protected = SITUATIONS["target-tuned"].rates["SGD"]
     assert plain < protected
+
+
+@pytest.mark.parametrize("name", ["plain", "target", "embeddings"])
+def test_a_loss_is_told(name: str) -> None:
+    """In each of the three loops; which the optimizer's state has in it at the end."""
+    seen: list[Any] = []
+
+    def make(params: Any, **options: Any) -> Any:
+        seen.append(sal_optim.SALAdam(params, **options))
+        return seen[-1]
+
+    for told in (False, True):
+        run(name, 0, make, {"lr": 1e-3}, 20, told=told)
+    assert [each.param_groups[0]["threshold"]["loss_steps"] for each in seen] == [0.0, 20.0]
+
+
+def test_telling_is_for_cases() -> None:
+    with pytest.raises(UserError, match="--told: it is for --cases"):
+        main(["--told"])
 
 
 KINDS = ["parity", "recurrent", "embeddings", "heads", "bandit"]

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from sal_optim import SALAdam
-from sal_optim.detection import change_detector
-from sal_optim.detection.change_detector import Signal
+from sal_optim.detection import change_detector, told
+from sal_optim.detection.change_detector import Signal, new_detector
 from tests.testing.drive import make_params, profile, step_with, stream
 
 STEPS = 120
@@ -55,6 +55,17 @@ def test_a_bad_batch_that_is_shown_twice_is_no_change(loud: int, changes: float)
         optimizer.tell(loss=50.0 if 70 <= step < 70 + loud else 1.0 + 0.01 * (step % 3))
         step_with(optimizer, params, grads)
     assert optimizer.diagnostics()["changes"] == changes
+
+
+def test_a_few_losses_of_a_window_tell_nothing() -> None:
+    state, settings = new_detector(), {"tau0": 1.0, "alpha": 4.0, "stats_beta": 0.99}
+    for loss, count in ((4.0, 8), (2.0, 7)):
+        for _ in range(count):
+            told.hear(state, "loss", loss, settings)
+        found = told.close_window(state)
+    assert found == 0.0
+    told.hear(state, "loss", 2.0, settings)
+    assert told.close_window(state) == pytest.approx(0.5)
 
 
 def test_the_clipped_norm_tells_nothing() -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sal_optim.detection import told
 from sal_optim.detection.change_detector import new_detector
 from sal_optim.protection import clock
 from tests.testing.drive import consolidations, drive, make_params, profile, stream
@@ -212,9 +211,9 @@ def test_a_short_clock_waits_too(class_row: Row, every: int) -> None:
 
 def test_protection_that_is_whole_falls_at_once() -> None:
     state = {**new_detector(), "consolidations": 200.0}
-    clock.hear_coherence(state, 0.0)
+    clock.hear_learning(state, 0.0)
     assert clock.strength(state) == 1.0
-    clock.hear_coherence(state, 8 * clock.LEARNING)
+    clock.hear_learning(state, 8 * clock.LEARNING)
     assert clock.strength(state) == pytest.approx((24 / clock.RAMP) ** 2)
 
 
@@ -230,17 +229,6 @@ def test_nothing_is_held_while_the_loss_that_is_told_falls(class_row: Row, fall:
         drive(silent, silent.param_groups[0]["params"], [grads])
     assert share(silent) > (5 / clock.RAMP) ** 2
     assert share(optimizer) == (0.0 if fall else pytest.approx(share(silent), abs=2e-2))
-
-
-def test_a_few_losses_tell_nothing() -> None:
-    state = new_detector()
-    for loss, count in ((4.0, 8), (2.0, 7)):
-        for _ in range(count):
-            told.hear(state, "loss", loss, {"tau0": 1.0, "alpha": 4.0, "stats_beta": 0.99})
-        found = told.close_window(state)
-    assert found == 0.0
-    told.hear(state, "loss", 2.0, {"tau0": 1.0, "alpha": 4.0, "stats_beta": 0.99})
-    assert told.close_window(state) == pytest.approx(0.5)
 
 
 def test_coherence_is_not_measured_where_nothing_hears_it(class_row: Row) -> None:
