@@ -119,6 +119,12 @@ def _told(base: str) -> Row:
     return Row(f"sal-{base}-told", base, summary, sal.Declared, tuned_from=f"sal-{base}")
 
 
+def _hearing(base: str) -> Row:
+    """A row of the family that hears the loss of each step."""
+    summary = f"sal-{base}, tell(loss=...) in each step"
+    return Row(f"sal-{base}-loss", base, summary, sal.Hearing, tuned_from=f"sal-{base}")
+
+
 def _controls(base: str) -> tuple[Row, ...]:
     """The controls on one base optimizer, at the settings of what they are controls of."""
     sal_name = f"sal-{base}"
@@ -206,6 +212,7 @@ FAMILY = (
     Row("sal-muon", "muon", "sal_optim.SALMuon", sal.SAL),
     *(_of_kind(base, kind) for base in ("adam", "sgd", "lion") for kind in KINDS),
     *(_told(base) for base in ("adam", "sgd", "lion")),
+    *(_hearing(base) for base in ("adam", "sgd", "lion")),
 )
 PLAIN = tuple(
     Row(name, name, summary)

@@ -80,7 +80,8 @@ def new_detector() -> DetectorState:
         "pool": 0.0,  # the sum of the last norms, and how many they are
         "pool_steps": 0.0,
         "novelty": 0.0,  # the last one
-        "calm": 0.0,  # 1 where this step's loss was told, and is no larger than it was
+        "told_recent": 0.0,  # the mean of the last ten losses or so
+        "calm": 0.0,  # 1 where this step's loss was told, and losses are no larger than they were
         "told_sum": 0.0,  # of the losses that this window was told, and how many they are
         "told_steps": 0.0,
         "told_before": 0.0,  # the mean of those of the window before
@@ -98,6 +99,7 @@ def new_detector() -> DetectorState:
         "projected": 0.0,
         "coherence": 0.0,  # of the last window
         "begun": 0.0,  # consolidations with which protection does not rise
+        "begun_told": 0.0,  # the same, by the loss that is told; 0 once it rises
         "firm": 0.0,  # 1 once gradients left what is known, or a task's end was declared
         "changes": 0.0,  # consolidations at a detected change
         "observed": 0.0,  # 1 where what is pending was observed, not trained on

@@ -18,6 +18,11 @@ from sal_optim.detection.change_detector import (
 
 # Losses that a window has at least.
 FEWEST = 8.0
+# The decay of the mean of recent losses, and what its deviation is of that of a single one.
+RECENT = 0.9
+SHARE = math.sqrt((1.0 - RECENT) / (1.0 + RECENT))
+# Deviations above the mean of the segment at which the loss has risen.
+RISEN = 3.0
 
 
 def hear(state: DetectorState, name: str, value: float, settings: dict[str, Any]) -> bool:
@@ -31,14 +36,25 @@ def hear(state: DetectorState, name: str, value: float, settings: dict[str, Any]
         return False
     signal = TOLD[name]
     if name == "loss":
-        usual = state["loss_mean"] + math.sqrt(state["loss_variance"])
-        state["calm"] = float(is_ready(state, signal) and value <= usual)
+        _follow(state, value)
         state["told_sum"] += value
         state["told_steps"] += 1.0
     verdict = observe(state, value, settings, signal)
     if verdict.change:
         begin_segment(state, signal)
     return verdict.change
+
+
+def _follow(state: DetectorState, loss: float) -> None:
+    """Take the loss into the recent ones, and see whether these fall or rise."""
+    recent = state["told_recent"] or loss
+    state["told_recent"] = recent = RECENT * recent + (1.0 - RECENT) * loss
+    mean, deviation = state["loss_mean"], SHARE * math.sqrt(state["loss_variance"])
+    ready = is_ready(state, TOLD["loss"])
+    state["calm"] = float(ready and recent <= mean)
+    if ready and recent > mean + RISEN * deviation:
+        # The data may be changing: what waited for a loss that falls is in force again.
+        state["begun_told"] = 0.0
 
 
 def begin_window(state: DetectorState) -> None:

@@ -68,7 +68,8 @@ def strength(state: DetectorState) -> float:
     """
     if state["consolidations"] > 0.0 and (state["firm"] > 0.0 or is_suspicious(state)):
         return 1.0
-    return min(1.0, ((state["consolidations"] - state["begun"]) / RAMP) ** 2)
+    begun = max(state["begun"], state["begun_told"])
+    return min(1.0, ((state["consolidations"] - begun) / RAMP) ** 2)
 
 
 def hear_learning(state: DetectorState, coherence: float | None, fall: float = 0.0) -> None:
@@ -82,11 +83,13 @@ def hear_learning(state: DetectorState, coherence: float | None, fall: float = 0
     """
     # An estimate of no coherence is below 0 now and then, and counts then, too.
     waits = 1.0 if coherence is None else coherence / LEARNING
-    if fall > 0.0:
-        waits = max(waits, fall / FALLING)
     count = state["consolidations"]
-    most = count if fall > FALLING else count - 1.0
-    state["begun"] = min(max(state["begun"] + waits, count - RAMP, 0.0), most)
+    least = max(count - RAMP, 0.0)
+    if fall > 0.0:
+        begun = max(state["begun"], state["begun_told"]) + max(waits, fall / FALLING)
+        most = count if fall > FALLING else count - 1.0
+        state["begun_told"] = min(max(begun, least), most)
+    state["begun"] = min(max(state["begun"] + waits, least), count - 1.0)
 
 
 def hear_norm(state: DetectorState, norm: float) -> None:

@@ -231,6 +231,23 @@ def test_nothing_is_held_while_the_loss_that_is_told_falls(class_row: Row, fall:
     assert share(optimizer) == (0.0 if fall else pytest.approx(share(silent), abs=2e-2))
 
 
+def test_a_loss_that_rises_again_is_held_as_without_one(class_row: Row) -> None:
+    """The data may be changing, little by little: no threshold needs to be crossed."""
+    params = make_params([(40, 30)])
+    optimizer = class_row(params, consolidate_every=64)
+    silent = class_row(make_params([(40, 30)]), consolidate_every=64)
+    for step, grads in enumerate(alike(64 * 6 + 50, 0.0)):
+        rises = 1.02 ** max(0, step - 64 * 6)
+        noise = 1.0 + 0.4 * (-1) ** step
+        optimizer.tell(loss=noise * 0.8 ** (min(step, 64 * 6 - 1) // 64) * rises)
+        drive(optimizer, params, [grads])
+        drive(silent, silent.param_groups[0]["params"], [grads])
+        if step == 64 * 6 - 1:
+            assert share(optimizer) == 0.0
+    assert optimizer.diagnostics()["changes"] == 0.0
+    assert share(optimizer) == share(silent) > (3 / clock.RAMP) ** 2
+
+
 def test_coherence_is_not_measured_where_nothing_hears_it(class_row: Row) -> None:
     for settings in ({"consolidate_every": None}, {"consolidate_every": 1000}):
         params = make_params([(40, 30)])
