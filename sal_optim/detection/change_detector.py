@@ -47,6 +47,11 @@ TOLD = {
 }
 
 
+def signals() -> tuple[Signal, ...]:
+    """All of them."""
+    return (GRAD_NORM, NOVELTY, POOLED, *TOLD.values())
+
+
 class Verdict(NamedTuple):
     """What one number says."""
 
@@ -72,11 +77,7 @@ def new_detector() -> DetectorState:
     """State before the first step. All values are floats; counts are whole numbers."""
     return {
         # From the first step, told or not: a distributed checkpoint loads what is there alone.
-        **{
-            signal.prefix + name: 0.0
-            for signal in (GRAD_NORM, NOVELTY, POOLED, *TOLD.values())
-            for name in STATISTICS
-        },
+        **{signal.prefix + name: 0.0 for signal in signals() for name in STATISTICS},
         "pool": 0.0,  # the sum of the last norms, and how many they are
         "pool_steps": 0.0,
         "novelty": 0.0,  # the last one
@@ -85,6 +86,7 @@ def new_detector() -> DetectorState:
         "told_sum": 0.0,  # of the losses that this window was told, and how many they are
         "told_steps": 0.0,
         "told_before": 0.0,  # the mean of those of the window before
+        "heard": 0.0,  # scalars that had a gradient in the step before
         "total": 0.0,  # steps of the whole run
         "since": 0.0,  # steps since the last consolidation
         "last": 0.0,  # the gradient norm of the step before

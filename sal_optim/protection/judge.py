@@ -6,6 +6,7 @@ On an accelerator the norms of a step are judged in the next one, so that nothin
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 
 from sal_optim.detection import coherence, novelty, pooled, told
 from sal_optim.detection.change_detector import (
+    GRAD_NORM,
     NOVELTY,
     DetectorState,
     begin_segment,
@@ -96,6 +98,7 @@ class Judge(Holder):
             return decision
         decision.norms = norms([b.grad for b in blocks], [b.sharding for b in blocks])
         size = sum(block.size for block in blocks)
+        self._hear_size(decision, size)
         if self.observing or all(on_host(norm) for norm in decision.norms):
             self._decide_now(decision, size, rate)
         else:
@@ -108,6 +111,24 @@ class Judge(Holder):
             if decision.measures:
                 decision.before = [block.values.clone() for block in blocks]
         return decision
+
+    def _hear_size(self, decision: Decision, size: int) -> None:
+        """Begin a segment where parameters join all that had a gradient the step before.
+
+        As a layer that is unfrozen: the norm is of more than it was, and the layers above soon see
+        other features, but the data is what it was. It is not where gradients of the others leap
+        in that step, too, or where some leave, as another task's head does.
+        """
+        blocks, detector = decision.blocks, decision.detector
+        heard, detector["heard"] = detector["heard"], float(size)
+        if self.observing or not 0.0 < heard < size:
+            return
+        known = [block.state["grad_norm_mean"] > 0.0 for block in blocks]
+        if heard == sum(block.size for block in compress(blocks, known)):
+            before = joined(list(compress(decision.norms, known))).norm()
+            if float(before) <= limit(detector, decision.settings) * decision.loss_scale:
+                for signal in (GRAD_NORM, NOVELTY):
+                    begin_segment(detector, signal)
 
     def _decide_now(self, decision: Decision, size: int, rate: float) -> None:
         values = [float(norm) / decision.loss_scale for norm in decision.norms]

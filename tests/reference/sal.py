@@ -253,7 +253,7 @@ class Reference:
         self.base, self.params = base, params
         self.first = params[0].settings
         self.consolidations, self.changes = 0, 0
-        self.total, self.since = 0, 0
+        self.total, self.since, self.heard = 0, 0, 0
         self.unit, self.last, self.leap = 0.0, 0.0, 0.0
         self.begun = 0.0
         self.window: list[list[float]] = []  # projections of its gradients
@@ -291,6 +291,13 @@ class Reference:
             self.unit = max(self.unit, min(norm, self.last))
         self.last = norm
         return not (surprising or self.pooled.suspicion > 0)
+
+    def joined(self, watched: list[tuple[Parameter, Tensor]], size: int) -> bool:
+        """Do others join all that had a gradient before, whose gradients are as they were?"""
+        known = [g for param, g in watched if param.norm_mean > 0]
+        norm = math.sqrt(sum(float((g * g).sum()) for g in known))
+        most = self.norms.limit() if self.norms.steps >= 30 else math.inf
+        return 0 < self.heard == sum(g.numel() for g in known) < size and norm <= most
 
     def change(self) -> None:
         """The norm says that the data is other data."""
@@ -394,6 +401,10 @@ class Reference:
         moves = rate > 0.0
         told = 0.0 < norm < math.inf and (observing or moves)
         ordinary = told
+        if watched and not observing and self.joined(watched, size):
+            self.begin_segment()
+            self.novelty.begin_segment()
+        self.heard = size or self.heard
         if told and observing:
             self.observed = True
             self.norms.record(norm)
