@@ -238,8 +238,14 @@ class Judge(Holder):
 
         def hear(judge: Judge, values: list[float]) -> None:
             detector, groups = judge.detector, judge.groups
-            if groups and told.hear(detector, name, values[0], groups[0]):
+            if not groups or not told.hear(detector, name, values[0], groups[0]):
+                return
+            if is_ready(detector):
                 judge._changed(detector, firm=True)
+            else:
+                # A segment has just begun: what it has gathered is of the data that the signal
+                # tells of, and no end of it.
+                detector["firm"] = 1.0
 
         self.send(number.reshape(1), hear)
 

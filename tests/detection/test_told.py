@@ -57,6 +57,18 @@ def test_a_bad_batch_that_is_shown_twice_is_no_change(loud: int, changes: float)
     assert optimizer.diagnostics()["changes"] == changes
 
 
+def test_a_change_that_the_norm_has_told_of_is_not_consolidated_again() -> None:
+    """What was gathered since then is of other data; protection is whole all the same."""
+    params = make_params()
+    optimizer = SALAdam(params, consolidate_every=40)
+    for step, grads in enumerate(stream(params, profile(110, (100,)))):
+        optimizer.tell(loss=(8.0 if step >= 106 else 1.0) + 0.01 * (step % 3))
+        step_with(optimizer, params, grads)
+    state = optimizer.param_groups[0]["threshold"]
+    assert (state["changes"], state["consolidations"], state["firm"]) == (1.0, 3.0, 1.0)
+    assert state["loss_steps"] < 10.0, "the loss has told of it later"
+
+
 def test_a_few_losses_of_a_window_tell_nothing() -> None:
     state, settings = new_detector(), {"tau0": 1.0, "alpha": 4.0, "stats_beta": 0.99}
     for loss, count in ((4.0, 8), (2.0, 7)):
