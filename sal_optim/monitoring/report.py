@@ -185,9 +185,14 @@ def _waiting(detector: DetectorState) -> str:
     if share == 1.0:
         return ""
     said = f" Protection is at {share:.1%} of its strength"
+    until = "It is whole once a change is noticed or declared."
+    if detector["begun_told"] > detector["begun"]:
+        return f"{said}, and waits: the loss that it is told falls. {until}"
     if detector["coherence"] > LEARNING:
         return (
             f"{said}, and waits: the network still learns, as {detector['coherence']:.0%} of the "
-            "gradients' energy lasts. It is whole once a change is noticed or declared."
+            f"gradients' energy lasts. {until}"
         )
-    return f"{said}: it rises with the clock, and is whole once a change is noticed or declared."
+    heard = detector["told_recent"] > 0.0
+    advice = "" if heard else " Told the loss (tell(loss=loss)), it waits while that falls."
+    return f"{said}: it rises with the clock. {until}{advice}"

@@ -137,6 +137,24 @@ def test_the_summary_says_why_protection_waits() -> None:
     assert "still learns" not in summary(optimizer, rows(optimizer, model))
 
 
+def test_the_summary_advises_to_tell_the_loss_and_says_that_it_falls() -> None:
+    model = network()
+    params = list(model.parameters())
+    advice = "Told the loss (tell(loss=loss)), it waits while that falls."
+    silent, told = SALAdam(params), SALAdam(params)
+    for step, grads in enumerate(stream(params, profile(130))):
+        drive(silent, params, [grads])
+        told.tell(loss=0.98**step)
+        drive(told, params, [grads])
+    found = summary(silent, rows(silent, model))
+    assert found.endswith(
+        f"it rises with the clock. It is whole once a change is noticed or declared. {advice}"
+    )
+    found = summary(told, rows(told, model))
+    assert "at 0.0% of its strength, and waits: the loss that it is told falls" in found
+    assert advice not in found
+
+
 @pytest.mark.parametrize("layered", [False, True])
 def test_it_is_printed(
     layered: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
