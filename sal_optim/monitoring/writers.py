@@ -126,7 +126,7 @@ class TensorBoardWriter(_Writer):
                 self._writer.add_scalar(f"{self._prefix}{name}", value, self._step)
             if callable(getattr(self._writer, "flush", None)):
                 self._writer.flush()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a closed file raises the second
             self.remove()
             warnings.warn(f"TensorBoardWriter stops at step {self._step}: {error}", stacklevel=2)
 

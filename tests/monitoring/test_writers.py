@@ -209,15 +209,20 @@ def test_scalars_have_names_values_and_steps() -> None:
     assert scalars.flushed == len(scalars.values)
 
 
-def test_a_full_disk_ends_no_run_for_tensorboard() -> None:
+@pytest.mark.parametrize(
+    "error", [OSError("no space left"), ValueError("I/O operation on closed file.")]
+)
+def test_what_a_writer_raises_ends_no_run(error: Exception) -> None:
+    """Of a full disk, and of a writer whose file was closed beside it."""
+
     class Full(Scalars):
         def flush(self) -> None:
-            raise OSError("no space left")
+            raise error
 
     params, scalars = make_params(), Full()
     optimizer = SALAdam(params)
     TensorBoardWriter(optimizer, scalars)
-    with pytest.warns(UserWarning, match="TensorBoardWriter stops at step 1: no space left"):
+    with pytest.warns(UserWarning, match=f"TensorBoardWriter stops at step 1: {error}"):
         drive(optimizer, params, stream(params, profile(3)))
     assert {step for _, _, step in scalars.values} == {1}
 
