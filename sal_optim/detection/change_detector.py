@@ -81,7 +81,7 @@ def new_detector() -> DetectorState:
         "pool": 0.0,  # the sum of the last norms, and how many they are
         "pool_steps": 0.0,
         "novelty": 0.0,  # the last one
-        "told_recent": 0.0,  # the mean of the last ten losses or so
+        "told_recent": 0.0,  # the mean of the last ten losses or so, none above the threshold
         "calm": 0.0,  # 1 where this step's loss was told, and losses are no larger than they were
         "told_sum": 0.0,  # of the losses that this window was told, and how many they are
         "told_steps": 0.0,
@@ -146,11 +146,11 @@ def observe(
     return Verdict(surprising, False)
 
 
-def limit(state: DetectorState, settings: Settings) -> float:
-    """The norm above which the next step is surprising; infinite before statistics may say so."""
-    if not is_ready(state, GRAD_NORM):
+def limit(state: DetectorState, settings: Settings, signal: Signal = GRAD_NORM) -> float:
+    """What the next number must exceed to be surprising; infinite before statistics may say so."""
+    if not is_ready(state, signal):
         return math.inf
-    return _held(state, _threshold(state, settings, GRAD_NORM), GRAD_NORM)
+    return _held(state, _threshold(state, settings, signal), signal)
 
 
 def is_ready(state: DetectorState, signal: Signal = GRAD_NORM) -> bool:

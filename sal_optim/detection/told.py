@@ -13,6 +13,7 @@ from sal_optim.detection.change_detector import (
     DetectorState,
     begin_segment,
     is_ready,
+    limit,
     observe,
 )
 
@@ -21,8 +22,9 @@ FEWEST = 8.0
 # The decay of the mean of recent losses, and what its deviation is of that of a single one.
 RECENT = 0.9
 SHARE = math.sqrt((1.0 - RECENT) / (1.0 + RECENT))
-# Deviations above the mean of the segment at which the loss has risen.
-RISEN = 3.0
+# Deviations above the mean of the segment at which it has risen, and at which that bears out a
+# change that the norm has told of. Two bad batches come to less.
+RISEN, BORNE_OUT = 3.0, 4.0
 
 
 def hear(state: DetectorState, name: str, value: float, settings: dict[str, Any]) -> bool:
@@ -36,7 +38,7 @@ def hear(state: DetectorState, name: str, value: float, settings: dict[str, Any]
         return False
     signal = TOLD[name]
     if name == "loss":
-        _follow(state, value)
+        _follow(state, min(value, limit(state, settings, signal)))
         state["told_sum"] += value
         state["told_steps"] += 1.0
     verdict = observe(state, value, settings, signal)
@@ -49,12 +51,22 @@ def _follow(state: DetectorState, loss: float) -> None:
     """Take the loss into the recent ones, and see whether these fall or rise."""
     recent = state["told_recent"] or loss
     state["told_recent"] = recent = RECENT * recent + (1.0 - RECENT) * loss
-    mean, deviation = state["loss_mean"], SHARE * math.sqrt(state["loss_variance"])
-    ready = is_ready(state, TOLD["loss"])
-    state["calm"] = float(ready and recent <= mean)
-    if ready and recent > mean + RISEN * deviation:
+    state["calm"] = float(is_ready(state, TOLD["loss"]) and recent <= state["loss_mean"])
+    if has_risen(state, RISEN):
         # The data may be changing: what waited for a loss that falls is in force again.
         state["begun_told"] = 0.0
+
+
+def has_risen(state: DetectorState, deviations: float) -> bool:
+    """Whether recent losses are so far above the mean of their segment."""
+    deviation = SHARE * math.sqrt(state["loss_variance"])
+    above = state["told_recent"] - state["loss_mean"]
+    return is_ready(state, TOLD["loss"]) and above > deviations * deviation
+
+
+def bears_out(state: DetectorState) -> bool:
+    """Whether losses have risen with a change that the norm has told of some steps before."""
+    return state["consolidations"] > 0.0 and not is_ready(state) and has_risen(state, BORNE_OUT)
 
 
 def begin_window(state: DetectorState) -> None:

@@ -238,11 +238,12 @@ class Judge(Holder):
 
         def hear(judge: Judge, values: list[float]) -> None:
             detector, groups = judge.detector, judge.groups
-            if not groups or not told.hear(detector, name, values[0], groups[0]):
+            if not groups:
                 return
-            if is_ready(detector):
+            change = told.hear(detector, name, values[0], groups[0])
+            if change and is_ready(detector):
                 judge._changed(detector, firm=True)
-            else:
+            elif change or told.bears_out(detector):
                 # A segment has just begun: what it has gathered is of the data that the signal
                 # tells of, and no end of it.
                 detector["firm"] = 1.0

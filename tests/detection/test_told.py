@@ -69,6 +69,20 @@ def test_a_change_that_the_norm_has_told_of_is_not_consolidated_again() -> None:
     assert state["loss_steps"] < 10.0, "the loss has told of it later"
 
 
+@pytest.mark.parametrize(("rise", "firm"), [(0.0, 0.0), (3.0, 1.0)])
+def test_losses_that_have_risen_bear_out_what_the_norm_tells(rise: float, firm: float) -> None:
+    """None of them is above the threshold, which is four deviations."""
+    params = make_params()
+    optimizer = SALAdam(params, consolidate_every=36)
+    for step, grads in enumerate(stream(params, profile(140, (120,)))):
+        noise = 0.1 * (-1) ** step
+        optimizer.tell(loss=1.0 + noise + (0.1 * rise if step >= 120 else 0.0))
+        step_with(optimizer, params, grads)
+    state = optimizer.param_groups[0]["threshold"]
+    assert (state["changes"], state["firm"]) == (1.0, firm)
+    assert state["loss_steps"] == 140.0, "the loss has confirmed no change by itself"
+
+
 def test_a_few_losses_of_a_window_tell_nothing() -> None:
     state, settings = new_detector(), {"tau0": 1.0, "alpha": 4.0, "stats_beta": 0.99}
     for loss, count in ((4.0, 8), (2.0, 7)):
