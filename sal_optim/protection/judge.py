@@ -120,7 +120,7 @@ class Judge(Holder):
         in that step, too, or where some leave, as another task's head does.
         """
         blocks, detector = decision.blocks, decision.detector
-        heard, detector["heard"] = detector["heard"], float(size)
+        heard = detector["heard"]
         if self.observing or not 0.0 < heard < size:
             return
         known = [block.state["grad_norm_mean"] > 0.0 for block in blocks]
@@ -137,7 +137,7 @@ class Judge(Holder):
         # A zero gradient, a non-finite one or a zero learning rate tells nothing about the data.
         if not (0.0 < total < math.inf and (rate != 0.0 or self.observing)):
             return
-        ordinary = self._hear(total, decision.settings, decision.detector)
+        ordinary = self._hear(total, size, decision.settings, decision.detector)
         if self.observing:
             decision.detector["observed"] = 1.0
         track([b.state for b in decision.blocks], values, decision.settings["stats_beta"])
@@ -165,7 +165,7 @@ class Judge(Holder):
             if gathers and not 0.0 < total <= most:
                 judge._take_back(params)
             if total > 0.0:
-                judge._hear(total, settings, detector)
+                judge._hear(total, size, settings, detector)
                 judge._track(params, values, settings["stats_beta"])
 
         self.send(torch.where(known, vector / decision.loss_scale, 0.0), hear)
@@ -181,8 +181,13 @@ class Judge(Holder):
         calm = decision.gathers and not self.observing
         decision.projects = calm and coherence.listens(decision.detector, every)
 
-    def _hear(self, norm: float, settings: Group, detector: DetectorState) -> bool:
-        """Pass the norm to the detector, consolidate at a change; is the step ordinary?"""
+    def _hear(self, norm: float, size: int, settings: Group, detector: DetectorState) -> bool:
+        """Pass the norm to the detector, consolidate at a change; is the step ordinary?
+
+        Args:
+            norm: of the gradient of so many scalars.
+        """
+        detector["heard"] = float(size)
         if self.observing:
             record(detector, norm, beta=settings["stats_beta"])
             return True

@@ -404,7 +404,7 @@ class Reference:
         if watched and not observing and self.joined(watched, size):
             self.begin_segment()
             self.novelty.begin_segment()
-        self.heard = size or self.heard
+        self.heard = size if told else self.heard
         if told and observing:
             self.observed = True
             self.norms.record(norm)
