@@ -47,11 +47,6 @@ TOLD = {
 }
 
 
-def signals() -> tuple[Signal, ...]:
-    """All of them."""
-    return (GRAD_NORM, NOVELTY, POOLED, *TOLD.values())
-
-
 class Verdict(NamedTuple):
     """What one number says."""
 
@@ -77,7 +72,11 @@ def new_detector() -> DetectorState:
     """State before the first step. All values are floats; counts are whole numbers."""
     return {
         # From the first step, told or not: a distributed checkpoint loads what is there alone.
-        **{signal.prefix + name: 0.0 for signal in signals() for name in STATISTICS},
+        **{
+            signal.prefix + name: 0.0
+            for signal in (GRAD_NORM, NOVELTY, POOLED, *TOLD.values())
+            for name in STATISTICS
+        },
         "pool": 0.0,  # the sum of the last norms, and how many they are
         "pool_steps": 0.0,
         "novelty": 0.0,  # the last one

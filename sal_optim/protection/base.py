@@ -43,13 +43,17 @@ class Protection:
         """Tell a change of the data by what the training loop knows; to be called before a step.
 
         Optional: a change is noticed without it, also where gradients are clipped. A loss that is
-        told says more: while it falls, protection that no change has called for waits. A number
-        that is not finite, or not above 0, tells nothing.
+        told says more: while it falls, protection that no change has called for waits; once it
+        rises again, that is in force. A number that is not finite, or not above 0, tells nothing.
 
         Args:
             numbers: ``loss``, the training loss, or ``norm``, the gradient's norm before it was
                 clipped; floats, or tensors of one element, for which nothing waits. In several
                 processes the number must be the same in all, such as the mean of their losses.
+
+        Raises:
+            TypeError: what is given has no value as a number.
+            ValueError: a signal has another name, or text or a tensor is not one real number.
         """
         self.controller.tell(numbers)
 

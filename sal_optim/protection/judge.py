@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 
 from sal_optim.detection import coherence, novelty, pooled, told
 from sal_optim.detection.change_detector import (
-    GRAD_NORM,
     NOVELTY,
     DetectorState,
     begin_segment,
@@ -127,8 +126,8 @@ class Judge(Holder):
         if heard == sum(block.size for block in compress(blocks, known)):
             before = joined(list(compress(decision.norms, known))).norm()
             if float(before) <= limit(detector, decision.settings) * decision.loss_scale:
-                for signal in (GRAD_NORM, NOVELTY):
-                    begin_segment(detector, signal)
+                begin_segment(detector)
+                begin_segment(detector, NOVELTY)
 
     def _decide_now(self, decision: Decision, size: int, rate: float) -> None:
         values = [float(norm) / decision.loss_scale for norm in decision.norms]
