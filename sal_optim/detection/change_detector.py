@@ -38,6 +38,9 @@ GRAD_NORM = Signal("", 10.0, 30.0)
 POOLED = Signal("pooled_", 0.0, 30.0)
 # Of the novelty (``novelty.py``), which is a ratio and begins as it goes on.
 NOVELTY = Signal("novelty_", 0.0, 8.0)
+# Of the loss along the way from the anchor (``descent.py``), which raises no alarm.
+SLOPE = Signal("slope_", 0.0, 8.0)
+SIGNED = ("slope_mean",)  # all other numbers are 0 or more
 # Of what a training loop tells (``told.py``): positive numbers, one a step, larger where the data
 # is new. A change that is told puts protection at its whole strength, and takes three loud steps: a
 # bad batch that is shown twice is no other data.
@@ -53,10 +56,6 @@ class Verdict(NamedTuple):
     surprising: bool  # above the threshold: no importance should be gathered from this step
     change: bool  # this number confirms a change of the data
 
-
-# Sums over a window of random projections of the gradients (``coherence.py``).
-PROJECTIONS = tuple(f"projection_{index}" for index in range(8))
-SIGNED = (*PROJECTIONS, "coherence")  # all other numbers are 0 or more
 
 # What is kept of each signal.
 STATISTICS = (
@@ -74,7 +73,7 @@ def new_detector() -> DetectorState:
         # From the first step, told or not: a distributed checkpoint loads what is there alone.
         **{
             signal.prefix + name: 0.0
-            for signal in (GRAD_NORM, NOVELTY, POOLED, *TOLD.values())
+            for signal in (GRAD_NORM, NOVELTY, POOLED, SLOPE, *TOLD.values())
             for name in STATISTICS
         },
         "pool": 0.0,  # the sum of the last norms, and how many they are
@@ -95,10 +94,6 @@ def new_detector() -> DetectorState:
         "threshold": 1.0,
         "consolidations": 0.0,
         "own": 0.0,  # the share of importance that is of this segment
-        **dict.fromkeys(PROJECTIONS, 0.0),
-        "energy": 0.0,  # the sum of their squares, and of how many gradients it is
-        "projected": 0.0,
-        "coherence": 0.0,  # of the last window
         "begun": 0.0,  # consolidations with which protection does not rise
         "begun_told": 0.0,  # the same, by the loss that is told; 0 once it rises
         "firm": 0.0,  # 1 once gradients left what is known, or a task's end was declared

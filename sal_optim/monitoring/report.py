@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sal_optim.detection.change_detector import GRAD_NORM, DetectorState
+from sal_optim.detection.descent import descent
 from sal_optim.monitoring.lookup import required_protection
 from sal_optim.protection.buffers import KEY, running_statistics
 from sal_optim.protection.clock import LEARNING, strength
@@ -188,11 +189,8 @@ def _waiting(detector: DetectorState) -> str:
     until = "It is whole once a change is noticed or declared."
     if detector["begun_told"] > detector["begun"]:
         return f"{said}, and waits: the loss that it is told falls. {until}"
-    if detector["coherence"] > LEARNING:
-        return (
-            f"{said}, and waits: the network still learns, as {detector['coherence']:.0%} of the "
-            f"gradients' energy lasts. {until}"
-        )
+    if (descent(detector) or 0.0) > LEARNING:
+        return f"{said}, and waits: the loss still falls along the way from the anchor. {until}"
     heard = detector["told_recent"] > 0.0
     advice = "" if heard else " Told the loss (tell(loss=loss)), it waits while that falls."
     return f"{said}: it rises with the clock. {until}{advice}"

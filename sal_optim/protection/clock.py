@@ -20,10 +20,10 @@ UNIT_RETENTION = 0.8
 # that the data changes: a network that only begins to learn is not to be held.
 RAMP = 32
 
-# Coherence of a window's gradients at which protection no longer rises with it: a network that
-# still learns is not to be held. Beyond it protection falls, down to that of one consolidation.
-LEARNING = 0.1
-# The share by which a loss that is told falls over a window, where the network still learns.
+# Of a network that still learns: the descent, in standard deviations of the slope, and the share
+# by which a loss that is told falls over a window. There protection no longer rises; beyond it it
+# falls, down to none.
+LEARNING = 1.0
 FALLING = 0.05
 
 # Importance is gathered, and the penalty applied, on one step in four: a segment is many steps
@@ -72,24 +72,25 @@ def strength(state: DetectorState) -> float:
     return min(1.0, ((state["consolidations"] - begun) / RAMP) ** 2)
 
 
-def hear_learning(state: DetectorState, coherence: float | None, fall: float = 0.0) -> None:
+def hear_learning(state: DetectorState, descent: float | None, fall: float = 0.0) -> None:
     """Have protection that nothing has called for wait while the network still learns.
 
     Args:
-        coherence: at most 1, of the window that a consolidation of the clock has just ended; None
-            where that is not known yet, and protection waits.
-        fall: share by which the loss that is told has fallen over it. Of a network that still
-            learns by its loss nothing is held; gradients that agree say less.
+        descent: at a consolidation of the clock, see :func:`sal_optim.detection.descent.descent`;
+            None where that is not known yet, and protection waits.
+        fall: share by which the loss that is told has fallen over the window that ends.
     """
-    # An estimate of no coherence is below 0 now and then, and counts then, too.
-    waits = 1.0 if coherence is None else coherence / LEARNING
+    waits = 1.0 if descent is None else max(descent / LEARNING, 0.0)
     count = state["consolidations"]
-    least = max(count - RAMP, 0.0)
+
+    def begun(before: float, waits: float) -> float:
+        most = count if waits > 1.0 else count - 1.0
+        return min(max(before + waits, count - RAMP, 0.0), most)
+
     if fall > 0.0:
-        begun = max(state["begun"], state["begun_told"]) + max(waits, fall / FALLING)
-        most = count if fall > FALLING else count - 1.0
-        state["begun_told"] = min(max(begun, least), most)
-    state["begun"] = min(max(state["begun"] + waits, least), count - 1.0)
+        before = max(state["begun"], state["begun_told"])
+        state["begun_told"] = begun(before, max(waits, fall / FALLING))
+    state["begun"] = begun(state["begun"], waits)
 
 
 def hear_norm(state: DetectorState, norm: float) -> None:

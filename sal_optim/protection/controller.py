@@ -72,8 +72,8 @@ class ProtectionController(Judge):
             self._observed_gathered += decision.gathers
         if not decision.gathers:
             return
-        if decision.projects:
-            self.hear_projections(decision)
+        if decision.slopes:
+            self.hear_slope(decision)
         kinds: dict[Any, list[Block]] = {}
         for block in decision.blocks:
             place = (id(block.kind), block.grad.dtype, block.grad.device)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from sal_optim.detection.descent import descent
 from sal_optim.protection import anchor
 from sal_optim.protection.block import local_state
 from sal_optim.protection.statistics import published_stability
@@ -60,9 +61,9 @@ def diagnose(controller: "ProtectionController", spectrum: dict[str, float]) -> 
     - ``innovation_cost``: the root of the mean of ``s**2``, which is norm(s·g) / norm(g) of a
       gradient g whose elements are of one size.
     - ``surprise``, ``threshold``: the last gradient norm over its mean, and what that was held to.
-    - ``coherence``: the share of the gradients' energy that lasted over the last window in which it
-      was measured, an estimate that may be a little below 0; where it is above 0.1 the network
-      still learns, and protection that nothing has called for waits.
+    - ``descent``: by how many of its standard deviations the mean slope of the loss, along the way
+      from the anchor, is below 0 (0 until it is known); where it is above 1 the network still
+      learns, and protection that nothing has called for waits.
     - ``consolidations``: their number, by the clock, at changes and by ``consolidate()``;
       ``changes``: those at a detected change.
     - ``drift``: ``norm(w - anchor) / norm(anchor)``; 0 before the first consolidation and where no
@@ -76,7 +77,7 @@ def diagnose(controller: "ProtectionController", spectrum: dict[str, float]) -> 
         **spectrum,
         "threshold": detector["threshold"],
         "surprise": detector["surprise"],
-        "coherence": detector["coherence"],
+        "descent": descent(detector) or 0.0,
         "consolidations": detector["consolidations"],
         "changes": detector["changes"],
         "drift": total_drift(controller),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sal_optim.detection import coherence, novelty, pooled, told
+from sal_optim.detection import descent, novelty, pooled, told
 from sal_optim.detection.change_detector import (
     NOVELTY,
     DetectorState,
@@ -24,6 +24,7 @@ from sal_optim.detection.change_detector import (
     record,
 )
 from sal_optim.detection.grad_norm import joined, norms, to_host
+from sal_optim.protection import anchor
 from sal_optim.protection.block import Block, Group
 from sal_optim.protection.clock import (
     INTERVAL,
@@ -54,7 +55,7 @@ class Decision:
     gathers: bool = False
     penalizes: bool = False
     listens: bool = False  # to the novelty of its gradients
-    projects: bool = False  # them, to tell whether they agree
+    slopes: bool = False  # whether to measure the slope from the anchor
     measures: bool = False  # how far the step moves each tensor
     scale: Number = 0.0  # 1 / root mean square of all gradients; 0 if they are not to be gathered
     unit: float = 0.0  # the size of one scalar's gradient, in which the penalty is measured
@@ -178,7 +179,7 @@ class Judge(Holder):
         decision.listens = after and novelty.listens(decision.detector)
         every = decision.settings["consolidate_every"]
         calm = decision.gathers and not self.observing
-        decision.projects = calm and coherence.listens(decision.detector, every)
+        decision.slopes = calm and descent.listens(decision.detector, every)
 
     def _hear(self, norm: float, size: int, settings: Group, detector: DetectorState) -> bool:
         """Pass the norm to the detector, consolidate at a change; is the step ordinary?
@@ -222,20 +223,23 @@ class Judge(Holder):
 
         self.send(torch.stack([joined(damped).norm(), joined(whole).norm()]), hear)
 
-    def hear_projections(self, decision: Decision) -> None:
-        """Hear whether this step's gradients agree with those before."""
-        blocks = decision.blocks
-        params, shardings = [b.param for b in blocks], [b.sharding for b in blocks]
-        every = [param for group in self.groups for param in group["params"]]
-        place = {param: index for index, param in enumerate(every)}
-        places = [place[param] for param in params]
-        grads = [b.grad for b in blocks]
-        numbers = coherence.projected(params, grads, shardings, places, len(every))
+    def hear_slope(self, decision: Decision) -> None:
+        """Hear whether the loss still falls along the way from the anchor."""
+        blocks = [block for block in decision.blocks if block.state["evidence_weight"] > 0.0]
+        held = [block for block in blocks if "anchor" in block.local]
+        if not held:
+            if blocks:  # without anchors nothing says that the network learns
+                descent.hear(decision.detector, 0.0, 1.0, 1.0)
+            return
+        moved = anchor.distances([b.local for b in held], [b.values for b in held])
+        grads = [-b.grad if b.group.get("maximize") else b.grad for b in held]
+        numbers = descent.measured(grads, moved, [b.sharding for b in held])
+        norm = joined(decision.norms).norm().to(numbers.device)
         if isinstance(decision.scale, Tensor):
             # Of an outlier, which is known on the accelerator alone, nothing is heard.
-            numbers = numbers * (decision.scale > 0.0).to(numbers.device)
-        numbers = numbers / decision.loss_scale
-        self.send(numbers, lambda judge, values: coherence.hear(judge.detector, values))
+            norm = norm * (decision.scale > 0.0).to(norm.device)
+        numbers = torch.cat([numbers, norm.to(numbers.dtype).reshape(1)])
+        self.send(numbers, lambda judge, values: descent.hear(judge.detector, *values))
 
     def hear_told(self, name: str, number: Tensor) -> None:
         """Pass on a number that the training loop tells, 0-dim."""
@@ -315,11 +319,11 @@ class Judge(Holder):
             detector["unit"] = max(unit, detector["mean"])
             detector["consolidations"] += 1.0
             if ended:
-                coherence.begin_window(detector)
+                descent.begin(detector)
                 told.begin_window(detector)
             else:
                 fall = told.close_window(detector)
-                hear_learning(detector, coherence.close_window(detector), fall)
+                hear_learning(detector, descent.descent(detector), fall)
         return bool(counted)
 
     def send(self, numbers: Tensor, take: Take) -> None:

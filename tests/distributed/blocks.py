@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 
-from sal_optim.detection import coherence
 from sal_optim.protection import anchor
 from sal_optim.sharding import stacked
 from tests.distributed import checkpoints
@@ -75,22 +74,6 @@ def parts_of(wholes: Iterable[tuple[Tensor, list[Tensor]]]) -> Iterator[None]:
         anchor.where_of = usual
 
 
-@contextlib.contextmanager
-def projections_of(wholes: Callable[[], list[Tensor]]) -> Iterator[None]:
-    """Within, gradients agree by those of whole parameters, however these are cut."""
-    usual = coherence.projected
-
-    def projected(*_: Any) -> Tensor:
-        grads = wholes()
-        return usual(grads, grads, [None] * len(grads), range(len(grads)), len(grads))
-
-    coherence.projected = projected
-    try:
-        yield
-    finally:
-        coherence.projected = usual
-
-
 def numbered(tensor: Tensor) -> Tensor:
     return torch.arange(tensor.numel()).view(tensor.shape)
 
@@ -106,10 +89,7 @@ def alone(
             block.elements = numbers  # type: ignore[attr-defined]
     optimizer = make(name, [block for blocks in parts for block in blocks], **kwargs)
     found = []
-    with (
-        parts_of((numbered(p), blocks) for p, blocks in zip(whole, parts, strict=True)),
-        projections_of(lambda: list(gradients()[step])),
-    ):
+    with parts_of((numbered(p), blocks) for p, blocks in zip(whole, parts, strict=True)):
         for step in range(STEPS):
             count = consolidations(optimizer)
             for blocks, grad in zip(parts, gradients()[step], strict=True):
@@ -159,11 +139,6 @@ def together(parts: Any, cuts: list[tuple[int, int]]) -> Tensor:
     return torch.cat([together(part, cuts[1:]) for part in parts], cuts[0][0])
 
 
-def graded(parts: Any) -> Any:
-    """Gradients in the place of parameters."""
-    return [graded(part) for part in parts] if isinstance(parts, list) else parts.grad
-
-
 def leaves(parts: Any) -> list[Tensor]:
     return [leaf for part in parts for leaf in leaves(part)] if isinstance(parts, list) else [parts]
 
@@ -183,10 +158,7 @@ def trained_alone(way: str, world: int, name: str, kwargs: dict[str, Any]) -> di
         found: Tensor = torch.func.functional_call(model, weights, (inputs,))
         return found
 
-    def wholes() -> list[Tensor]:
-        return [together(graded(part), cuts[key]) for key, part in parts.items()]
-
-    with parts_of((numbers[key], leaves(parts[key])) for key in parts), projections_of(wholes):
+    with parts_of((numbers[key], leaves(parts[key])) for key in parts):
         found = train(optimizer, forward, slice(None))
     params = [together(part, cuts[key]).detach() for key, part in parts.items()]
     return {"found": found, "threshold": optimizer.param_groups[0]["threshold"], "params": params}

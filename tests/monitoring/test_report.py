@@ -128,13 +128,12 @@ def test_the_summary_says_why_protection_waits() -> None:
     params = list(model.parameters())
     optimizer = SALAdam(params)
     grads = [torch.ones_like(param) for param in params]
-    drive(optimizer, params, [grads] * 70)
+    drive(optimizer, params, [grads] * 110)
     told = summary(optimizer, rows(optimizer, model))
-    assert "Protection is at 0.1% of its strength, and waits: the network still learns" in told
-    assert "100% of the gradients' energy lasts" in told
-    assert optimizer.diagnostics()["coherence"] == pytest.approx(1.0)
+    assert "Protection is at 0.1% of its strength, and waits: the loss still falls" in told
+    assert optimizer.diagnostics()["descent"] > 1.0
     optimizer.consolidate()
-    assert "still learns" not in summary(optimizer, rows(optimizer, model))
+    assert "still falls" not in summary(optimizer, rows(optimizer, model))
 
 
 def test_the_summary_advises_to_tell_the_loss_and_says_that_it_falls() -> None:

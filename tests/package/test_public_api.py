@@ -153,7 +153,7 @@ DIAGNOSTICS = {
     "innovation_cost",
     "threshold",
     "surprise",
-    "coherence",
+    "descent",
     "consolidations",
     "changes",
     "drift",

@@ -170,43 +170,73 @@ def alike(count: int, part: float, shape: tuple[int, ...] = (40, 30)) -> list[li
     return [[part**0.5 * lasting + (1.0 - part) ** 0.5 * torch.randn(shape)] for _ in range(count)]
 
 
-@pytest.mark.parametrize("part", [0.0, 0.03])
-def test_protection_rises_where_gradients_are_noise(class_row: Row, part: float) -> None:
+def test_protection_rises_where_gradients_are_noise(class_row: Row) -> None:
     params = make_params([(40, 30)])
     optimizer = class_row(params, consolidate_every=64)
-    drive(optimizer, params, alike(64 * 12, part))
-    counted = clock.RAMP * share(optimizer) ** 0.5
-    assert counted == pytest.approx(12.0 * (1.0 - part / clock.LEARNING), abs=2.5)
+    drive(optimizer, params, alike(64 * 12, 0.0))
+    # The mean of a few slopes of noise is below 0 now and then.
+    assert clock.RAMP * share(optimizer) ** 0.5 == pytest.approx(11.0, abs=2.5)
 
 
-@pytest.mark.parametrize("part", [0.3, 1.0])
-def test_protection_waits_while_gradients_agree(class_row: Row, part: float) -> None:
+@pytest.mark.parametrize("part", [0.1, 0.3, 1.0])
+def test_nothing_is_held_while_the_loss_still_falls(class_row: Row, part: float) -> None:
     """A network that still learns is not to be held."""
     params = make_params([(40, 30)])
     optimizer = class_row(params, consolidate_every=64)
     drive(optimizer, params, alike(64 * 6, part))
-    assert share(optimizer) == pytest.approx(clock.RAMP**-2)
+    assert share(optimizer) == 0.0
 
 
-def test_protection_falls_while_gradients_agree_late_in_a_run(class_row: Row) -> None:
+def test_protection_falls_where_the_loss_falls_late_in_a_run(class_row: Row) -> None:
     params = make_params([(40, 30)])
     optimizer = class_row(params, consolidate_every=64)
     drive(optimizer, params, alike(64 * 12, 0.0))
     assert share(optimizer) > (9 / clock.RAMP) ** 2
     drive(optimizer, params, alike(64 * 14, 0.3))
-    assert share(optimizer) == pytest.approx(clock.RAMP**-2)
+    assert share(optimizer) == 0.0
     optimizer.consolidate()
     drive(optimizer, params, alike(64, 0.3))
     assert share(optimizer) == 1.0, "what is declared is held whole"
 
 
+def test_a_minimum_that_weights_go_around_is_no_descent(class_row: Row) -> None:
+    """The way from the anchor leads uphill as often as downhill."""
+    params = make_params([(40, 30)])
+    optimizer = class_row(params, consolidate_every=64)
+    torch.manual_seed(0)
+    minimum = params[0].detach().clone()
+    for _ in range(64 * 12):
+        noise = torch.randn(40, 30)
+        drive(optimizer, params, [[params[0].detach() - minimum + noise]])
+    assert clock.RAMP * share(optimizer) ** 0.5 == pytest.approx(12.0, abs=2.5)
+
+
+def test_the_loss_that_is_maximized_rises(class_row: Row) -> None:
+    if "maximize" not in class_row.cls([torch.zeros(1, 1, requires_grad=True)]).defaults:
+        pytest.skip("minimizes alone")
+    params = make_params([(40, 30)])
+    optimizer = class_row(params, consolidate_every=64, maximize=True)
+    drive(optimizer, params, alike(64 * 6, 0.3))
+    assert share(optimizer) == 0.0
+
+
+def test_without_anchors_protection_rises(class_row: Row) -> None:
+    """Nothing says then that the network still learns."""
+    params = make_params([(40, 30)])
+    optimizer = class_row(params, consolidate_every=64, pull=0.0)
+    drive(optimizer, params, alike(64 * 12, 1.0))
+    assert clock.RAMP * share(optimizer) ** 0.5 == pytest.approx(12.0)
+
+
 @pytest.mark.parametrize("every", [1, 4, 8])
 def test_a_short_clock_waits_too(class_row: Row, every: int) -> None:
-    """A window goes on until it has gradients enough to tell."""
+    """The slopes of a few steps tell nothing."""
     params = make_params([(40, 30)])
     optimizer = class_row(params, consolidate_every=every)
-    drive(optimizer, params, alike(160, 1.0))
+    drive(optimizer, params, alike(30, 1.0))
     assert share(optimizer) == pytest.approx(clock.RAMP**-2)
+    drive(optimizer, params, alike(130, 1.0))
+    assert share(optimizer) == 0.0
 
 
 def test_protection_that_is_whole_falls_at_once() -> None:
@@ -245,20 +275,21 @@ def test_a_loss_that_rises_again_is_held_as_without_one(class_row: Row) -> None:
         if step == 64 * 6 - 1:
             assert share(optimizer) == 0.0
     assert optimizer.diagnostics()["changes"] == 0.0
-    assert share(optimizer) == share(silent) > (3 / clock.RAMP) ** 2
+    assert share(optimizer) == pytest.approx(share(silent), rel=0.1)
+    assert share(silent) > (3 / clock.RAMP) ** 2
 
 
-def test_coherence_is_not_measured_where_nothing_hears_it(class_row: Row) -> None:
-    for settings in ({"consolidate_every": None}, {"consolidate_every": 1000}):
+def test_the_slope_is_not_measured_where_nothing_hears_it(class_row: Row) -> None:
+    for settings in ({"consolidate_every": None}, {"consolidate_every": 20}):
         params = make_params([(40, 30)])
         optimizer = class_row(params, **settings)
-        drive(optimizer, params, alike(40, 0.5))
+        drive(optimizer, params, alike(45, 0.5))
         state = optimizer.param_groups[0]["threshold"]
-        assert (state["projected"] > 0.0) == (settings["consolidate_every"] is not None)
+        assert (state["slope_steps"] > 0.0) == (settings["consolidate_every"] is not None)
         optimizer.consolidate()
-        assert state["projected"] == 0.0
-        drive(optimizer, params, alike(40, 0.5))
-        assert state["projected"] == 0.0
+        assert state["slope_steps"] == 0.0
+        drive(optimizer, params, alike(45, 0.5))
+        assert state["slope_steps"] == 0.0
 
 
 # ---------------------------------------------------------------- the unit of the penalty

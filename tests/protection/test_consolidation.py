@@ -254,7 +254,7 @@ KEYS = {
     "innovation_cost",
     "drift",
     "changes",
-    "coherence",
+    "descent",
     "published_stability",
 }
 

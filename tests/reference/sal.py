@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from sal_optim.detection import change_detector as detection
-from sal_optim.detection import coherence, novelty, pooled
-from sal_optim.importance.low_rank import projection
+from sal_optim.detection import descent, novelty, pooled
 from sal_optim.protection import clock, consolidation, controller, gradients
 
 _TINY = torch.finfo(torch.float64).tiny
@@ -256,7 +255,6 @@ class Reference:
         self.total, self.since, self.heard = 0, 0, 0
         self.unit, self.last, self.leap = 0.0, 0.0, 0.0
         self.begun = 0.0
-        self.window: list[list[float]] = []  # projections of its gradients
         self.firm = self.observed = False
         self.own = 0.0
         first = self.first
@@ -264,6 +262,7 @@ class Reference:
         self.pooled = Signal(first["tau0"], first["alpha"], first["stats_beta"], 0, 30)
         self.pool: list[float] = []
         self.novelty = Signal(*novelty.SETTINGS.values(), 0, 8)
+        self.slope = Signal(0.0, 0.0, descent.RECENT, 0, 8)
 
     # ------------------------------------------------------------------ the change detector
 
@@ -356,39 +355,35 @@ class Reference:
             kept = self.unit * clock.UNIT_RETENTION if self.consolidations else 0.0
             self.unit = max(kept, self.norms.mean)
             self.consolidations += 1
-            if not ended:
-                short = len(self.window) < coherence.FEWEST
-                self.begun += 1.0 if short else self.coherence() / clock.LEARNING
-                least = max(0.0, self.consolidations - clock.RAMP)
-                self.begun = min(max(self.begun, least), self.consolidations - 1)
-            self.window = self.window if not ended and short else []
+            if ended:
+                self.slope.begin_segment()
+            else:
+                falls = self.descent()
+                waits = 1.0 if falls is None else max(0.0, falls / clock.LEARNING)
+                most = self.consolidations - (0 if waits > 1 else 1)
+                self.begun = min(max(self.begun + waits, self.consolidations - clock.RAMP, 0), most)
         return bool(counted)
 
-    def coherence(self) -> float:
-        """How alike the gradients of a window are: of all pairs, for their size."""
-        steps = range(len(self.window))
-        window = torch.tensor(self.window, dtype=torch.float64)
-        product = (window @ window.T).tolist()
-        pairs = [product[i][j] for i in steps for j in steps if i != j]
-        size = sum(product[i][i] for i in steps)
-        return sum(pairs) / len(pairs) / (size / len(steps))
+    def descent(self) -> float | None:
+        """How surely the loss falls along the way from the anchor: a signal-to-noise ratio."""
+        if self.slope.steps < 8:
+            return None
+        deviation = math.sqrt(self.slope.variance)
+        return -self.slope.mean / deviation if deviation else 0.0
 
-    def project(self, pairs: list[tuple[Parameter, Tensor]]) -> list[float]:
-        """Random bilinear forms of all gradients."""
-
-        def drawn(size: int, width: int) -> Tensor:
-            return projection(size, width, torch.float64, torch.device("cpu"))
-
-        width = len(detection.PROJECTIONS)
-        signs, found = drawn(len(self.params), width).sign(), [0.0] * width
-        for param, grad in pairs:
-            i = self.params.index(param)
-            rows, columns = (drawn(size, 2 * width) for size in param.shape)
-            for k in range(width):
-                right = columns[:, width + k] if param.shape[1] != 1 else torch.ones(1).double()
-                value = rows[:, k] @ grad.reshape(param.shape) @ right
-                found[k] += float(signs[i, k] * value)
-        return found
+    def look_back(self, watched: list[tuple[Parameter, Tensor]], norm: float) -> None:
+        """The cosine between the gradient and the way from the anchor."""
+        known = [(param, g) for param, g in watched if param.weight > 0]
+        ways = [
+            (param.values - param.anchor, -g if param.settings["maximize"] else g)
+            for param, g in known
+            if param.anchor is not None
+        ]
+        length = math.sqrt(sum(float((way * way).sum()) for way, _ in ways))
+        if length:
+            self.slope.record(sum(float((way * g).sum()) for way, g in ways) / length / norm)
+        elif known and not ways:
+            self.slope.record(0.0)
 
     # ------------------------------------------------------------------ the step
 
@@ -424,7 +419,7 @@ class Reference:
         if watched and every is not None and not observing and self.since >= self.interval():
             self.merge()
         if ordinary and gathers and not self.firm and every is not None:
-            self.window.append(self.project(watched))
+            self.look_back(watched, norm)
         if ordinary and (observing or gathers):
             for param, g in watched:
                 param.gather(g * math.sqrt(size) / norm)
