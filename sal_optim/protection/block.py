@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sal_optim.config import PROTECTION
 from sal_optim.importance import IMPORTANCE, Importance, State, code_of, kind_of
 from sal_optim.protection import anchor
 from sal_optim.sharding.dtensor import PLAIN, Sharding, aligned, plain, real_shape, sharding
@@ -48,8 +49,12 @@ class Block:
 
 
 def in_force(group: Group, share: float) -> float:
-    """A group's protection, of which a share is in force, within the range of float32."""
-    return min(float(group["protection"]) * share, MOST)
+    """A group's protection, of which a share is in force, within the range of float32.
+
+    A protection below the default rises as fast as that does, up to where it is whole.
+    """
+    whole = float(group["protection"])
+    return min(max(whole, PROTECTION) * share, whole, MOST)
 
 
 def blocks_of(

@@ -116,8 +116,7 @@ def assert_agree(optimizer: SALOptimizer, reference: Reference, params: list[Ten
         pairs = [("values", param, expected.values)]
         pairs += [(name, state[name], value) for name, value in expected.moments.items()]
         if expected.weight > 0:
-            omega = expected.elements(expected.evidence) * expected.settings["protection"]
-            omega = omega * reference.strength()
+            omega = expected.elements(expected.evidence) * reference.damping(expected)
             pairs.append(("stability", optimizer.stability(param), omega / (1 + omega)))
         if expected.anchor is not None:
             # Where nothing is important the anchor is anywhere.

@@ -325,6 +325,11 @@ class Reference:
             return 1.0
         return min(1.0, ((self.consolidations - self.begun) / clock.RAMP) ** 2)
 
+    def damping(self, param: Parameter) -> float:
+        """The protection in force: one below 10 rises as 10 does, up to where it is whole."""
+        whole = float(param.settings["protection"])
+        return min(whole, max(whole, 10.0) * self.strength())
+
     def interval(self) -> float:
         """Steps of a window of the clock; 0 without one."""
         every = self.first["consolidate_every"]
@@ -443,7 +448,7 @@ class Reference:
         before = math.sqrt(sum(float((updates[i] ** 2).sum()) for i in held))
         for i in held:
             param = pairs[i][0]
-            damping = param.settings["protection"] * self.strength()
+            damping = self.damping(param)
             lr = param.settings["lr"]
             stiffness = clock.INTERVAL * damping * param.settings["pull"] * unit
             if self.base == "sgd" and lr:
