@@ -109,18 +109,18 @@ def train(optimizer: SALOptimizer, model: Callable[[Tensor], Tensor], part: slic
 def collectives(way: str, kwargs: dict[str, Any] | None = None) -> list[int]:
     """How many a step takes: a first one, one that is measured, one later, one that consolidates.
 
-    And how many a look and a consolidation by hand take.
+    And one after it whose slope is measured; and how many a look and a consolidation by hand take.
     """
     model = placed(Parameters(), way)
     params = list(model.parameters())
     optimizer = make("SALAdam", params, **(kwargs or {}))
     counts = []
-    for index, grads in enumerate(gradients(60, ())):
+    for index, grads in enumerate(gradients(66, ())):
         give(params, grads)
         before = consolidations(optimizer)
         with CommDebugMode() as mode:
             optimizer.step()
-        if index in (0, 1, 30) or consolidations(optimizer) > before:
+        if index in (0, 1, 30, 65) or consolidations(optimizer) > before:
             counts.append(mode.get_total_counts())
     with CommDebugMode() as mode:
         optimizer.diagnostics()

@@ -128,9 +128,9 @@ def test_collectives_of_a_step(pool: Pool, way: str, number: int) -> None:
     if way == "hybrid" and pool.world == 2:
         pytest.skip("two copies of one part each need none")
     for counts in pool(jobs.collectives, way):
-        # Projections of gathered gradients are sums over all as well, and so is the length of an
-        # update, on every sixteenth step.
-        assert counts == [2 * number, 2 * number, number, number, 0]
+        # Slopes from the anchor are sums over all as well, and so is the length of an update, on
+        # every sixteenth step.
+        assert counts == [number, 2 * number, number, number, 2 * number, 0]
 
 
 def test_diagnostics_on_one_rank(pool: Pool) -> None:
