@@ -25,8 +25,9 @@ from sal_optim.utils.rounding import wide
 
 # The decay of the slope's statistics, of one step in four.
 RECENT = 0.9
-# The largest that is told: a slope without any noise has no finite one.
-LARGEST = 1e6
+# The least standard deviation of the cosine that is told: weights that settle still go downhill a
+# little, without much noise.
+LEAST = 0.05
 
 
 def listens(state: DetectorState, every: Any) -> bool:
@@ -80,9 +81,8 @@ def begin(state: DetectorState) -> None:
 def descent(state: DetectorState) -> float | None:
     """By how many of its standard deviations the mean slope is below 0; None if not known yet.
 
-    Without a unit: neither the learning rate nor the size of the network or of the loss is in it.
+    Without a unit: neither the learning rate nor the size of the loss is in it.
     """
     if state["slope_steps"] < SLOPE.warmup:
         return None
-    falls, deviation = -state["slope_mean"], math.sqrt(state["slope_variance"])
-    return falls / max(deviation, abs(falls) / LARGEST) if falls else 0.0
+    return -state["slope_mean"] / max(math.sqrt(state["slope_variance"]), LEAST)

@@ -61,16 +61,16 @@ def test_it_has_no_unit(scale: float) -> None:
     draw = random.Random(0)
     slopes = [draw.gauss(-1.0, 1.0) for _ in range(20)]
     usual = descent.descent(heard(slopes))
-    scaled = heard([slope * scale for slope in slopes], moved=16.0 * scale)
-    other = heard([slope * scale for slope in slopes], norm=7.0 * scale)
+    scaled = heard([slope * scale for slope in slopes], moved=4.0 * scale**2)
+    other = heard([slope * scale for slope in slopes], norm=scale)
     assert descent.descent(scaled) == pytest.approx(usual)
     assert descent.descent(other) == pytest.approx(usual)
 
 
-def test_a_slope_without_noise_has_a_finite_one() -> None:
-    assert descent.descent(heard([-0.5] * 10)) == descent.LARGEST
-    assert descent.descent(heard([0.5] * 10)) == -descent.LARGEST
-    assert descent.descent(heard([0.0] * 10)) == 0.0
+@pytest.mark.parametrize("cosine", [-1.0, -0.02, 0.0, 0.3])
+def test_a_slope_without_noise_counts_by_its_cosine(cosine: float) -> None:
+    found = descent.descent(heard([2.0 * cosine] * 10))
+    assert found == pytest.approx(-cosine / descent.LEAST)
 
 
 def test_of_a_few_steps_nothing_is_told() -> None:

@@ -373,8 +373,7 @@ class Reference:
         """How surely the loss falls along the way from the anchor: a signal-to-noise ratio."""
         if self.slope.steps < 8:
             return None
-        deviation = math.sqrt(self.slope.variance)
-        return -self.slope.mean / deviation if deviation else 0.0
+        return -self.slope.mean / max(math.sqrt(self.slope.variance), 0.05)
 
     def look_back(self, watched: list[tuple[Parameter, Tensor]], norm: float) -> None:
         """The cosine between the gradient and the way from the anchor."""
