@@ -79,6 +79,7 @@ def new_detector() -> DetectorState:
         "pool": 0.0,  # the sum of the last norms, and how many they are
         "pool_steps": 0.0,
         "novelty": 0.0,  # the last one
+        "downhill": 0.0,  # steep slopes in a row
         "told_recent": 0.0,  # the mean of the last ten losses or so, none above the threshold
         "calm": 0.0,  # 1 where this step's loss was told, and losses are no larger than they were
         "told_sum": 0.0,  # of the losses that this window was told, and how many they are

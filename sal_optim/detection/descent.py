@@ -28,6 +28,9 @@ RECENT = 0.9
 # The least standard deviation of the cosine that is told: weights that settle still go downhill a
 # little, without much noise.
 LEAST = 0.05
+# Of a network that learns fast: the cosine of each of so many slopes in a row. After a change of
+# the data weights soon go another way than they have come.
+STEEP, RUNNING = 0.1, 3.0
 
 
 def listens(state: DetectorState, every: Any) -> bool:
@@ -70,12 +73,20 @@ def hear(state: DetectorState, slope: float, moved: float, norm: float) -> None:
     """
     size = norm * math.sqrt(max(moved, 0.0))
     if 0.0 < size < math.inf and math.isfinite(slope):
-        record(state, slope / size, beta=RECENT, signal=SLOPE)
+        cosine = slope / size
+        record(state, cosine, beta=RECENT, signal=SLOPE)
+        state["downhill"] = state["downhill"] + 1.0 if cosine < -STEEP else 0.0
 
 
 def begin(state: DetectorState) -> None:
     """Forget what was heard: the anchor has moved to where other data begins."""
     begin_segment(state, SLOPE)
+    state["downhill"] = 0.0
+
+
+def breaks_through(state: DetectorState) -> bool:
+    """Whether the network learns fast just now: the last slopes were all steep."""
+    return state["downhill"] >= RUNNING
 
 
 def descent(state: DetectorState) -> float | None:

@@ -7,6 +7,7 @@ where tasks blend into each other.
 """
 
 from sal_optim.detection.change_detector import NOVELTY, DetectorState, begin_segment, observe
+from sal_optim.detection.descent import breaks_through
 
 # The threshold on it. The share has little noise, and no heavy tails.
 SETTINGS = {"tau0": 1.25, "alpha": 2.0, "stats_beta": 0.95}
@@ -34,4 +35,4 @@ def hear(state: DetectorState, damped: float, norm: float) -> bool:
     if verdict.change:
         begin_segment(state, NOVELTY)
     # A network that learns something at last has other gradients, and a loss that falls.
-    return verdict.change and not calm
+    return verdict.change and not calm and not breaks_through(state)

@@ -102,3 +102,23 @@ def test_what_is_no_slope_is_not_heard(slope: float, moved: float, norm: float) 
     before = dict(state)
     descent.hear(state, slope, moved, norm)
     assert state == before
+
+
+@pytest.mark.parametrize(
+    ("cosines", "fast"),
+    [
+        ([-0.3, -0.2, -0.15], True),
+        ([0.2, -0.3, -0.2, -0.15], True),
+        ([-0.3, -0.2], False),
+        ([-0.3, -0.2, -0.05], False),
+        ([-0.3, -0.2, -0.15, 0.1], False),
+        ([-0.3, 0.0, -0.2, -0.15], False),
+    ],
+)
+def test_a_network_that_learns_fast_goes_downhill_in_each_step(
+    cosines: list[float], fast: bool
+) -> None:
+    state = heard([2.0 * cosine for cosine in cosines])
+    assert descent.breaks_through(state) is fast
+    descent.begin(state)
+    assert not descent.breaks_through(state)

@@ -263,6 +263,7 @@ class Reference:
         self.pool: list[float] = []
         self.novelty = Signal(*novelty.SETTINGS.values(), 0, 8)
         self.slope = Signal(0.0, 0.0, descent.RECENT, 0, 8)
+        self.cosines: list[float] = []
 
     # ------------------------------------------------------------------ the change detector
 
@@ -362,6 +363,7 @@ class Reference:
             self.consolidations += 1
             if ended:
                 self.slope.begin_segment()
+                self.cosines = []
             else:
                 falls = self.descent()
                 waits = 1.0 if falls is None else max(0.0, falls / clock.LEARNING)
@@ -384,10 +386,10 @@ class Reference:
             if param.anchor is not None
         ]
         length = math.sqrt(sum(float((way * way).sum()) for way, _ in ways))
-        if length:
-            self.slope.record(sum(float((way * g).sum()) for way, g in ways) / length / norm)
-        elif known and not ways:
-            self.slope.record(0.0)
+        if length or (known and not ways):
+            slope = sum(float((way * g).sum()) for way, g in ways)
+            self.cosines.append(slope / length / norm if length else 0.0)
+            self.slope.record(self.cosines[-1])
 
     # ------------------------------------------------------------------ the step
 
@@ -438,7 +440,8 @@ class Reference:
         whole = sum(float((g * g).sum()) for _, g in pairs)
         if free > 0 and whole > 0 and self.novelty.judge(free / whole)[1]:
             self.novelty.begin_segment()
-            self.firm = True
+            steep = [cosine < -0.1 for cosine in self.cosines[-3:]]
+            self.firm = self.firm or not (len(steep) == 3 and all(steep))
 
     def move(self, pairs: list[tuple[Parameter, Tensor]], unit: float, *, measures: bool) -> None:
         """One step of the base, by protected gradients."""
