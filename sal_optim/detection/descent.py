@@ -81,6 +81,11 @@ def hear(state: DetectorState, slope: float, moved: float, norm: float) -> None:
 def begin(state: DetectorState) -> None:
     """Forget what was heard: the anchor has moved to where other data begins."""
     begin_segment(state, SLOPE)
+    interrupt(state)
+
+
+def interrupt(state: DetectorState) -> None:
+    """A gradient is surprising: its slope is not heard, and what was heard before says less."""
     state["downhill"] = 0.0
 
 

@@ -204,6 +204,8 @@ class Judge(Holder):
         elif pooled.hear(detector, min(norm, most), settings):
             self._changed(detector, firm=not is_ready(detector, NOVELTY))
         hear_norm(detector, norm)
+        if verdict.surprising:
+            descent.interrupt(detector)
         return not (verdict.surprising or pooled.suspects(detector))
 
     def _changed(self, detector: DetectorState, *, firm: bool) -> None:

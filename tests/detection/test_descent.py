@@ -118,7 +118,9 @@ def test_what_is_no_slope_is_not_heard(slope: float, moved: float, norm: float) 
 def test_a_network_that_learns_fast_goes_downhill_in_each_step(
     cosines: list[float], fast: bool
 ) -> None:
-    state = heard([2.0 * cosine for cosine in cosines])
-    assert descent.breaks_through(state) is fast
-    descent.begin(state)
-    assert not descent.breaks_through(state)
+    slopes = [2.0 * cosine for cosine in cosines]
+    for forget in (descent.begin, descent.interrupt):
+        state = heard(slopes)
+        assert descent.breaks_through(state) is fast
+        forget(state)
+        assert not descent.breaks_through(state)

@@ -290,6 +290,7 @@ class Reference:
         if self.consolidations:
             self.unit = max(self.unit, min(norm, self.last))
         self.last = norm
+        self.cosines = [] if surprising else self.cosines
         return not (surprising or self.pooled.suspicion > 0)
 
     def joined(self, watched: list[tuple[Parameter, Tensor]], size: int) -> bool:
