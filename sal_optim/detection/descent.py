@@ -13,12 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sal_optim.detection.change_detector import (
-    SLOPE,
-    DetectorState,
-    begin_segment,
-    record,
-)
+from sal_optim.detection.change_detector import SLOPE, DetectorState, begin_segment, record
 from sal_optim.detection.grad_norm import joined
 from sal_optim.sharding.dtensor import Sharding, totals
 from sal_optim.utils.rounding import wide
