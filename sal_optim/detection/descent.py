@@ -92,7 +92,8 @@ def breaks_through(state: DetectorState) -> bool:
 def descent(state: DetectorState) -> float | None:
     """By how many of its standard deviations the mean slope is below 0; None if not known yet.
 
-    Without a unit: neither the learning rate nor the size of the loss is in it.
+    Without a unit: neither the learning rate nor the size of the loss is in it. The deviation
+    counts as ``LEAST`` at least.
     """
     if state["slope_steps"] < SLOPE.warmup:
         return None

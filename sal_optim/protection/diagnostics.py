@@ -61,9 +61,9 @@ def diagnose(controller: "ProtectionController", spectrum: dict[str, float]) -> 
     - ``innovation_cost``: the root of the mean of ``s**2``, which is norm(s·g) / norm(g) of a
       gradient g whose elements are of one size.
     - ``surprise``, ``threshold``: the last gradient norm over its mean, and what that was held to.
-    - ``descent``: by how many of its standard deviations the mean slope of the loss, along the way
-      from the anchor, is below 0 (0 until it is known); where it is above 1 the network still
-      learns, and protection that nothing has called for waits.
+    - ``descent``: by how many of its standard deviations, 0.05 at least, the mean cosine of the
+      gradient and the way from the anchor is below 0 (0 until it is known); where it is above 1
+      the network still learns, and protection that nothing has called for waits.
     - ``consolidations``: their number, by the clock, at changes and by ``consolidate()``;
       ``changes``: those at a detected change.
     - ``drift``: ``norm(w - anchor) / norm(anchor)``; 0 before the first consolidation and where no
