@@ -17,8 +17,10 @@ from sal_optim.protection.judge import Decision
 from sal_optim.sharding.dtensor import PLAIN, plain
 from sal_optim.utils.rounding import on_host
 
-# The most that the protected gradients of plain gradient descent are scaled up by.
-LARGEST_GAIN = 3.0
+# The most that the protected gradients of plain gradient descent are scaled up by, and the most
+# that they are then longer than gradients are in the mean of the last steps.
+LARGEST_GAIN = 10.0
+LONGEST = 1.5
 
 
 def descends(optimizer: Optimizer) -> bool:
@@ -88,12 +90,14 @@ def regain_norm(blocks: list[Block], grads: list[Tensor], decision: Decision) ->
     """Scale protected gradients to the norm of those they stand for, in place.
 
     Damping shortens them where the data is the one that importance is of. Without this, gradient
-    descent would learn more slowly there.
+    descent would learn more slowly there. What is left points where little is known of the loss,
+    so that a leap of the norm is not made up for.
     """
     before = joined(norms_of(blocks, decision)).norm()
     after = joined(norms(grads, [block.sharding for block in blocks])).norm()
-    factor = (before / after.clamp_min(torch.finfo(after.dtype).tiny)).clamp(1.0, LARGEST_GAIN)
-    factor = factor.nan_to_num(1.0)
+    usual = decision.loss_scale * math.hypot(*(b.state["grad_norm_mean"] for b in blocks))
+    factor = before.clamp_max(LONGEST * usual) / after.clamp_min(torch.finfo(after.dtype).tiny)
+    factor = factor.clamp(1.0, LARGEST_GAIN).nan_to_num(1.0)
     torch._foreach_mul_(grads, float(factor) if on_host(factor) else factor)
 
 

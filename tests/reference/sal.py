@@ -460,7 +460,9 @@ class Reference:
         if self.base == "sgd" and held:
             # The step of gradient descent is as long as its gradient.
             after = math.sqrt(sum(float((updates[i] ** 2).sum()) for i in held))
-            factor = min(max(1.0, before / (after + _TINY)), gradients.LARGEST_GAIN)
+            usual = math.sqrt(sum(pairs[i][0].norm_mean ** 2 for i in held))
+            wanted = min(before, gradients.LONGEST * usual) / (after + _TINY)
+            factor = min(max(1.0, wanted), gradients.LARGEST_GAIN)
             for i in held:
                 updates[i] = updates[i] * factor
         for (param, _), update in zip(pairs, updates, strict=True):
