@@ -17,10 +17,10 @@ from sal_optim.protection.judge import Decision
 from sal_optim.sharding.dtensor import PLAIN, plain
 from sal_optim.utils.rounding import on_host
 
-# The most that the protected gradients of plain gradient descent are scaled up by, and the most
-# that they are then longer than gradients are in the mean of the last steps.
+# The most that the protected gradients of plain gradient descent are scaled up by, and how many
+# standard deviations they are then above the mean norm of the last steps at most.
 LARGEST_GAIN = 10.0
-LONGEST = 1.5
+DEVIATIONS = 0.75
 
 
 def descends(optimizer: Optimizer) -> bool:
@@ -95,10 +95,16 @@ def regain_norm(blocks: list[Block], grads: list[Tensor], decision: Decision) ->
     """
     before = joined(norms_of(blocks, decision)).norm()
     after = joined(norms(grads, [block.sharding for block in blocks])).norm()
-    usual = decision.loss_scale * math.hypot(*(b.state["grad_norm_mean"] for b in blocks))
-    factor = before.clamp_max(LONGEST * usual) / after.clamp_min(torch.finfo(after.dtype).tiny)
+    most = decision.loss_scale * _usual_norm(blocks)
+    factor = before.clamp_max(most) / after.clamp_min(torch.finfo(after.dtype).tiny)
     factor = factor.clamp(1.0, LARGEST_GAIN).nan_to_num(1.0)
     torch._foreach_mul_(grads, float(factor) if on_host(factor) else factor)
+
+
+def _usual_norm(blocks: Sequence[Block]) -> float:
+    """The longest that gradients of some blocks are as a rule, by their running statistics."""
+    mean = math.hypot(*(block.state["grad_norm_mean"] for block in blocks))
+    return mean + DEVIATIONS * math.sqrt(sum(block.state["grad_norm_var"] for block in blocks))
 
 
 def norms_of(blocks: Sequence[Block], decision: Decision) -> list[Tensor]:

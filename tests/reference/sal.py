@@ -461,7 +461,8 @@ class Reference:
             # The step of gradient descent is as long as its gradient.
             after = math.sqrt(sum(float((updates[i] ** 2).sum()) for i in held))
             usual = math.sqrt(sum(pairs[i][0].norm_mean ** 2 for i in held))
-            wanted = min(before, gradients.LONGEST * usual) / (after + _TINY)
+            spread = math.sqrt(sum(pairs[i][0].norm_variance for i in held))
+            wanted = min(before, usual + gradients.DEVIATIONS * spread) / (after + _TINY)
             factor = min(max(1.0, wanted), gradients.LARGEST_GAIN)
             for i in held:
                 updates[i] = updates[i] * factor
