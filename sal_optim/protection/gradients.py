@@ -95,13 +95,13 @@ def regain_norm(blocks: list[Block], grads: list[Tensor], decision: Decision) ->
     """
     before = joined(norms_of(blocks, decision)).norm()
     after = joined(norms(grads, [block.sharding for block in blocks])).norm()
-    most = decision.loss_scale * _usual_norm(blocks)
+    most = decision.loss_scale * usual_norm(blocks)
     factor = before.clamp_max(most) / after.clamp_min(torch.finfo(after.dtype).tiny)
     factor = factor.clamp(1.0, LARGEST_GAIN).nan_to_num(1.0)
     torch._foreach_mul_(grads, float(factor) if on_host(factor) else factor)
 
 
-def _usual_norm(blocks: Sequence[Block]) -> float:
+def usual_norm(blocks: Sequence[Block]) -> float:
     """The longest that gradients of some blocks are as a rule, by their running statistics."""
     mean = math.hypot(*(block.state["grad_norm_mean"] for block in blocks))
     return mean + DEVIATIONS * math.sqrt(sum(block.state["grad_norm_var"] for block in blocks))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -12,6 +15,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 
 from sal_optim.protection import anchor
+from sal_optim.protection import gradients as protected
+from sal_optim.protection.statistics import track
 from sal_optim.sharding import stacked
 from tests.distributed import checkpoints
 from tests.distributed.jobs import STEPS, follow, gradients, make, outcome, train
@@ -89,9 +94,18 @@ def alone(
             block.elements = numbers  # type: ignore[attr-defined]
     optimizer = make(name, [block for blocks in parts for block in blocks], **kwargs)
     found = []
-    with parts_of((numbered(p), blocks) for p, blocks in zip(whole, parts, strict=True)):
+    # The usual norm is that of whole parameters.
+    states: list[dict[str, Any]] = [{"grad_norm_mean": 0.0, "grad_norm_var": 0.0} for _ in whole]
+    wholes: list[Any] = [SimpleNamespace(state=state) for state in states]
+    of_wholes = functools.partial(protected.usual_norm, wholes)
+    with (
+        parts_of((numbered(p), blocks) for p, blocks in zip(whole, parts, strict=True)),
+        mock.patch.object(protected, "usual_norm", side_effect=lambda _: of_wholes()),
+    ):
         for step in range(STEPS):
             count = consolidations(optimizer)
+            norms = [float(grad.norm()) for grad in gradients()[step]]
+            track(states, norms, optimizer.param_groups[0]["stats_beta"])
             for blocks, grad in zip(parts, gradients()[step], strict=True):
                 for block, part in zip(blocks, cut(grad, way, world, rows), strict=True):
                     block.grad = part.clone()
