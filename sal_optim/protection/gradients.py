@@ -102,7 +102,10 @@ def regain_norm(blocks: list[Block], grads: list[Tensor], decision: Decision) ->
 
 
 def usual_norm(blocks: Sequence[Block]) -> float:
-    """The longest that gradients of some blocks are as a rule, by their running statistics."""
+    """The longest that gradients of some blocks are as a rule, by their running statistics.
+
+    Without the loss's scale, as these are.
+    """
     mean = math.hypot(*(block.state["grad_norm_mean"] for block in blocks))
     return mean + DEVIATIONS * math.sqrt(sum(block.state["grad_norm_var"] for block in blocks))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +15,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 
 from sal_optim.protection import anchor
 from sal_optim.protection import gradients as protected
+from sal_optim.protection.gradients import usual_norm
 from sal_optim.protection.statistics import track
 from sal_optim.sharding import stacked
 from tests.distributed import checkpoints
@@ -97,10 +97,9 @@ def alone(
     # The usual norm is that of whole parameters.
     states: list[dict[str, Any]] = [{"grad_norm_mean": 0.0, "grad_norm_var": 0.0} for _ in whole]
     wholes: list[Any] = [SimpleNamespace(state=state) for state in states]
-    of_wholes = functools.partial(protected.usual_norm, wholes)
     with (
         parts_of((numbered(p), blocks) for p, blocks in zip(whole, parts, strict=True)),
-        mock.patch.object(protected, "usual_norm", side_effect=lambda _: of_wholes()),
+        mock.patch.object(protected, "usual_norm", side_effect=lambda _: usual_norm(wholes)),
     ):
         for step in range(STEPS):
             count = consolidations(optimizer)
