@@ -72,6 +72,7 @@ class CommunicationLayer(Protection):
         for group in optimizer.param_groups:
             own_detector(group)
         self.controller = ProtectionController(optimizer, self._settings)
+        _ = self.controller.groups  # each has its protection now
         self._decision: Decision | None = None
         self._waiting: dict[Tensor, State] = {}  # of a checkpoint, see _fitted
         self._left: list[Tensor | None] = []  # the gradients that the optimizer was given
@@ -89,7 +90,9 @@ class CommunicationLayer(Protection):
         return _rebuilt, (self.optimizer, self._settings, self.controller.early)
 
     def __repr__(self) -> str:
-        settings = ", ".join(f"{name}={value!r}" for name, value in self._settings.items())
+        own = [group["protection"] for group in self.controller.groups]
+        now = {**self._settings, "protection": own[0] if len({*own}) == 1 else own}
+        settings = ", ".join(f"{name}={value!r}" for name, value in now.items())
         return f"CommunicationLayer({type(self.optimizer).__name__}, {settings})"
 
     def remove(self) -> None:

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from sal_optim.checkpoint.loading import checking
 from sal_optim.checkpoint.validation import fitted, is_own
 from sal_optim.config import SHARED_BY_ALL, check_alike, check_protection
+from sal_optim.protection import buffers
 from sal_optim.protection.base import Protection
 from sal_optim.protection.controller import ProtectionController
 from sal_optim.protection.fused import MOMENTS, fused, loss_scale_of, refuse_capture
@@ -119,9 +120,18 @@ class SALOptimizer(Protection, Optimizer):
         base = {*self._moments, *MOMENTS, "step"}
         return {name: value for name, value in state.items() if name not in base}
 
+    def __repr__(self) -> str:
+        """As in ``torch.optim``, without what the groups hold that is no setting."""
+        lines = [f"{type(self).__name__} ("]
+        for index, group in enumerate(self.param_groups):
+            lines.append(f"Parameter Group {index}")
+            shown = sorted(group.keys() - {"params", "threshold", buffers.KEY})
+            lines += [f"    {name}: {group[name]}" for name in shown]
+        return "\n".join([*lines, ")"])
+
     def __getstate__(self) -> dict[str, Any]:
         controller = self.controller
-        controller.diagnostics()  # what is underway arrives
+        controller.settle()  # what is underway arrives
         state: dict[str, Any] = super().__getstate__()
         early = {param: {**own, **self.state.get(param, {})}
                  for param, own in controller.early.items() if own}  # fmt: skip
@@ -222,6 +232,8 @@ class SALOptimizer(Protection, Optimizer):
         """Refuse what was changed since and does not fit; begin anew where moments were deleted."""
         if self._settings() != self.controller.checked:
             for group in self.param_groups:
+                for name, value in self._protection_defaults.items():
+                    group.setdefault(name, value)  # one that was appended by hand
                 group.update(check_protection(group))
                 check_alike(group, self.param_groups[0])
             self.controller.checked = self._settings()
@@ -243,7 +255,8 @@ class SALOptimizer(Protection, Optimizer):
         name = (*needed, "momentum_buffer")[0]
         moment = state.get(name)
         grad = param if param.grad is None else param.grad
-        if moment is not None and moment.dtype not in (param.dtype, grad.dtype):
+        cast = moment is not None and moment.dtype not in (param.dtype, grad.dtype)
+        if cast and group["protection"] > 0.0:
             raise ValueError(
                 f"Invalid params value: the state {name!r} is of {moment.dtype}, its parameter of "
                 f"{param.dtype}; when a parameter is cast, delete its entry of optimizer.state"
@@ -253,7 +266,7 @@ class SALOptimizer(Protection, Optimizer):
         return not (state.keys() >= set(needed) or state.keys() & others)
 
     def _settings(self) -> list[Any]:
-        return [group[name] for group in self.param_groups for name in PROTECTION_SETTINGS]
+        return [group.get(name) for group in self.param_groups for name in PROTECTION_SETTINGS]
 
     def _base_step(self) -> None:
         """The base optimizer's own step, without hooks, which belong to this one."""

@@ -9,6 +9,7 @@ sharded matrices to any number of processes.
 import os
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from sal_optim.checkpoint import checkpoint_folder
@@ -90,7 +91,8 @@ def load_importance(
     folder = os.path.isdir(text)
     shapes = {name: real_shape(param) for param, name in names.items()} if folder else {}
     content = checkpoint_folder.read(text, shapes) if folder else read(text)
-    loaded = put(controller, names, content, strict=strict)
+    with torch.inference_mode(False):  # or the state could not be trained with
+        loaded = put(controller, names, content, strict=strict)
     if all(group["protection"] == 0.0 for group in controller.groups):
         warn("load_importance() has loaded what protection=0 does not protect; set a protection")
     known = set(loaded)

@@ -212,8 +212,9 @@ def check_statistics(where: str, param: Tensor, group: dict[str, Any], state: St
     for name in names:
         if name not in state:
             raise KeyError(
-                f"{where} has no {name!r}, which {group['importance']} importance has; a state for "
-                "sharded and for whole parameters is made with importance='diagonal' alone"
+                f"{where} has no {name!r}, which {group['importance']} importance has; it was "
+                "saved with another importance, which has to be given here too, or of parameters "
+                "that were sharded otherwise, which needs importance='diagonal'"
             )
     if isinstance(state.get("anchor"), Tensor):
         names = {**names, **anchor.shapes(state, param)}

@@ -18,6 +18,7 @@ from sal_optim.protection.statistics import published_stability
 from sal_optim.sharding.dtensor import plain
 from sal_optim.utils import checks
 from sal_optim.utils.lazy_import import extra_package
+from sal_optim.utils.naming import unwrapped
 
 # The table's columns of numbers, as in a Row, and their formats. Titles are narrow enough for names
 # in a terminal of 80 columns.
@@ -98,12 +99,13 @@ def rows(optimizer: object, model: nn.Module) -> list[Row]:
     checks.model(model, groups)
     own = {id(param) for group in groups for param in group["params"]}
     found = []
-    for name, param in model.named_parameters():
+    named = dict(model.named_parameters())
+    for name, param in zip(unwrapped(named), named.values(), strict=True):
         if id(param) not in own:
             continue
         counts = count(controller, param)
-        importance, _ = controller.importance(param)
-        known = controller.state_of(param).get("evidence_weight", 0.0) > 0.0
+        known = controller.state_of(param).get("evidence_weight", 0.0) > 0.0 and counts.size > 0
+        importance = float(controller.importance(param)[0].float().mean()) if known else 0.0
         size = max(1, counts.size)
         row = Row(
             name=readable(name),
@@ -112,7 +114,7 @@ def rows(optimizer: object, model: nn.Module) -> list[Row]:
             neutral=(counts.size - counts.protected - counts.volatile) / size,
             volatile=counts.volatile / size if counts.size else 1.0,
             mean_gate=counts.gate / size if counts.size else 1.0,
-            importance=float(importance.float().mean()) if known and counts.size else 0.0,
+            importance=importance,
             drift=drift(controller, [param]),
             published=published_stability(controller.state_of(param)),
         )

@@ -44,7 +44,9 @@ class Protection:
 
         Optional: a change is noticed without it, also where gradients are clipped. A loss that is
         told says more: while it falls, protection that no change has called for waits; once it
-        rises again, that is in force. A number that is not finite, or not above 0, tells nothing.
+        rises again, that is in force. Of several numbers before one step, as of batches whose
+        gradients accumulate, their mean is heard. One that is not finite, or not above 0, tells
+        nothing.
 
         Args:
             numbers: ``loss``, the training loss, or ``norm``, the gradient's norm before it was

@@ -6,6 +6,7 @@ When to consolidate is for ``clock.py`` and the change detector; the mathematics
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from sal_optim.detection.change_detector import DetectorState
 from sal_optim.importance import State
@@ -133,6 +134,11 @@ def importance_of(param: Tensor, state: State, group: Group, damping: float) -> 
 
     With a damping it is importance as the step counts it.
     """
+    if is_lazy(param):
+        raise ValueError(
+            "Invalid param value: an uninitialized parameter; run the model once, which gives it a "
+            "shape"
+        )
     real = plain(param.detach())
     if state.get("evidence_weight", 0.0) == 0.0:
         return torch.zeros_like(real)

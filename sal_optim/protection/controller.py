@@ -168,7 +168,7 @@ class ProtectionController(Judge):
             heard[name] = number.detach()
         for name, told in heard.items():
             if not self.observing:
-                self.hear_told(name, told)
+                self.take_told(name, told)
 
     @contextlib.contextmanager
     def observe(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from sal_optim.detection.descent import descent
 from sal_optim.protection import anchor
@@ -87,7 +88,7 @@ def diagnose(controller: "ProtectionController", spectrum: dict[str, float]) -> 
 
 def count(controller: "ProtectionController", param: Tensor) -> Counts:
     """The scalars of one parameter, by stability."""
-    size = plain(param.detach()).numel()
+    size = 0 if is_lazy(param) else plain(param.detach()).numel()
     if controller.state_of(param).get("evidence_weight", 0.0) == 0.0 or not size:
         return Counts(size, 0, size, float(size))
     s = controller.stability(param)
@@ -104,8 +105,11 @@ def drift(controller: "ProtectionController", params: Iterable[Tensor]) -> float
     """How far parameters together are from their anchors, relative to the anchors' size."""
     moved = size = 0.0
     for param in params:
-        state, values = controller.state_of(param), plain(param.detach())
-        if "anchor" in state and state["evidence_weight"] > 0.0 and values.numel():
+        state = controller.state_of(param)
+        if "anchor" in state and state["evidence_weight"] > 0.0:
+            values = plain(param.detach())
+            if not values.numel():
+                continue
             kept = anchor.read(local_state(state), values.dtype)
             weights, there = _sample(values), _sample(kept)
             # A sample of a large tensor stands for the whole of it.

@@ -83,7 +83,8 @@ def _largest_stiffness(group: Group, damping: float) -> float:
     if lr is None or (isinstance(lr, Tensor) and not on_host(lr)) or float(lr) == 0.0:
         return math.inf
     left = 1.0 - float(momentum) if isinstance(momentum, (int, float)) else 1.0
-    return damping * max(left, 0.0) / float(lr)
+    # A schedule that goes on past its end leaves a rate below 0.
+    return damping * max(left, 0.0) / abs(float(lr))
 
 
 def regain_norm(blocks: list[Block], grads: list[Tensor], decision: Decision) -> None:

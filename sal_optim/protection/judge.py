@@ -77,6 +77,8 @@ class Judge(Holder):
         super().__init__(optimizer, settings)
         self._patience = Patience()
         self.observing = False  # whether steps gather and move nothing
+        # What the loop has told since the last step: by signal, the sum and how many.
+        self._told: dict[str, tuple[float, int]] = {}
         # Numbers on their way to the host, and who takes them when they have arrived.
         self._underway: list[tuple[Tensor, Any, Take]] = []
 
@@ -88,6 +90,7 @@ class Judge(Holder):
             loss_scale: factor that the gradients still carry.
         """
         self.settle()
+        self._hear_told()
         settings: Group = self.groups[0] if blocks else {}
         detector = self.detector
         decision = Decision(blocks, settings, detector, loss_scale=loss_scale)
@@ -243,22 +246,30 @@ class Judge(Holder):
         numbers = torch.cat([numbers, norm.to(numbers.dtype).reshape(1)])
         self.send(numbers, lambda judge, values: descent.hear(judge.detector, *values))
 
-    def hear_told(self, name: str, number: Tensor) -> None:
-        """Pass on a number that the training loop tells, 0-dim."""
+    def take_told(self, name: str, number: Tensor) -> None:
+        """Take a number that the training loop tells, 0-dim; the next step hears the mean."""
 
-        def hear(judge: Judge, values: list[float]) -> None:
-            detector, groups = judge.detector, judge.groups
-            if not groups:
+        def take(judge: Judge, values: list[float]) -> None:
+            if math.isfinite(values[0]):
+                total, count = judge._told.get(name, (0.0, 0))
+                judge._told[name] = total + values[0], count + 1
+
+        self.send(number.reshape(1), take)
+
+    def _hear_told(self) -> None:
+        """Judge what was told since the step before: of several batches, their mean."""
+        heard, self._told = self._told, {}
+        for name, (total, count) in heard.items():
+            if not self.groups:
                 return
-            change = told.hear(detector, name, values[0], groups[0])
+            detector = self.detector
+            change = told.hear(detector, name, total / count, self.groups[0])
             if change and is_ready(detector):
-                judge._changed(detector, firm=True)
+                self._changed(detector, firm=True)
             elif change or told.bears_out(detector):
                 # A segment has just begun: what it has gathered is of the data that the signal
                 # tells of, and no end of it.
                 detector["firm"] = 1.0
-
-        self.send(number.reshape(1), hear)
 
     def measure(self, decision: Decision) -> None:
         """Take the lengths of the steps that led here from the weights before."""
@@ -343,5 +354,6 @@ class Judge(Holder):
             take(self, host.tolist())
 
     def forget(self) -> None:
-        """Drop what is underway."""
+        """Drop what is underway, and what was told."""
         self._underway.clear()
+        self._told.clear()

@@ -112,6 +112,7 @@ def test_a_signal_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     optimizer = SALAdam([torch.nn.Parameter(torch.zeros(3))])
     for _ in range(20):
         optimizer.tell(perplexity=2.0)
+        optimizer.step()
     assert optimizer.param_groups[0]["threshold"]["perplexity_mean"] == pytest.approx(2.0)
 
 
@@ -121,6 +122,7 @@ def test_what_tells_nothing(number: float, kind: Callable[[float], Any]) -> None
     """A loss that is not finite among them: the run may go on, as without being told."""
     optimizer = SALAdam([torch.nn.Parameter(torch.zeros(3))])
     optimizer.tell(loss=kind(number))
+    optimizer.step()
     assert optimizer.controller.detector["loss_steps"] == 0.0
 
 
@@ -136,6 +138,7 @@ def test_bad_numbers(numbers: dict[str, float], words: str) -> None:
     optimizer = SALAdam([torch.nn.Parameter(torch.zeros(3))])
     with pytest.raises((ValueError, TypeError), match=words):
         optimizer.tell(norm=1.0, **numbers)
+    optimizer.step()
     assert optimizer.controller.detector["norm_steps"] == 0.0
 
 
@@ -149,6 +152,30 @@ def test_a_float_is_heard_whole_whatever_the_default_dtype() -> None:
     torch.set_default_dtype(torch.bfloat16)
     try:
         optimizer.tell(loss=2.123)
+        optimizer.step()
     finally:
         torch.set_default_dtype(torch.float32)
     assert optimizer.param_groups[0]["threshold"]["loss_mean"] == pytest.approx(2.123, abs=1e-6)
+
+
+def test_losses_told_before_one_step_are_one() -> None:
+    """Of batches whose gradients accumulate; one bad step is then no change."""
+    heard = []
+    for parts in (1, 4):
+        optimizer = SALAdam([torch.nn.Parameter(torch.ones(2))])
+        for step in range(60):
+            loss = 9.0 if step == 50 else 2.0
+            for part in range(parts):
+                optimizer.tell(loss=loss + part - (parts - 1) / 2)
+            optimizer.step()
+        heard.append(dict(optimizer.controller.detector))
+    assert heard[0]["loss_steps"] == 60.0  # a confirmed change begins to count anew
+    assert heard[1] == heard[0]
+
+
+def test_a_loss_that_is_not_finite_leaves_those_beside_it() -> None:
+    optimizer = SALAdam([torch.nn.Parameter(torch.ones(2))])
+    for loss in (2.0, math.nan, torch.tensor(math.inf), 4.0):
+        optimizer.tell(loss=loss)
+    optimizer.step()
+    assert optimizer.controller.detector["loss_mean"] == 3.0

@@ -366,3 +366,12 @@ def test_what_is_refused() -> None:
     params[0].grad = torch.zeros(6, 5).to_sparse()
     with pytest.raises(RuntimeError, match="sparse"):
         optimizer.step()
+
+
+def test_each_group_has_its_protection_from_the_start() -> None:
+    optimizer = torch.optim.SGD(make_params(), lr=0.1)
+    layer = CommunicationLayer(optimizer, protection=20.0)
+    optimizer.param_groups[0]["protection"] *= 0.5
+    assert "protection=10.0" in repr(layer)
+    layer.remove()
+    assert repr(CommunicationLayer(optimizer, protection=5.0)).count("protection=10.0") == 1

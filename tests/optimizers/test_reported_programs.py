@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import threading
 import warnings
 from pathlib import Path
@@ -22,6 +23,7 @@ from sal_optim import (
     load_importance,
     save_importance,
 )
+from sal_optim.monitoring.report import rows
 
 FAMILY = [SALAdam, SALAdamW, SALSGD, SALLion, SALMuon]
 
@@ -193,3 +195,86 @@ def test_what_is_called_in_a_hook_of_the_step(cls: Any) -> None:
     assert protection.stability(model[2].weight)[:4].max() > 0.0
     train(optimizer, model, 5)
     assert all(param.isfinite().all() for param in model.parameters())
+
+
+@pytest.mark.parametrize("layered", [False, True])
+@pytest.mark.parametrize("rate", [-1e-19, -1e-6])
+def test_a_rate_just_below_0_is_no_leap(rate: float, layered: bool) -> None:
+    """A schedule that goes on past its end leaves one."""
+    torch.manual_seed(0)
+    model = network()
+    given = {"lr": 5e-2, "momentum": 0.9}
+    optimizer: Any = (torch.optim.SGD if layered else SALSGD)(model.parameters(), **given)
+    protection = CommunicationLayer(optimizer) if layered else optimizer
+    train(optimizer, model, 100)
+    protection.consolidate()
+    train(optimizer, model, 10)
+    before = copy.deepcopy(model)
+    optimizer.param_groups[0]["lr"] = rate
+    train(optimizer, model, 8)
+    for mine, theirs in zip(model.parameters(), before.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0.0, atol=1e-4)
+        assert float(optimizer.state[mine]["momentum_buffer"].abs().max()) < 10.0
+
+
+@pytest.mark.parametrize("cls", [SALAdamW, SALSGD])
+def test_an_optimizer_of_lazy_parameters_can_be_copied_and_shown(cls: Any) -> None:
+    model = nn.Sequential(nn.LazyLinear(6), nn.Linear(6, 4))
+    optimizer = cls(model.named_parameters(), lr=1e-2)
+    known = copy.deepcopy(optimizer).diagnostics()
+    assert known == pickle.loads(pickle.dumps(optimizer)).diagnostics() == optimizer.diagnostics()
+    assert [row.size for row in rows(optimizer, model)] == [0, 0, 24, 4]
+    with pytest.raises(ValueError, match="uninitialized"):
+        optimizer.stability(model[0].weight)
+    train(optimizer, model, 2)
+    assert [row.size for row in rows(optimizer, model)] == [48, 6, 24, 4]
+
+
+def test_a_group_that_was_appended_has_the_defaults() -> None:
+    model, other = network(), nn.Linear(4, 4)
+    optimizer = SALAdamW(model.parameters(), protection=7.0)
+    optimizer.param_groups.append(torch.optim.AdamW(other.parameters()).param_groups[0])
+    train(optimizer, nn.Sequential(model, other), 70)
+    assert optimizer.param_groups[1]["protection"] == 7.0
+    assert float(optimizer.stability(other.weight).max()) > 0.0
+
+
+def test_importance_is_loaded_under_inference_mode(tmp_path: Path) -> None:
+    model, path = network(), tmp_path / "importance.safetensors"
+    first = SALAdamW(model.named_parameters())
+    train(first, model, 8)
+    first.consolidate()
+    save_importance(first, path)
+    second = SALAdamW(model.named_parameters())
+    with torch.inference_mode():
+        load_importance(second, path)
+    train(second, model, 10)
+    second.consolidate()
+    assert second.diagnostics()["consolidations"] == 2.0
+
+
+def test_repr_is_as_long_as_torchs() -> None:
+    model = nn.Sequential(nn.Linear(8, 64), nn.BatchNorm1d(64), nn.Linear(64, 4))
+    optimizer = SALAdamW(model.parameters())
+    train(optimizer, model, 2)
+    optimizer.consolidate(model=model)
+    shown = repr(optimizer)
+    assert "protection: 10" in shown
+    assert "lr: 0.001" in shown
+    assert len(shown) < 2 * len(repr(torch.optim.AdamW(model.parameters())))
+
+
+def test_sgd_without_protection_goes_on_after_a_cast() -> None:
+    """As torch.optim's does."""
+    ends = []
+    for cls, settings in ((torch.optim.SGD, {}), (SALSGD, {"protection": 0.0})):
+        torch.manual_seed(0)
+        model = nn.Linear(8, 4)
+        optimizer: Any = cls(model.parameters(), lr=0.1, momentum=0.9, **settings)
+        train(optimizer, model, 2)
+        model.double()
+        optimizer.zero_grad()
+        model(torch.ones(2, 8, dtype=torch.float64)).square().mean().backward()
+        optimizer.step()
+        ends.append(model)
+    assert_alike(*ends)
