@@ -27,6 +27,28 @@ SHARE = math.sqrt((1.0 - RECENT) / (1.0 + RECENT))
 RISEN, BORNE_OUT = 3.0, 4.0
 
 
+class Told:
+    """What was told since the last step: numbers by signal, of which the step hears the mean."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, list[float]] = {}
+
+    def add(self, name: str, number: float) -> None:
+        """Take one number; one that is not finite tells nothing."""
+        if math.isfinite(number):
+            self._numbers.setdefault(name, []).append(number)
+
+    def means(self) -> list[tuple[str, float]]:
+        """The mean of each signal, as of the batches of one step; what was told is then heard."""
+        found = [(name, sum(of) / len(of)) for name, of in self._numbers.items()]
+        self._numbers.clear()
+        return found
+
+    def clear(self) -> None:
+        """Forget what was told."""
+        self._numbers.clear()
+
+
 def hear(state: DetectorState, name: str, value: float, settings: dict[str, Any]) -> bool:
     """Judge one number; return whether it confirms a change.
 

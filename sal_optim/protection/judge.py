@@ -77,8 +77,7 @@ class Judge(Holder):
         super().__init__(optimizer, settings)
         self._patience = Patience()
         self.observing = False  # whether steps gather and move nothing
-        # What the loop has told since the last step: by signal, the sum and how many.
-        self._told: dict[str, tuple[float, int]] = {}
+        self._told = told.Told()
         # Numbers on their way to the host, and who takes them when they have arrived.
         self._underway: list[tuple[Tensor, Any, Take]] = []
 
@@ -247,23 +246,16 @@ class Judge(Holder):
         self.send(numbers, lambda judge, values: descent.hear(judge.detector, *values))
 
     def take_told(self, name: str, number: Tensor) -> None:
-        """Take a number that the training loop tells, 0-dim; the next step hears the mean."""
-
-        def take(judge: Judge, values: list[float]) -> None:
-            if math.isfinite(values[0]):
-                total, count = judge._told.get(name, (0.0, 0))
-                judge._told[name] = total + values[0], count + 1
-
-        self.send(number.reshape(1), take)
+        """Take a number that the training loop tells, 0-dim, for the next step to hear."""
+        self.send(number.reshape(1), lambda judge, values: judge._told.add(name, values[0]))
 
     def _hear_told(self) -> None:
-        """Judge what was told since the step before: of several batches, their mean."""
-        heard, self._told = self._told, {}
-        for name, (total, count) in heard.items():
-            if not self.groups:
-                return
-            detector = self.detector
-            change = told.hear(detector, name, total / count, self.groups[0])
+        heard = self._told.means()
+        if not heard or not self.groups:
+            return
+        detector, groups = self.detector, self.groups
+        for name, mean in heard:
+            change = told.hear(detector, name, mean, groups[0])
             if change and is_ready(detector):
                 self._changed(detector, firm=True)
             elif change or told.bears_out(detector):
