@@ -225,7 +225,7 @@ def safetensors() -> Any:
 
 
 def path_text(path: Any) -> str:
-    """A path as text; raises TypeError for anything else."""
+    """A path as text, with the home of ``~``; raises TypeError for anything else."""
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"Invalid path value: {path!r}; path must be text or a path")
-    return os.fsdecode(path)
+    return os.path.expanduser(os.fsdecode(path))

@@ -236,6 +236,8 @@ def tell(protection: Protection, model: nn.Module, **numbers: Any) -> None:
     Every process must call it alike: a process has the loss of its own batch, and the mean counts.
     """
     for name, number in numbers.items():
+        if getattr(number, "ndim", None) == 0 and not isinstance(number, Tensor):
+            number = number.item()  # of numpy
         if isinstance(number, float) or (isinstance(number, Tensor) and number.numel() == 1):
             protection.tell(**{name: _averaged(number, model) if name == "loss" else number})
 

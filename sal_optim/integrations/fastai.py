@@ -55,8 +55,11 @@ class SALCallback(Callback):
         )
         if not self._begun:
             names = [*_SHOWN, *(["old_loss"] if self._continual.probed is not None else [])]
-            learn.metrics = [*learn.metrics, *map(self._metric, names)]
+            shown = {metric.name for metric in learn.metrics}
+            new = [name for name in names if f"sal/{name}" not in shown]
+            learn.metrics = [*learn.metrics, *map(self._metric, new)]
         self._begun = True
+        learn.add_cb(_End(self._continual))
 
     def after_batch(self) -> None:
         """Tell the loss, and measure."""
@@ -64,12 +67,23 @@ class SALCallback(Callback):
             self._steps += 1
             self._continual.stepped(self._steps, loss=self.loss)
 
-    def after_fit(self) -> None:
-        """Restore, consolidate, save."""
-        self._continual.end()
-
     def _metric(self, name: str) -> ValueMetric:
         learn = self.learn
         return ValueMetric(
             lambda: logged(required_protection(learn.opt))[f"sal/{name}"], f"sal/{name}"
         )
+
+
+class _End(Callback):
+    """Restores, consolidates and saves, once SaveModelCallback has loaded what was best."""
+
+    order = 70
+
+    def __init__(self, continual: Continual) -> None:
+        super().__init__()
+        self._continual = continual
+
+    def after_fit(self) -> None:
+        """End, and leave the Learner."""
+        self.learn.remove_cb(self)
+        self._continual.end()

@@ -1,6 +1,6 @@
 """Ignite: a handler that attaches itself to a trainer's engine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ignite.engine import Engine, Events
@@ -54,7 +54,9 @@ class SALHandler:
         self._report(engine)
 
     def _stepped(self, engine: Engine) -> None:
-        measured = self._continual.stepped(engine.state.iteration, loss=engine.state.output)
+        output = engine.state.output
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        measured = self._continual.stepped(engine.state.iteration, loss=loss)
         if measured or engine.state.iteration % self._every == 0:
             self._report(engine)
 

@@ -31,7 +31,9 @@ class Monitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
     ) -> None:
         """Log."""
-        if trainer.global_step % max(1, trainer.log_every_n_steps):
+        # Lightning's own count: global_step has those of all optimizers.
+        stepped = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
+        if stepped % max(1, trainer.log_every_n_steps):
             return
         if type(self) is Monitor and any(isinstance(c, SALCallback) for c in trainer.callbacks):
             return  # that one logs
@@ -60,9 +62,11 @@ class SALCallback(Monitor):
     ) -> None:
         self._continual = Continual(**settings)
         self._loss = loss
+        self._ended = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Load, observe, and measure the probe."""
+        self._ended = False
         found = [protection_of(optimizer) for optimizer in trainer.optimizers]
         protected = [protection for protection in found if protection is not None]
         if len(protected) != 1 or (self._loss is None and not pl_module.automatic_optimization):
@@ -103,12 +107,24 @@ class SALCallback(Monitor):
     ) -> None:
         """Tell the loss, measure, and log."""
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if isinstance(loss, Tensor) and pl_module.automatic_optimization:
+            loss = loss * trainer.accumulate_grad_batches  # which Lightning has divided it by
         self._continual.stepped(trainer.global_step, loss=loss)
         super().on_train_batch_end(trainer, pl_module)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End before the checkpoint of the last epoch is written."""
+        if trainer.fit_loop.done:
+            self._end()
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore, consolidate, save."""
-        self._continual.end()
+        """End, where the last epoch has not."""
+        self._end()
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._continual.end()
 
 
 def callbacks() -> list[Callback]:

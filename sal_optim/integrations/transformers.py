@@ -2,7 +2,8 @@
 
 The names of optimizers are a closed enumeration there, and what builds them a private table: both
 get new entries by :func:`register`. Everything else is done by callbacks. They are not given the
-loss of a step, which a forward hook of the model takes from what it puts out.
+loss of a step: that of the model's output may be another one, as in DPO. So :func:`hear_losses`
+takes what ``Trainer.training_step`` returns.
 """
 
 import ast
@@ -13,11 +14,11 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
+from sal_optim.checkpoint.importance_file import check_place, path_text
 from sal_optim.checkpoint.naming import names_of
 from sal_optim.integrations import (
     OPTIMIZERS,
@@ -28,66 +29,18 @@ from sal_optim.integrations import (
 )
 from sal_optim.integrations.continual import Continual, announce, tell
 from sal_optim.protection.base import Protection
-from sal_optim.transfer import load_importance
+from sal_optim.transfer import load_importance, save_importance
 
-# The one of ``--optim_args`` that is no argument of an optimizer.
-IMPORTANCE_FROM = "importance_from"
+# Those of ``--optim_args`` that are no arguments of an optimizer.
+IMPORTANCE_FROM, IMPORTANCE_TO = "importance_from", "importance_to"
 # What got it: a Trainer that trains once more goes on with what its optimizer knows by now.
 _loaded: WeakSet[Protection] = WeakSet()
 # Whose checkpoints have names.
 _named: WeakSet[Protection] = WeakSet()
 
 
-class Losses:
-    """A forward hook: the loss of a step, of those that a model puts out while it is trained.
-
-    A model that puts out none, as where the Trainer computes the loss itself, has none here.
-    """
-
-    def __init__(self) -> None:
-        self._sum: Tensor | None = None
-        self._count = 0
-        self._parts = False  # whether they are parts of the step's mean, and not means of batches
-
-    def __reduce__(self) -> Any:
-        # A model that is copied or saved in training takes along a hook that does nothing, and is
-        # loaded without this package.
-        return getattr, (contextlib.nullcontext(), "__exit__")
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def __call__(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        loss = output.get("loss") if isinstance(output, Mapping) else output
-        loss = loss[0] if isinstance(loss, tuple) and loss else loss
-        if model.training and isinstance(loss, Tensor) and not loss.dim() and loss.requires_grad:
-            found = loss.detach()
-            self._sum = found if self._sum is None else self._sum + found.to(self._sum.device)
-            self._count += 1
-            self._parts = kwargs.get("num_items_in_batch") is not None
-
-    def take(self) -> Tensor | None:
-        """That since it was last taken; None if there was no loss."""
-        found = self._sum
-        if found is not None and not self._parts:
-            found = found / self._count
-        self._sum, self._count = None, 0
-        return found
-
-
-# By whose it is: that of a Trainer's optimizer, and what removes the hook. Shared by its callbacks.
-_heard: MutableMapping[Protection, tuple[Losses, Any]] = WeakKeyDictionary()
-
-
-def _hear(protection: Protection, model: nn.Module) -> None:
-    """Hear the losses of a model from now on; those of a training that failed are forgotten."""
-    _hear_no_more(protection)
-    losses = Losses()
-    _heard[protection] = losses, model.register_forward_hook(losses, with_kwargs=True)
-
-
-def _hear_no_more(protection: Protection | None) -> None:
-    _, hook = (None, None) if protection is None else _heard.pop(protection, (None, None))
-    if hook is not None:
-        hook.remove()
+# Losses of the batches of a step so far, as the Trainer adds them up, by whose they are.
+_heard: MutableMapping[Protection, Tensor] = WeakKeyDictionary()
 
 
 class Diagnostics(TrainerCallback):
@@ -102,12 +55,15 @@ class Diagnostics(TrainerCallback):
         protection = protection_of(kwargs.get("optimizer"))
         if protection is None:
             return
-        path = _optim_args(args).get(IMPORTANCE_FROM)
-        if path is not None and not state.global_step and protection not in _loaded:
-            load_importance(protection, path, kwargs["model"])
+        given = _optim_args(args)
+        if IMPORTANCE_TO in given:
+            check_place(path_text(given[IMPORTANCE_TO]))
+        fresh = protection not in _loaded and not _resumed(state, protection)
+        if IMPORTANCE_FROM in given and fresh:
+            load_importance(protection, given[IMPORTANCE_FROM], kwargs["model"])
             _loaded.add(protection)
         _keep_names(protection, kwargs["model"])
-        _hear(protection, kwargs["model"])
+        _heard.pop(protection, None)  # of a training that failed
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Say once what is protected, after all callbacks have begun."""
@@ -119,11 +75,15 @@ class Diagnostics(TrainerCallback):
         """Tell the loss of this step."""
         protection = protection_of(kwargs["optimizer"])
         if protection is not None and protection in _heard:
-            tell(protection, kwargs["model"], loss=_heard[protection][0].take())
+            tell(protection, kwargs["model"], loss=_heard.pop(protection))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Hear the model's losses no longer."""
-        _hear_no_more(protection_of(kwargs["optimizer"]))
+        """Write the file of ``--optim_args importance_to=PATH``."""
+        protection = protection_of(kwargs.get("optimizer"))
+        path = _optim_args(args).get(IMPORTANCE_TO)
+        if protection is not None and path is not None:
+            protection.consolidate()
+            save_importance(protection, path, kwargs["model"])
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Add to what is logged, and to ``log_history``, which has it already."""
@@ -178,7 +138,7 @@ class SALCallback(Diagnostics):
             model,
             batches,
             lambda batch: self._loss(model, batch),
-            resumed=bool(state.global_step),
+            resumed=_resumed(state, required_protection(kwargs["optimizer"])),
             clip=args.max_grad_norm or 0.0,
         )
 
@@ -190,14 +150,14 @@ class SALCallback(Diagnostics):
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell the norm that the Trainer clipped, as often as it logs one, and log."""
-        protection = required_protection(kwargs["optimizer"])
-        tell(protection, kwargs["model"], norm=kwargs["logs"].get("grad_norm"))
+        protection = protection_of(kwargs.get("optimizer"))
+        if protection is not None:  # none before it trains, as in an evaluation
+            tell(protection, kwargs["model"], norm=kwargs["logs"].get("grad_norm"))
         super().on_log(args, state, control, **kwargs)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End, where the last step has not."""
         self._end()
-        super().on_train_end(args, state, control, **kwargs)
 
     def _end(self) -> None:
         if not self._ended:
@@ -212,6 +172,26 @@ def log_first() -> None:
 
     if Diagnostics not in trainer.DEFAULT_CALLBACKS:
         trainer.DEFAULT_CALLBACKS.append(Diagnostics)
+        hear_losses(trainer.Trainer)
+
+
+def hear_losses(cls: type) -> None:
+    """Have a Trainer's steps add up the losses that they go back by, for its callbacks to tell.
+
+    They are parts of the step's mean, or of its mean over processes, as the Trainer logs them.
+    """
+    inner = cls.training_step  # type: ignore[attr-defined]
+
+    @functools.wraps(inner)
+    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = inner(self, *args, **kwargs)
+        protection = protection_of(self.optimizer)
+        if protection is not None and isinstance(loss, Tensor):
+            before = _heard.get(protection)
+            _heard[protection] = loss if before is None else before.to(loss.device) + loss
+        return loss
+
+    cls.training_step = training_step  # type: ignore[attr-defined]
 
 
 def register() -> None:
@@ -231,7 +211,7 @@ def _build(cls: type, context: Any) -> tuple[type, dict[str, Any]]:
     if "eps" in inspect.signature(cls).parameters:  # Adam's; Lion's usual betas are not Adam's
         kwargs.update(context.adam_kwargs)
     for name, text in context.optim_args.items():
-        if name != IMPORTANCE_FROM:
+        if name not in (IMPORTANCE_FROM, IMPORTANCE_TO):
             kwargs[name] = _value(text)
     return cls, kwargs
 
@@ -269,6 +249,11 @@ def _own_loss(model: Any, batch: Any) -> Tensor:
 def _optim_args(args: Any) -> dict[str, str]:
     pairs = (pair.split("=", 1) for pair in (args.optim_args or "").split(",") if "=" in pair)
     return {name.strip(): value.strip() for name, value in pairs}
+
+
+def _resumed(state: Any, protection: Protection) -> bool:
+    """Whether a run goes on with its optimizer's state: a checkpoint may be of weights alone."""
+    return bool(state.global_step) and bool(protection.controller.optimizer.state)
 
 
 def _value(text: str) -> Any:

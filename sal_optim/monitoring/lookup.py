@@ -17,24 +17,35 @@ def protection_of(optimizer: object) -> Protection | None:
             it as ``optimizer`` (Accelerate), ``opt`` (fastai), ``_optimizer`` (Lightning),
             ``base_optimizer`` (pytorch_optimizer's SAM) or ``_base_optimizer`` (timm's Lookahead).
     """
+    found = _innermost(optimizer)
+    if isinstance(found, Protection):
+        return found
+    return layer_of(found) if isinstance(found, Optimizer) else None
+
+
+def _innermost(optimizer: object) -> object:
+    """The optimizer that is protected, or else the last one inside of all wrappers."""
     for _ in range(8):
         if isinstance(optimizer, Protection):
-            return optimizer
-        layer = layer_of(optimizer) if isinstance(optimizer, Optimizer) else None
-        if layer is not None:
-            return layer
+            break
+        if isinstance(optimizer, Optimizer) and layer_of(optimizer) is not None:
+            break
         fields = getattr(optimizer, "__dict__", {})
         names = ("optimizer", "opt", "_optimizer", "base_optimizer", "_base_optimizer")
-        optimizer = next((fields[name] for name in names if name in fields), None)
-    return None
+        inner = next((fields[name] for name in names if name in fields), None)
+        if inner is None:
+            break
+        optimizer = inner
+    return optimizer
 
 
 def required_protection(optimizer: object) -> Protection:
     """What protects an optimizer, as :func:`protection_of`; a TypeError if nothing does."""
     protection = protection_of(optimizer)
     if protection is None:
+        found = type(_innermost(optimizer)).__name__
         raise TypeError(
-            f"Invalid optimizer value: a {type(optimizer).__name__}; optimizer must be one of "
+            f"Invalid optimizer value: a {found}; optimizer must be one of "
             "sal_optim, or one that a CommunicationLayer is around"
         )
     return protection

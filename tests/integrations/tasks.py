@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,14 @@ def fine_tune(
     optimizer: Any = SALAdamW,
     *,
     callbacks: Any = (),
+    begin: Callable[[Any], Any] | None = None,
     **args: Any,
 ) -> Any:
-    """By transformers' Trainer, with its default clipping, and a class or an optimizer as it is."""
+    """By transformers' Trainer, with its default clipping, and a class or an optimizer as it is.
+
+    Args:
+        begin: what is done with the Trainer in the place of ``train()``.
+    """
     transformers = pytest.importorskip("transformers")
     common = {"report_to": "none", "save_strategy": "no", "logging_steps": 10, "max_steps": 120}
     arguments = transformers.TrainingArguments(
@@ -92,5 +98,5 @@ def fine_tune(
     trainer = transformers.Trainer(
         model=model, args=arguments, train_dataset=rows(seed), callbacks=list(callbacks), **made
     )
-    trainer.train()
+    trainer.train() if begin is None else begin(trainer)
     return trainer

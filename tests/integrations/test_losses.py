@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from sal_optim import SALAdamW
 from sal_optim.integrations import protection_of
@@ -90,46 +87,35 @@ def test_the_losses_of_evaluation_are_not_told(tmp_path: Path) -> None:
     assert found.told == [1.0, 2.0, 3.0, 4.0]
 
 
-def test_a_loss_that_is_not_the_models_is_not_told(
+def test_the_loss_that_is_trained_is_told_and_not_the_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Silent(WithLoss):
-        def forward(self, inputs: torch.Tensor, labels: torch.Tensor) -> Any:
-            return {"logits": self.layers(inputs)}
+    """As in DPO, whose model puts out a loss that nothing goes back by."""
+    own = []
 
-    def own(trainer: Any, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
-        return nn.functional.cross_entropy(model(**inputs)["logits"], inputs["labels"])
+    def margin(trainer: Any, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
+        own.append(model(**inputs)["logits"].square().mean())
+        return own[-1]
 
-    monkeypatch.setattr(transformers.Trainer, "compute_loss", own)
-    found = trained(Silent(), tmp_path, logging_steps=500)
-    assert not hasattr(found, "told")
-    assert found.diagnostics()["surprise"] > 0.0, "it has trained"
+    monkeypatch.setattr(transformers.Trainer, "compute_loss", margin)
+    found = trained(Steady(), tmp_path, logging_steps=500)
+    assert found.told == [float(loss.detach()) for loss in own]
+
+
+def test_an_evaluation_before_training(tmp_path: Path) -> None:
+    lost = []
+
+    def evaluated(trainer: Any) -> None:
+        lost.append(trainer.evaluate(rows(1))["eval_loss"])
+
+    fine_tune(Steady(), 1, tmp_path, Recorded, callbacks=[SALCallback()], begin=evaluated)
+    assert lost == [0.0]
 
 
 def test_a_compiled_model(tmp_path: Path) -> None:
     found = trained(Steady(), tmp_path, torch_compile=True, torch_compile_backend="eager",
                     logging_steps=500)  # fmt: skip
     assert found.told == [1.0, 2.0, 3.0, 4.0]
-
-
-def test_a_copy_of_a_model_in_training_is_heard_by_nobody(tmp_path: Path) -> None:
-    """And what is saved of it loads without this package: its hook does nothing."""
-    saved = tmp_path / "whole.pt"
-
-    class Copying(SALCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            super().on_step_begin(args, state, control, **kwargs)
-            other = copy.deepcopy(kwargs["model"])
-            batch = {"inputs": torch.zeros(2, 64), "labels": torch.zeros(2, dtype=torch.long)}
-            assert other(**batch)["loss"].requires_grad
-            torch.save(kwargs["model"], saved)
-
-    model = Steady()
-    found = trained(model, tmp_path, callbacks=[Copying()], logging_steps=500)
-    assert found.told == [1.0, 2.0, 3.0, 4.0]
-    assert not model._forward_hooks
-    (hook,) = torch.load(saved, weights_only=False)._forward_hooks.values()
-    assert type(hook.__self__) is contextlib.nullcontext
 
 
 def test_a_training_inside_of_another(tmp_path: Path) -> None:
