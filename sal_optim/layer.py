@@ -148,8 +148,7 @@ class CommunicationLayer(Protection):
             known = controller.decide(blocks, rate=rate, loss_scale=loss_scale_of(self.optimizer))
             controller.gather(known)
         else:  # a closure that is evaluated once more in the same step
-            known.blocks = blocks
-            known.replaced.clear()
+            controller.renew(known, blocks)
         self._decision = known
         if controller.observing:
             # Optimizers pass over parameters that have no gradient.
@@ -167,12 +166,7 @@ class CommunicationLayer(Protection):
     def _after(self, *_: Any) -> None:
         known, self._decision = self._decision, None
         self._left.clear()
-        if known is None:
-            return
-        if self.controller.observing:
-            for param, grad in known.replaced:
-                param.grad = grad
-        else:
+        if known is not None:
             self.controller.finish(known)
 
     # ---------------------------------------------------------------- the published two lines

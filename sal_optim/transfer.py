@@ -47,9 +47,8 @@ def save_importance(
         RuntimeError: the process that writes has failed, and this is another one.
         ValueError: nothing is consolidated yet, or names are missing.
     """
-    protection = required_protection(optimizer)
-    protection.diagnostics()  # what is underway arrives
-    controller = protection.controller
+    controller = required_protection(optimizer).controller
+    controller.settle()  # what is underway arrives
     write(controller, names_of(controller.optimizer.param_groups, model), path_text(path))
 
 
@@ -83,10 +82,9 @@ def load_importance(
         FileNotFoundError: there is no such file.
         ValueError: names are missing, or something in the file does not fit; the message names it.
     """
-    protection = required_protection(optimizer)
+    controller = required_protection(optimizer).controller
     text = path_text(path)
-    protection.diagnostics()
-    controller = protection.controller
+    controller.settle()
     names = names_of(controller.optimizer.param_groups, model)
     folder = os.path.isdir(text)
     shapes = {name: real_shape(param) for param, name in names.items()} if folder else {}

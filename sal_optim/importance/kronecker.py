@@ -97,10 +97,7 @@ class Kronecker:
                 # Scaled on the way, once on either side: a copy would be read and written.
                 matrix, factor = grad.flatten(1), scale
             total = (torch.linalg.vector_norm(matrix) * factor).square()
-            if kept.itemsize == 2:
-                add(state["pending_total"], total, at)
-            else:
-                state["pending_total"].add_(total)
+            add(state["pending_total"], total, at)
             for side, one in zip(SIDES, (matrix, matrix.T), strict=True):
                 pending = state[f"{side}_pending"]
                 size, width = pending.shape

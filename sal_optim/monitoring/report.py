@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from sal_optim.detection.change_detector import GRAD_NORM, DetectorState
 from sal_optim.detection.descent import descent
@@ -106,14 +107,10 @@ def rows(optimizer: object, model: nn.Module) -> list[Row]:
         counts = count(controller, param)
         known = controller.state_of(param).get("evidence_weight", 0.0) > 0.0 and counts.size > 0
         importance = float(controller.importance(param)[0].float().mean()) if known else 0.0
-        size = max(1, counts.size)
         row = Row(
             name=readable(name),
             size=counts.size,
-            protected=counts.protected / size,
-            neutral=(counts.size - counts.protected - counts.volatile) / size,
-            volatile=counts.volatile / size if counts.size else 1.0,
-            mean_gate=counts.gate / size if counts.size else 1.0,
+            **counts.shares(),
             importance=importance,
             drift=drift(controller, [param]),
             published=published_stability(controller.state_of(param)),
@@ -170,8 +167,8 @@ def summary(optimizer: object, found: list[Row]) -> str:
         times, f"{times} consolidations"
     )
     said = f"{counted}. The state is {state}: {_MEANINGS[state]}."
-    weights = [plain(p.detach()) for group in controller.groups for p in group["params"]]
-    if not all(w.is_meta or bool(w.isfinite().all()) for w in weights):
+    weights = [p for group in controller.groups for p in group["params"] if not is_lazy(p)]
+    if not all(w.is_meta or bool(plain(w.detach()).isfinite().all()) for w in weights):
         said = f"{said} Some weights are not finite: restore() puts them at their anchors."
     if not times:
         return f"{said} Nothing is protected, and there is no anchor."

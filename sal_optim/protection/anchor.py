@@ -25,11 +25,6 @@ CHOSEN, LEAST = 120, 40
 WHOLE = 1e-3
 
 
-def is_small(param: Tensor, group: dict[str, Any]) -> bool:
-    """Whether the anchor of a parameter is kept in eight bits: that of a real matrix, if asked."""
-    return group["state_dtype"] == EIGHT_BITS and param.dim() > 1 and not param.is_complex()
-
-
 def dtype_of(param: Tensor, group: dict[str, Any]) -> torch.dtype:
     """The dtype of importance, and of anchors where one is set."""
     if group["state_dtype"] == EIGHT_BITS:
@@ -42,7 +37,7 @@ def dtype_of(param: Tensor, group: dict[str, Any]) -> torch.dtype:
 def begun(param: Tensor, group: dict[str, Any]) -> State:
     """The present weights as an anchor: one tensor, or two in eight bits."""
     anchor = param.detach().clone(memory_format=torch.preserve_format)
-    if is_small(param, group):
+    if group["state_dtype"] == EIGHT_BITS and param.dim() > 1 and not param.is_complex():
         small = torch.zeros_like(anchor, dtype=torch.int8)
         found: State = {"anchor": small, "anchor_scale": row_zeros(param.detach(), torch.float32)}
         write({name: plain(value) for name, value in found.items()}, plain(anchor), 0.5, param)

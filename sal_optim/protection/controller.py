@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sal_optim.detection.change_detector import TOLD, begin_segment
-from sal_optim.detection.grad_norm import norms
+from sal_optim.detection.grad_norm import joined, norms
 from sal_optim.importance import State, code_of
 from sal_optim.protection import buffers, growing
 from sal_optim.protection.block import Block, Group, blocks_of, in_force
@@ -35,7 +35,7 @@ from sal_optim.protection.judge import Decision, Judge
 from sal_optim.protection.silence import agree
 from sal_optim.utils import checks
 from sal_optim.utils.autocasting import exact
-from sal_optim.utils.rounding import MOST, dither
+from sal_optim.utils.rounding import MOST, dither, on_host
 from sal_optim.utils.warning import warn
 
 # The pending sums are halved with their step count when they reach this many steps: their mean
@@ -63,6 +63,15 @@ class ProtectionController(Judge):
         if blocks and agree(self, known=known):
             self.forget()
         return blocks
+
+    def renew(self, decision: Decision, blocks: list[Block]) -> None:
+        """Take other gradients in the same step, as of a closure that is evaluated once more."""
+        decision.blocks = blocks
+        decision.norms = norms([b.grad for b in blocks], [b.sharding for b in blocks])
+        decision.replaced.clear()
+        if blocks:
+            finite = joined(decision.norms).isfinite().all()
+            decision.finite = bool(finite) if on_host(finite) else finite
 
     @exact
     def gather(self, decision: Decision) -> None:
@@ -127,11 +136,10 @@ class ProtectionController(Judge):
         for param, grad in decision.replaced:
             param.grad = grad
         decision.replaced.clear()
+        if self.observing:
+            return  # no step was taken
         if self.early:
             self.settle_early()
-            for block in decision.blocks:
-                # What was early is now the optimizer's, and what is measured goes there.
-                block.state = self.state_of(block.param)
         if decision.before:
             self.measure(decision)
 
@@ -180,18 +188,16 @@ class ProtectionController(Judge):
             yield
         finally:
             self.observing = outside
-        told = None
+        protects = any(group["protection"] > 0.0 for group in self.groups)
         if self._observed == steps:
-            told = "saw no step(), so nothing was gathered; call step() after each backward"
-        elif self._observed_gathered == gathered and any(
-            group["protection"] > 0.0 for group in self.groups
-        ):
-            told = (
-                "gathered nothing: no step() saw a gradient that is finite and not zero; call "
-                "backward() before each, of parameters that require gradients"
+            warn(
+                "observe() saw no step(), so nothing was gathered; call step() after each backward"
             )
-        if told is not None:
-            warn(f"observe() {told}")
+        elif self._observed_gathered == gathered and protects:
+            warn(
+                "observe() gathered nothing: no step() saw a gradient that is finite and not zero; "
+                "call backward() before each, of parameters that require gradients"
+            )
 
     @torch.no_grad()
     def restore(self, strength: float, model: nn.Module | None = None) -> None:

@@ -37,20 +37,22 @@ class Counts(NamedTuple):
     gate: float
     held: float = 0.0
 
+    def shares(self) -> dict[str, float]:
+        """Fractions, which sum to 1, and the mean gate; of no scalars all is free."""
+        size, protected, volatile, gate, _ = self if self.size else (1, 0, 1, 1.0, 0.0)
+        return {
+            "protected": protected / size,
+            "neutral": (size - protected - volatile) / size,
+            "volatile": volatile / size,
+            "mean_gate": gate / size,
+        }
+
 
 def spectrum(controller: "ProtectionController") -> dict[str, float]:
     """Fractions of scalars by stability. They change only when importance or protection does."""
     found = [count(controller, param) for group in controller.groups for param in group["params"]]
-    total = [sum(part) for part in zip(Counts(0, 0, 0, 0.0), *found, strict=True)]
-    # Of no scalars all is free.
-    size, protected, volatile, gate, held = total if total[0] else (1, 0, 1, 1.0, 0.0)
-    return {
-        "protected": protected / size,
-        "neutral": max(0.0, 1.0 - protected / size - volatile / size),
-        "volatile": volatile / size,
-        "mean_gate": gate / size,
-        "innovation_cost": math.sqrt(held / size),
-    }
+    total = Counts(*map(sum, zip(Counts(0, 0, 0, 0.0), *found, strict=True)))
+    return {**total.shares(), "innovation_cost": math.sqrt(total.held / max(1, total.size))}
 
 
 def diagnose(controller: "ProtectionController", spectrum: dict[str, float]) -> dict[str, float]:

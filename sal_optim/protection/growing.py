@@ -24,31 +24,29 @@ def grow(holder: Holder, old: Tensor, new: Tensor) -> None:
             raise TypeError(f"Invalid {name} value: a {type(value).__name__}; {name} is a tensor")
     if any(new is param for group in holder.groups for param in group["params"]):
         raise ValueError("Invalid new value: it is a parameter of this optimizer already")
-    for place, group in enumerate(holder.groups):
-        for index, param in enumerate(group["params"]):
-            if param is old:
-                _check(old, new)
-                if not torch.allclose(new[: len(old)], old, rtol=0.0, atol=0.0, equal_nan=True):
-                    raise ValueError(
-                        f"Invalid new value: its first {len(old)} rows are not those of old, whose "
-                        "importance they get; copy old's rows into new before"
-                    )
-                if isinstance(holder.optimizer, LBFGS):
-                    raise ValueError(
-                        "Invalid old value: a parameter of LBFGS, whose state is of all parameters "
-                        "together; old must be of another optimizer"
-                    )
-                state = holder.state_of(old)
-                holder.optimizer.param_groups[place]["params"][index] = new
-                holder.optimizer.state.pop(old, None)
-                if holder.early.pop(old, None) is not None:
-                    holder.early[new] = {}
-                move(holder, old, state, new)
-                return
-    raise ValueError(
-        f"Invalid old value: a tensor of shape {tuple(old.shape)}; old must be one of this "
-        "optimizer's parameters"
-    )
+    params = next((g["params"] for g in holder.groups if any(p is old for p in g["params"])), None)
+    if params is None:
+        raise ValueError(
+            f"Invalid old value: a tensor of shape {tuple(old.shape)}; old must be one of this "
+            "optimizer's parameters"
+        )
+    _check(old, new)
+    if not torch.allclose(new[: len(old)], old, rtol=0.0, atol=0.0, equal_nan=True):
+        raise ValueError(
+            f"Invalid new value: its first {len(old)} rows are not those of old, whose importance "
+            "they get; copy old's rows into new before"
+        )
+    if isinstance(holder.optimizer, LBFGS):
+        raise ValueError(
+            "Invalid old value: a parameter of LBFGS, whose state is of all parameters together; "
+            "old must be of another optimizer"
+        )
+    state = holder.state_of(old)
+    params[:] = [new if param is old else param for param in params]
+    holder.optimizer.state.pop(old, None)
+    if holder.early.pop(old, None) is not None:
+        holder.early[new] = {}
+    move(holder, old, state, new)
 
 
 def move(holder: Holder, old: Tensor, state: State, new: Tensor) -> None:

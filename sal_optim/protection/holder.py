@@ -58,11 +58,8 @@ class Holder:
     def detector(self) -> DetectorState:
         """The change detector's state: one dict in all groups, so that it outlives any of them."""
         groups = self.optimizer.param_groups
-        state: DetectorState | None = next(
-            (group["threshold"] for group in groups if group.get("threshold")), None
-        )
-        if state is None:
-            state = new_detector()
+        found = (group["threshold"] for group in groups if group.get("threshold"))
+        state: DetectorState = next(found, {}) or new_detector()
         for group in groups:
             group["threshold"] = state
         return state

@@ -62,7 +62,7 @@ class Decision:
     finite: bool | Tensor = True  # whether all gradients are
     loss_scale: float = 1.0  # that the gradients still carry, as with a fused GradScaler
     norms: list[Tensor] = field(default_factory=list)  # of each block's gradient
-    before: list[Tensor] = field(default_factory=list)  # weights, if it measures
+    before: list[tuple[Block, Tensor]] = field(default_factory=list)  # weights, if it measures
     replaced: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # gradients to put back
 
 
@@ -111,7 +111,7 @@ class Judge(Holder):
                 self.merge()
             self._patience.count(detector, settings["consolidate_every"])
             if decision.measures:
-                decision.before = [block.values.clone() for block in blocks]
+                decision.before = [(block, block.values.clone()) for block in blocks]
         return decision
 
     def _hear_size(self, decision: Decision, size: int) -> None:
@@ -250,12 +250,9 @@ class Judge(Holder):
         self.send(number.reshape(1), lambda judge, values: judge._told.add(name, values[0]))
 
     def _hear_told(self) -> None:
-        heard = self._told.means()
-        if not heard or not self.groups:
-            return
-        detector, groups = self.detector, self.groups
-        for name, mean in heard:
-            change = told.hear(detector, name, mean, groups[0])
+        detector = self.detector
+        for name, mean in self._told.means():
+            change = bool(self.groups) and told.hear(detector, name, mean, self.groups[0])
             if change and is_ready(detector):
                 self._changed(detector, firm=True)
             elif change or told.bears_out(detector):
@@ -265,8 +262,10 @@ class Judge(Holder):
 
     def measure(self, decision: Decision) -> None:
         """Take the lengths of the steps that led here from the weights before."""
-        blocks, beta = decision.blocks, decision.settings["stats_beta"]
-        steps = list(torch._foreach_sub([block.values for block in blocks], decision.before))
+        beta = decision.settings["stats_beta"]
+        # A closure that was evaluated again may have had gradients of other parameters.
+        blocks, before = map(list, zip(*decision.before, strict=True))
+        steps = list(torch._foreach_sub([block.values for block in blocks], before))
         lengths = joined(norms(steps, [block.sharding for block in blocks]))
         params = [block.param for block in blocks]
         self.send(lengths, lambda judge, found: judge._track(params, found, beta, update=True))

@@ -126,3 +126,9 @@ def test_a_callback_is_pickled_where_processes_are_started() -> None:
     model, run = network(), Continual(probe_every=7)
     begun(run, SALAdamW(model.parameters()), model)
     assert vars(pickle.loads(pickle.dumps(run))) == vars(Continual(probe_every=7))
+
+
+def test_one_strength_as_text_is_one() -> None:
+    assert Continual(restore="0.5").restore == [0.5]  # type: ignore[arg-type]
+    with pytest.raises((TypeError, ValueError), match="restore"):
+        Continual(restore=())

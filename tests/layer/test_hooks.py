@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import pickle
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from sal_optim import CommunicationLayer
 from sal_optim.layer import layer_of
@@ -147,3 +149,54 @@ def test_complex_gradients_that_have_a_graph() -> None:
         assert layer.diagnostics()["mean_gate"] < 1.0
         ends.append(param.detach())
     torch.testing.assert_close(*ends)
+
+
+def test_a_closure_with_gradients_of_other_parameters_when_it_is_evaluated_again() -> None:
+    """As of a block that is passed over at random: norms and lengths are of each evaluation."""
+    torch.manual_seed(0)
+    always, sometimes = nn.Linear(4, 4), nn.Linear(4, 4)
+    params = [*always.parameters(), *sometimes.parameters()]
+    optimizer = torch.optim.LBFGS(params, lr=0.01, max_iter=3)
+    layer = CommunicationLayer(optimizer, consolidate_every=10)
+    inputs, calls = torch.randn(8, 4), 0
+
+    def closure() -> float:
+        nonlocal calls
+        calls += 1
+        optimizer.zero_grad()
+        found = always(inputs)
+        loss = ((found + sometimes(found) if calls % 3 else found) - 1.0).square().mean()
+        loss.backward()
+        return float(loss)
+
+    for _ in range(30):
+        optimizer.step(closure)
+    assert layer.diagnostics()["consolidations"] > 0.0
+    assert all(bool(param.isfinite().all()) for param in params)
+
+
+def test_a_closure_whose_second_gradient_is_not_finite() -> None:
+    """The first one was: what is given to the step is then the base's, as in a step of one."""
+
+    class Twice(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            with torch.enable_grad():
+                closure()
+                loss = closure()
+            self.seen = [param.grad.clone() for param in self.param_groups[0]["params"]]
+            return loss
+
+    param = nn.Parameter(torch.ones(3, 3))
+    optimizer = Twice([param], lr=0.1)
+    layer = CommunicationLayer(optimizer)
+    values = iter([1.0, 2.0, 1.0, 2.0, 1.0, math.inf])
+
+    def closure() -> float:
+        param.grad = torch.full_like(param, next(values))
+        return 1.0
+
+    optimizer.step(closure)
+    layer.consolidate()
+    optimizer.step(closure)
+    optimizer.step(closure)
+    assert bool(optimizer.seen[0].isinf().all())

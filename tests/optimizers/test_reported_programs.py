@@ -23,7 +23,7 @@ from sal_optim import (
     load_importance,
     save_importance,
 )
-from sal_optim.monitoring.report import rows
+from sal_optim.monitoring.report import rows, summary
 
 FAMILY = [SALAdam, SALAdamW, SALSGD, SALLion, SALMuon]
 
@@ -224,6 +224,7 @@ def test_an_optimizer_of_lazy_parameters_can_be_copied_and_shown(cls: Any) -> No
     known = copy.deepcopy(optimizer).diagnostics()
     assert known == pickle.loads(pickle.dumps(optimizer)).diagnostics() == optimizer.diagnostics()
     assert [row.size for row in rows(optimizer, model)] == [0, 0, 24, 4]
+    assert "No consolidation yet" in summary(optimizer, rows(optimizer, model))
     with pytest.raises(ValueError, match="uninitialized"):
         optimizer.stability(model[0].weight)
     train(optimizer, model, 2)
