@@ -42,6 +42,8 @@ class SALOptimizer(Protection, Optimizer):
 
     # The base optimizer's state tensors, without which it can't go on from a checkpoint.
     _moments: tuple[str, ...] = ()
+    # Its state that is of another shape than the parameter.
+    _numbers: tuple[str, ...] = ("step",)
 
     def __init__(self, params: Any, settings: dict[str, Any]) -> None:
         protection = check_protection({n: settings[n] for n in PROTECTION_SETTINGS})
@@ -117,7 +119,7 @@ class SALOptimizer(Protection, Optimizer):
 
     def _of_others(self, state: dict[str, Any]) -> dict[str, Any]:
         """What is not the base's: the protection's, and what a subclass or a wrapper keeps."""
-        base = {*self._moments, *MOMENTS, "step"}
+        base = {*self._moments, *MOMENTS, *self._numbers}
         return {name: value for name, value in state.items() if name not in base}
 
     def __repr__(self) -> str:

@@ -139,7 +139,6 @@ def test_unknown_keyword(row: Row, mode: Mode) -> None:
 
 def test_shared_arguments_are_keywords_and_visible(row: Row) -> None:
     parameters = inspect.signature(row.cls).parameters
-    assert {"granularity", "plasticity", "compile"} <= set(parameters)
     assert set(REFUSED) - {"lr", "weight_decay"} <= set(parameters)
     for name in set(REFUSED) - {"lr", "weight_decay"}:
         assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY, name

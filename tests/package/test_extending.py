@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sal_optim import SALSGD, CommunicationLayer, SALAdamW, SALOptimizer
+from sal_optim import SALSGD, CommunicationLayer, SALAdam, SALAdamW, SALOptimizer
 from sal_optim.importance import IMPORTANCE
+from sal_optim.optimizer import PROTECTION_SETTINGS
 from tests.package.test_docs import blocks, run
 from tests.testing.drive import (
     CLOCK,
@@ -139,3 +142,37 @@ def test_a_new_kind_in_the_layer(rowwise: None) -> None:
 def test_without_its_line_a_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="Invalid importance value: 'rowwise'"):
         SALAdamW(make_params(), importance="rowwise")  # type: ignore[arg-type]
+
+
+class WithNumber(SALOptimizer, torch.optim.NAdam):
+    """A base whose state has a number beside step."""
+
+    _moments = ("exp_avg", "exp_avg_sq")
+    _numbers = ("step", "mu_product")
+
+    def __init__(self, params: Any, lr: float = 2e-3) -> None:
+        settings = inspect.signature(SALAdam).parameters
+        shared = {name: settings[name].default for name in PROTECTION_SETTINGS}
+        super().__init__(params, {"lr": lr, **shared, "protection": 0.0})
+
+
+def test_a_number_of_the_base_begins_anew_with_its_moments() -> None:
+    ends = []
+    for cls in (torch.optim.NAdam, WithNumber):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(5, 6)
+        optimizer: Any = cls(
+            model.parameters(), **({"protection": 0.0} if cls is WithNumber else {})
+        )
+        for step in range(12):
+            optimizer.zero_grad()
+            model(torch.randn(8, 5)).square().mean().backward()
+            optimizer.step()
+            if step == 4:
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            if step == 8:
+                optimizer.state.clear()
+                if cls is WithNumber:  # what is left of a state without its moments
+                    optimizer.state[model.weight]["mu_product"] = torch.tensor(1e-30)
+        ends.append(model.weight.detach())
+    assert torch.equal(*ends)

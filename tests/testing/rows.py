@@ -1,6 +1,6 @@
 """One row a class and configuration, and the modes that each runs in: what every test runs on.
 
-A new base optimizer is one more row here; nothing else in the tests names it.
+A new base optimizer is one more row here, and its options in ``VARIANTS`` of ``test_base.py``.
 """
 
 from __future__ import annotations
