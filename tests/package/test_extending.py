@@ -161,9 +161,7 @@ def test_a_number_of_the_base_begins_anew_with_its_moments() -> None:
     for cls in (torch.optim.NAdam, WithNumber):
         torch.manual_seed(0)
         model = torch.nn.Linear(5, 6)
-        optimizer: Any = cls(
-            model.parameters(), **({"protection": 0.0} if cls is WithNumber else {})
-        )
+        optimizer: Any = cls(model.parameters())
         for step in range(12):
             optimizer.zero_grad()
             model(torch.randn(8, 5)).square().mean().backward()
