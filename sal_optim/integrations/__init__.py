@@ -90,7 +90,9 @@ def _timm() -> None:
                 name=name,
                 opt_class=cls,
                 description=f"{cls.__name__}: forgets less",
-                **{f"has_{n}": n in arguments for n in ("eps", "momentum", "betas")},
+                has_eps="eps" in arguments,
+                has_momentum="momentum" in arguments,
+                has_betas="betas" in arguments,
             )
         )
 
@@ -135,11 +137,22 @@ class _Finder(importlib.abc.MetaPathFinder):
         finally:
             self._searching = False
         if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def executed(module: ModuleType) -> None:
-                execute(module)
-                _REGISTRIES[fullname]()
-
-            spec.loader.exec_module = executed  # type: ignore[method-assign]
+            spec.loader = _Loader(spec.loader)
         return spec
+
+
+class _Loader(importlib.abc.Loader):
+    """A module's own loader, with one thing done after it."""
+
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        _REGISTRIES[module.__name__]()

@@ -69,9 +69,10 @@ class Continual:
         self.probe_batches = checks.whole("probe_batches", probe_batches, low=1)
         self.probe_every = checks.whole("probe_every", probe_every, low=1)
         self.importance_from, self.importance_to = importance_from, importance_to
-        # Text is one number, and no strengths are none of it.
-        several = restore if isinstance(restore, (list, tuple)) else ()
-        given = several or [restore]
+        # Text is one number, and of no strengths checks say so.
+        given: Sequence[Any] = [restore]
+        if isinstance(restore, Sequence) and not isinstance(restore, str) and restore:
+            given = restore
         self.restore = [checks.number("restore", strength) for strength in given]
         if len(self.restore) > 1 and (probe is None or validation is None):
             raise ValueError(

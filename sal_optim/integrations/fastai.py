@@ -53,12 +53,12 @@ class SALCallback(Callback):
         self._continual.begin(
             required_protection(learn.opt), learn.model, batches, loss, resumed=self._begun
         )
-        if not self._begun:
-            names = [*_SHOWN, *(["old_loss"] if self._continual.probed is not None else [])]
-            shown = {metric.name for metric in learn.metrics}
-            new = [name for name in names if f"sal/{name}" not in shown]
-            learn.metrics = [*learn.metrics, *map(self._metric, new)]
+        names = [*_SHOWN, *(["old_loss"] if self._continual.probed is not None else [])]
+        shown = {metric.name for metric in learn.metrics}
+        new = [name for name in names if f"sal/{name}" not in shown]
+        learn.metrics = [*learn.metrics, *map(self._metric, new)]
         self._begun = True
+        learn.remove_cb(_End)  # of a fit that failed
         learn.add_cb(_End(self._continual))
 
     def after_batch(self) -> None:

@@ -108,10 +108,8 @@ def drift(controller: "ProtectionController", params: Iterable[Tensor]) -> float
     moved = size = 0.0
     for param in params:
         state = controller.state_of(param)
-        if "anchor" in state and state["evidence_weight"] > 0.0:
-            values = plain(param.detach())
-            if not values.numel():
-                continue
+        held = "anchor" in state and state["evidence_weight"] > 0.0
+        if held and (values := plain(param.detach())).numel():
             kept = anchor.read(local_state(state), values.dtype)
             weights, there = _sample(values), _sample(kept)
             # A sample of a large tensor stands for the whole of it.

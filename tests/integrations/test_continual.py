@@ -132,3 +132,4 @@ def test_one_strength_as_text_is_one() -> None:
     assert Continual(restore="0.5").restore == [0.5]  # type: ignore[arg-type]
     with pytest.raises((TypeError, ValueError), match="restore"):
         Continual(restore=())
+    assert Continual(restore=range(1, 2)).restore == [1.0], "any sequence"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,26 @@ def test_a_compiled_model(tmp_path: Path) -> None:
     found = trained(Steady(), tmp_path, torch_compile=True, torch_compile_backend="eager",
                     logging_steps=500)  # fmt: skip
     assert found.told == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_a_copy_of_a_model_in_training_is_heard_by_nobody(tmp_path: Path) -> None:
+    """And what is saved of it loads without this package: nothing of it is in there."""
+    saved = tmp_path / "whole.pt"
+
+    class Copying(SALCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            super().on_step_begin(args, state, control, **kwargs)
+            other = copy.deepcopy(kwargs["model"])
+            batch = {"inputs": torch.zeros(2, 64), "labels": torch.zeros(2, dtype=torch.long)}
+            assert other(**batch)["loss"].requires_grad
+            torch.save(kwargs["model"], saved)
+
+    model = Steady()
+    found = trained(model, tmp_path, callbacks=[Copying()], logging_steps=500)
+    assert found.told == [1.0, 2.0, 3.0, 4.0]
+    assert not model._forward_hooks
+    assert not torch.load(saved, weights_only=False)._forward_hooks
+    assert b"sal_optim" not in saved.read_bytes()
 
 
 def test_a_training_inside_of_another(tmp_path: Path) -> None:

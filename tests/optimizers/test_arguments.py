@@ -26,7 +26,7 @@ from tests.testing.drive import (
     step_with,
     stream,
 )
-from tests.testing.rows import KINDS, Row, row_of
+from tests.testing.rows import KINDS, WITH_DEPRECATED, Row, row_of
 
 Mode = dict[str, Any]
 NAN, INF = math.nan, math.inf
@@ -139,6 +139,8 @@ def test_unknown_keyword(row: Row, mode: Mode) -> None:
 
 def test_shared_arguments_are_keywords_and_visible(row: Row) -> None:
     parameters = inspect.signature(row.cls).parameters
+    if row.cls.__name__ in WITH_DEPRECATED:
+        assert {"granularity", "plasticity", "compile"} <= set(parameters)
     assert set(REFUSED) - {"lr", "weight_decay"} <= set(parameters)
     for name in set(REFUSED) - {"lr", "weight_decay"}:
         assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY, name

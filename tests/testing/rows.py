@@ -16,6 +16,9 @@ from torch.optim import Optimizer
 from sal_optim import SALSGD, SALAdam, SALAdamW, SALLion, SALMuon, SALOptimizer
 from sal_optim.muon import COEFFICIENTS, HAS_MUON
 
+# Classes that have arguments which are deprecated; a newer one never had them.
+WITH_DEPRECATED = {"SALAdam", "SALAdamW", "SALSGD", "SALLion", "SALMuon"}
+
 
 def _times(tensor: Tensor, scalar: float) -> Tensor:
     """A product in place, rounded as foreach rounds it, which differs for 2-byte floats."""
